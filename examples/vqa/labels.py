@@ -1,0 +1,96 @@
+"""Label lists in the four-column format of FAST-VQA: `path, duration, fps, mos`, no header."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class LabelListError(ValueError):
+    """A label list cannot be used; the message names the file and, where there is one, the row."""
+
+
+@dataclass(frozen=True)
+class LabelledVideo:
+    """One row: video path relative to the list's folder, seconds, frames per second, score.
+
+    Duration and frame rate are -1 where unknown.
+    """
+
+    path: str
+    duration: float
+    frame_rate: float
+    score: float
+
+
+def write_label_list(path: Path, videos: Sequence[LabelledVideo]) -> None:
+    """Write a label list; `read_label_list` returns the same values."""
+    rows = (f"{v.path}, {v.duration!r}, {v.frame_rate!r}, {v.score!r}\n" for v in videos)
+    path.write_text("".join(rows), encoding="utf-8")
+
+
+def read_label_list(path: Path, folder: Path | None = None) -> list[LabelledVideo]:
+    """Read a label list and check every row and that every video exists.
+
+    Args:
+        path: the list.
+        folder: what the video paths are relative to; the list's own folder by default.
+
+    Raises:
+        LabelListError: no such list, not text, empty, or a row with another number of columns, a
+            number that is none, a score that is not finite, a video listed twice or missing.
+            Names the file, the row (from 1) and what was expected.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise LabelListError(f"{path}: expected a readable UTF-8 label list ({error})") from error
+    videos: list[LabelledVideo] = []
+    seen: dict[str, int] = {}
+    for row, columns in enumerate(csv.reader(lines, skipinitialspace=True), start=1):
+        if not columns:
+            continue
+        video = _parse(columns, f"{path}, row {row}")
+        if video.path in seen:
+            raise LabelListError(
+                f"{path}, row {row}: expected every video once, {video.path} is in row"
+                f" {seen[video.path]} too"
+            )
+        seen[video.path] = row
+        videos.append(video)
+    if not videos:
+        raise LabelListError(f"{path}: expected at least one row, the list is empty")
+    _check_presence(path, path.parent if folder is None else folder, seen)
+    return videos
+
+
+def _parse(columns: Sequence[str], place: str) -> LabelledVideo:
+    if len(columns) != 4 or not columns[0].strip():
+        raise LabelListError(
+            f"{place}: expected 'path, duration, fps, mos', got {', '.join(columns)!r}"
+        )
+    duration, frame_rate, score = (_number(text, place) for text in columns[1:])
+    return LabelledVideo(columns[0].strip(), duration, frame_rate, score)
+
+
+def _number(text: str, place: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise LabelListError(f"{place}: expected a number, got {text.strip()!r}") from None
+    if not math.isfinite(value):
+        raise LabelListError(f"{place}: expected a finite number, got {text.strip()!r}")
+    return value
+
+
+def _check_presence(path: Path, folder: Path, rows: dict[str, int]) -> None:
+    missing = [(video, row) for video, row in rows.items() if not (folder / video).is_file()]
+    if missing:
+        video, row = missing[0]
+        raise LabelListError(
+            f"{path}, row {row}: expected the video {folder / video}, there is no such file"
+            f" ({len(missing)} of {len(rows)} videos are missing)"
+        )

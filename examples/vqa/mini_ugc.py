@@ -1,0 +1,191 @@
+"""mini-UGC: a small offline data set of real .mp4 files with *synthetic* opinion scores.
+
+A camera moves over real photographs, the clip goes through a chain of degradations that ends in a
+real H.264 or MPEG-4 encoder, and simulated raters score it (`vqa.opinion`). Three parts:
+
+* `train` and `test`: the same mix of degradations, no photograph in common;
+* `ood` (out of domain): the test photographs under a second mix.
+
+On disk: `<part>/<clip>.mp4`, the label lists `<part>.txt` and `mini_ugc.json`, which says how the
+set was made. The set is built in a temporary folder and renamed when it is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from vqa.camera_motion import draw_camera_path, film
+from vqa.degradations import FRAME_RATE, Chain, Kind, Link, degrade
+from vqa.labels import LabelledVideo, write_label_list
+from vqa.opinion import Content, Opinion, expected_quality, measure_content, rate
+from vqa.photographs import PHOTOGRAPHS, Photograph, load_photograph
+
+Part = Literal["train", "test", "ood"]
+PARTS: tuple[Part, ...] = ("train", "test", "ood")
+
+# Raise it when the same settings would give other files or scores: caches are then rebuilt.
+VERSION = 1
+
+_RECORD = "mini_ugc.json"
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Degradations that a part draws from, and the encoders that deliver its clips."""
+
+    kinds: tuple[Kind, ...]
+    deliveries: tuple[Kind, ...]
+
+
+_FIRST_MIX = Mix(
+    kinds=("rescale", "blur", "noise", "exposure", "frozen", "mpeg4"),
+    deliveries=("h264", "mpeg4"),
+)
+_SECOND_MIX = Mix(
+    kinds=("rescale", "motion_blur", "noise", "fading", "stutter", "h264"),
+    deliveries=("h264",),
+)
+MIXES: dict[Part, Mix] = {"train": _FIRST_MIX, "test": _FIRST_MIX, "ood": _SECOND_MIX}
+
+
+@dataclass(frozen=True)
+class MiniUgcSettings:
+    """What to build. Clips are made per photograph, so that every content weighs the same."""
+
+    seed: int = 2024
+    """Decides camera paths, chains, noise and raters."""
+    frames: int = 12
+    height: int = 128
+    width: int = 160
+    photographs: int | None = None
+    """Use only the first so many photographs of each part (None: all of them)."""
+    train_clips: int = 10
+    """Training clips per photograph."""
+    test_clips: int = 12
+    """Test clips per photograph; the out-of-domain part has as many."""
+    opinion: Opinion = field(default_factory=Opinion)
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """All that one clip depends on."""
+
+    photograph: Photograph
+    part: Part
+    number: int
+    settings: MiniUgcSettings
+
+    @property
+    def path(self) -> str:
+        return f"{self.part}/{self.photograph.name}_{self.number:02d}.mp4"
+
+    def random(self) -> np.random.Generator:
+        """The clip's own stream, so that clips can be made in any order and in parallel."""
+        place = (PARTS.index(self.part), PHOTOGRAPHS.index(self.photograph), self.number)
+        return np.random.default_rng((self.settings.seed, *place))
+
+
+def build_mini_ugc(folder: Path, settings: MiniUgcSettings, processes: int = 1) -> bool:
+    """Build the data set in `folder` unless it is there already, made the same way.
+
+    Args:
+        folder: where it goes; a set made with other settings or an older version is replaced.
+        settings: what to build.
+        processes: how many processes encode clips; the result does not depend on it.
+
+    Returns:
+        Whether anything had to be built.
+
+    Raises:
+        ValueError: `folder` holds something that is no mini-UGC set.
+    """
+    record = {"version": VERSION, "settings": asdict(settings)}
+    if _read_record(folder) == record:
+        return False
+    if folder.exists() and any(folder.iterdir()) and _read_record(folder) is None:
+        raise ValueError(f"{folder}: expected a mini-UGC set or an empty folder, found other files")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        _write_parts(unfinished, settings, processes)
+        (unfinished / _RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(unfinished, folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return True
+
+
+def draw_chain(mix: Mix, random: np.random.Generator) -> Chain:
+    """Draw a chain: none to two degradations, then an encoder that is generous half of the time."""
+    count = int(random.choice(3, p=(0.25, 0.5, 0.25)))
+    kinds = random.choice(len(mix.kinds), size=count, replace=False)
+    links = tuple(Link(mix.kinds[kind], float(random.uniform(0.1, 1.0))) for kind in kinds)
+    delivery = mix.deliveries[int(random.integers(len(mix.deliveries)))]
+    strength = float(random.uniform(0.1, 1.0)) if random.random() < 0.5 else 0.05
+    return Chain(links, Link(delivery, strength))
+
+
+def _read_record(folder: Path) -> object:
+    """How the set in `folder` was made, None where there is none."""
+    try:
+        return json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return None
+
+
+def _write_parts(folder: Path, settings: MiniUgcSettings, processes: int) -> None:
+    recipes = list(_recipes(settings))
+    for part in PARTS:
+        (folder / part).mkdir()
+    qualities: dict[str, float] = {}
+    context = get_context("spawn")
+    # One thread per process: more would only fight over the cores.
+    with ProcessPoolExecutor(processes, context, torch.set_num_threads, (1,)) as pool:
+        jobs = pool.map(_make_clip, recipes, [folder] * len(recipes), chunksize=8)
+        for recipe, quality in zip(recipes, tqdm(jobs, "mini-UGC", len(recipes), unit="clip")):
+            qualities[recipe.path] = quality
+    scores = rate(list(qualities.values()), settings.opinion, np.random.default_rng(settings.seed))
+    videos = [
+        LabelledVideo(path, settings.frames / FRAME_RATE, float(FRAME_RATE), float(score))
+        for path, score in zip(qualities, scores, strict=True)
+    ]
+    for part in PARTS:
+        write_label_list(folder / f"{part}.txt", [v for v in videos if v.path.startswith(part)])
+
+
+def _recipes(settings: MiniUgcSettings) -> Iterator[_Recipe]:
+    for part in PARTS:
+        source = "train" if part == "train" else "test"
+        clips = settings.train_clips if part == "train" else settings.test_clips
+        photographs = [photograph for photograph in PHOTOGRAPHS if photograph.part == source]
+        for photograph in photographs[: settings.photographs]:
+            for number in range(clips):
+                yield _Recipe(photograph, part, number, settings)
+
+
+def _make_clip(recipe: _Recipe, folder: Path) -> float:
+    """Write one clip; the quality that its raters perceive."""
+    random, settings = recipe.random(), recipe.settings
+    photograph = load_photograph(recipe.photograph)
+    frame_size = (settings.height, settings.width)
+    path = draw_camera_path(random, photograph.shape[:2], frame_size, settings.frames)
+    pristine = film(photograph, path, frame_size)
+    chain = draw_chain(MIXES[recipe.part], random)
+    (folder / recipe.path).write_bytes(degrade(pristine, chain, random))
+    content: Content = measure_content(pristine)
+    return expected_quality(chain, content, settings.opinion)
