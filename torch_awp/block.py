@@ -1,0 +1,116 @@
+"""One stay at ``w + v``: where each tensor came from, how it moves on, and the way back."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torch_awp.perturbation import (
+    add_scaled_,
+    clone_tensors,
+    frobenius_norms,
+    project_element_,
+    project_layer_,
+    step_scales,
+)
+
+
+@dataclass(frozen=True)
+class Move:
+    """One step of one parameter along ``d``: ``v <- project(v + step_size * W * d / ||d||)``."""
+
+    param: Tensor
+    direction: Tensor
+    gamma: float
+    step_size: float
+
+
+@dataclass
+class Layer:
+    """A tensor away from home: ``weight`` aliases the parameter's memory, ``norm`` is ``[W]``."""
+
+    weight: Tensor
+    backup: Tensor
+    norm: Tensor
+    travelled: float = 0.0
+
+
+class Block:
+    """The tensors perturbed between entering and leaving; holds one extra copy of each.
+
+    Args:
+        constraint: ``"layer"`` for the ball, ``"element"`` for the box.
+        active: whether this step perturbs at all; an inactive block lets nothing move.
+    """
+
+    def __init__(self, constraint: str, active: bool) -> None:
+        self.constraint = constraint
+        self.active = active
+        self._layers: dict[Tensor, Layer] = {}
+        self._saved: list[tuple[list[Tensor], list[Tensor]]] = []
+
+    @torch.no_grad()
+    def move(self, moves: Iterable[Move]) -> None:
+        """Move every tensor of ``moves``; tensors that share memory are all saved before."""
+        prepared = [(group, *self._prepare(group)) for group in self._foreach_groups(moves)]
+        for group, directions, scales in prepared:
+            layers = [self._layers[move.param] for move in group]
+            add_scaled_([layer.weight for layer in layers], directions, scales)
+            self._project(layers, group[0].gamma, group[0].step_size)
+        torch.clear_autocast_cache()
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Bring every weight back bit for bit, in its own storage."""
+        for weights, backups in self._saved:
+            torch._foreach_copy_(weights, backups)
+        torch.clear_autocast_cache()
+
+    def _foreach_groups(self, moves: Iterable[Move]) -> list[list[Move]]:
+        """Group what one foreach call can take: same device, dtype, magnitudes and past."""
+        groups: dict[object, list[Move]] = {}
+        for move in moves:
+            layer = self._layers.get(move.param)
+            past = None if layer is None else layer.travelled
+            key = (move.param.device, move.param.dtype, move.gamma, move.step_size, past)
+            groups.setdefault(key, []).append(move)
+        return list(groups.values())
+
+    def _prepare(self, group: Sequence[Move]) -> tuple[list[Tensor], Tensor]:
+        """Save what moves for the first time; return the directions and their scales ``[L]``."""
+        directions = [_as_real(move.direction.to(move.param.dtype)) for move in group]
+        if group[0].param in self._layers:
+            weight_norms = torch.cat([self._layers[move.param].norm for move in group])
+            direction_norms = frobenius_norms(directions)
+        else:
+            weights = [_as_real(move.param) for move in group]
+            weight_norms, direction_norms = frobenius_norms([*weights, *directions]).chunk(2)
+            self._save(group, weights, weight_norms)
+        return directions, step_scales(weight_norms, direction_norms, group[0].step_size)
+
+    def _save(self, group: Sequence[Move], weights: list[Tensor], weight_norms: Tensor) -> None:
+        backups = clone_tensors(weights)
+        self._saved.append((weights, backups))
+        norms = torch.split(weight_norms, 1)
+        for move, weight, backup, norm in zip(group, weights, backups, norms, strict=True):
+            self._layers[move.param] = Layer(weight, backup, norm)
+
+    def _project(self, layers: Sequence[Layer], gamma: float, step_size: float) -> None:
+        for layer in layers:
+            layer.travelled += step_size
+        weights = [layer.weight for layer in layers]
+        backups = [layer.backup for layer in layers]
+        if self.constraint == "element":
+            project_element_(weights, backups, gamma)
+        elif layers[0].travelled > gamma:  # no way of this length can have left the ball otherwise
+            project_layer_(weights, backups, gamma * torch.cat([layer.norm for layer in layers]))
+
+
+def _as_real(tensor: Tensor) -> Tensor:
+    """A dense, real view with at least one dimension: what the functions on lists take."""
+    if tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    return tensor.unsqueeze(0) if tensor.ndim == 0 else tensor

@@ -1,0 +1,144 @@
+"""The mathematics of weight perturbation, as functions on lists of tensors.
+
+A "layer" is one parameter tensor ``w`` and ``W = ||w||`` its Frobenius norm before any
+perturbation. With ``d`` the gradient (adversarial) or Gaussian noise (random), one move is
+
+    v <- project(v + step_size * W * d / ||d||)
+
+onto ``||v|| <= gamma * W`` (Eq. 9 to 12 of Yue et al. 2024) or onto ``|v_i| <= gamma * |w_i|``
+(their released code; this box lies inside the ball, so it alone is the projection onto both).
+
+Every function takes strided, real tensors of one device and one dtype with at least one dimension
+and changes only those whose name ends in an underscore. On the layer path the number of dispatched
+operations does not depend on the number of tensors, and nothing waits for an accelerator.
+"""
+
+import torch
+from torch import Tensor
+
+# Outside this range the squares summed in float32 lose digits, underflow or overflow.
+_TRUSTED_FLOAT32_NORMS = (1e-12, 1e18)
+
+
+def clone_tensors(tensors: list[Tensor]) -> list[Tensor]:
+    """Return independent copies, equal bit for bit.
+
+    >>> clone_tensors([torch.tensor([1.0, -0.0])])
+    [tensor([1., -0.])]
+    """
+    if hasattr(torch, "_foreach_clone"):  # torch >= 2.9 has one pass for this
+        return list(torch._foreach_clone(tensors))
+    return list(torch.ops.aten._foreach_copy.default(tensors, tensors))
+
+
+def frobenius_norms(tensors: list[Tensor]) -> Tensor:
+    """Return ``||t||`` of every tensor, computed in float32 or wider.
+
+    Args:
+        tensors: ``L`` floating-point tensors of one dtype.
+
+    Returns:
+        Tensor of shape ``[L]``: float64 on the CPU, elsewhere float32, or float64 for float64
+        tensors. Infinite or NaN where a tensor holds such a value or its norm overflows.
+
+    >>> frobenius_norms([torch.full((4,), 6e4, dtype=torch.float16)])
+    tensor([120000.], dtype=torch.float64)
+    >>> frobenius_norms([torch.tensor([3e30, 4e30])])
+    tensor([5.0000e+30], dtype=torch.float64)
+    """
+    dtype = _wide(tensors[0].dtype)
+    norms = torch.stack(list(torch._foreach_norm(tensors, 2, dtype=dtype)))
+    known = _values_on_host(norms)
+    if known is None:
+        return norms
+    norms = norms.double()
+    low, high = _TRUSTED_FLOAT32_NORMS
+    if dtype == torch.float32:
+        for i, norm in enumerate(known):
+            if not low < norm < high:
+                norms[i] = torch.linalg.vector_norm(tensors[i], dtype=torch.float64)
+    return norms
+
+
+def step_scales(weight_norms: Tensor, direction_norms: Tensor, step_size: float) -> Tensor:
+    """Return ``step_size * W / ||d||`` per layer, and 0 for a layer that must not move.
+
+    A layer stays where it is if its weight or its direction is zero or not finite. No epsilon is
+    added, so multiplying every direction by a constant changes nothing.
+
+    >>> step_scales(torch.tensor([2.0, 2.0, 0.0]), torch.tensor([4.0, 0.0, 4.0]), 0.1)
+    tensor([0.0500, 0.0000, 0.0000])
+    """
+    return (step_size * weight_norms / direction_norms).nan_to_num(nan=0.0, posinf=0.0)
+
+
+def add_scaled_(weights: list[Tensor], directions: list[Tensor], scales: Tensor) -> None:
+    """``w += s * d``, computed in float32 or wider and rounded once.
+
+    Where ``s`` is 0 the weight keeps its value whatever ``d`` holds, infinities and NaN included:
+    masking by a product would turn them into NaN.
+
+    Args:
+        weights: ``L`` tensors, changed in place.
+        directions: ``L`` tensors of the weights' shapes.
+        scales: shape ``[L]``.
+    """
+    # A scale of shape [1] takes part in type promotion, so that bfloat16 is computed in float32.
+    scales = scales.to(_wide(weights[0].dtype)).nan_to_num(posinf=0.0)
+    factors = list(torch.split(scales, 1))
+    known = _values_on_host(scales)
+    if known is None:
+        # x ** 0 is 1 even for NaN and infinity, so a layer that must not move adds 0 * 1.
+        exponents = torch.split((scales != 0).to(scales.dtype), 1)
+        directions = list(torch._foreach_pow(directions, exponents))
+    else:
+        moving = [i for i, scale in enumerate(known) if scale != 0]
+        weights, directions, factors = (
+            [tensors[i] for i in moving] for tensors in (weights, directions, factors)
+        )
+    if weights:
+        torch._foreach_addcmul_(weights, directions, factors)
+
+
+def project_layer_(weights: list[Tensor], centers: list[Tensor], radii: Tensor) -> None:
+    """Project each weight onto the ball ``||w - c|| <= r`` around its center.
+
+    Args:
+        weights: ``L`` tensors, changed in place; those inside their ball stay.
+        centers: ``L`` tensors of the weights' shapes.
+        radii: shape ``[L]``.
+
+    >>> weight = torch.tensor([4.0, 3.0])
+    >>> project_layer_([weight], [torch.tensor([1.0, -1.0])], torch.tensor([2.5]))
+    >>> weight
+    tensor([2.5000, 1.0000])
+    """
+    distances = frobenius_norms(list(torch._foreach_sub(weights, centers)))
+    pull = (1 - radii / distances).nan_to_num(nan=0.0, neginf=0.0).clamp(min=0)
+    torch._foreach_lerp_(weights, centers, list(torch.split(pull.to(weights[0].dtype), 1)))
+
+
+def project_element_(weights: list[Tensor], centers: list[Tensor], gamma: float) -> None:
+    """Project each element onto the interval ``|w_i - c_i| <= gamma * |c_i|``.
+
+    >>> weight = torch.tensor([4.0, -1.05])
+    >>> project_element_([weight], [torch.tensor([1.0, -1.0])], gamma=0.5)
+    >>> weight
+    tensor([ 1.5000, -1.0500])
+    """
+    for weight, center in zip(weights, centers, strict=True):
+        wide_center = center.to(_wide(center.dtype))
+        radius = wide_center.abs() * gamma
+        weight.copy_(torch.clamp(weight, wide_center - radius, wide_center + radius))
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _values_on_host(tensor: Tensor) -> list[float] | None:
+    """The values, if they already lie in the host's memory; reading an accelerator's would wait."""
+    if type(tensor) is Tensor and tensor.device.type == "cpu":
+        values: list[float] = tensor.tolist()
+        return values
+    return None

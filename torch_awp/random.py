@@ -1,0 +1,128 @@
+"""Random weight perturbation: take the gradient at a random point near the weights."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+from torch.optim import Optimizer
+
+from torch_awp.arguments import Select
+from torch_awp.block import Move
+from torch_awp.wrapper import Closure, Constraint, WeightPerturbation
+
+GENERATOR_KEY = "perturb_generator"
+
+
+class RandomWeightPerturbation(WeightPerturbation):
+    r"""Wrap an optimizer so that it steps on gradients taken at randomly perturbed weights.
+
+    Each selected tensor :math:`w` moves to :math:`w + v` with, for
+    :math:`\varepsilon \sim N(0, I)` and :math:`W = \lVert w \rVert` (Eq. 9 of Yue et al. 2024),
+
+    .. math:: v = \mathrm{gamma} \cdot W \cdot \varepsilon / \lVert \varepsilon \rVert
+
+    whether it has a gradient or not. A step costs one forward and backward pass.
+
+    Args:
+        optimizer: any constructed ``torch.optim.Optimizer``.
+        gamma: magnitude relative to each layer, ``||v|| = gamma * W``. A parameter group may bring
+            its own as ``"perturb_gamma"``, which is also the live value.
+        constraint: ``"element"`` also keeps ``|v_i| <= gamma * |w_i|``.
+        select: which tensors move: ``None`` for trainable tensors with more than one dimension,
+            or a callable ``(name, param) -> bool``, which needs an optimizer built with
+            ``named_parameters()``.
+        interval: perturb every ``interval``-th step.
+        start_step: the first step (counted from 0) that perturbs.
+        generator: source of the noise; its state is part of ``state_dict()``. ``None`` draws from
+            torch's global generators, whose state is yours to save.
+
+    Raises:
+        TypeError: ``optimizer`` is not an optimizer instance.
+        ValueError: any other bad value; the message names argument and value.
+
+    >>> import torch
+    >>> from torch_awp import RandomWeightPerturbation
+    >>> model = torch.nn.Linear(4, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> optimizer = RandomWeightPerturbation(optimizer, generator=torch.Generator().manual_seed(0))
+    >>> with optimizer.perturb():
+    ...     model(torch.randn(8, 4)).square().mean().backward()
+    >>> optimizer.step()
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        gamma: float = 1e-4,
+        *,
+        constraint: Constraint = "layer",
+        select: Select | None = None,
+        interval: int = 1,
+        start_step: int = 0,
+        generator: Generator | None = None,
+    ) -> None:
+        if generator is not None and not isinstance(generator, Generator):
+            raise ValueError(f"generator must be None or a torch.Generator, got {generator!r}")
+        self.generator = generator
+        super().__init__(
+            optimizer,
+            gamma,
+            constraint=constraint,
+            select=select,
+            interval=interval,
+            start_step=start_step,
+        )
+        self._publish_generator_state()
+
+    def _moves(self) -> Iterator[Move]:
+        for param, gamma in self._selected():
+            yield Move(param, self._noise_like(param), gamma, step_size=gamma)
+
+    def _noise_like(self, param: Tensor) -> Tensor:
+        device = param.device if self.generator is None else self.generator.device
+        noise = torch.randn(param.shape, dtype=param.dtype, device=device, generator=self.generator)
+        return noise.to(param.device)
+
+    def _evaluate(self, closure: Closure) -> tuple[Any, Any]:
+        with self.perturb():
+            loss = closure()
+        return loss, loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base's state, with the few values of the wrapper in its parameter groups.
+
+        Raises:
+            RuntimeError: inside a :meth:`perturb` block.
+        """
+        self._publish_generator_state()
+        return super().state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a checkpoint of this wrapper or of the plain base.
+
+        Without values of a wrapper in it, gammas and generator stay as they are and steps count
+        from 0 again.
+        """
+        super().load_state_dict(state_dict)
+        state = self.param_groups[0].get(GENERATOR_KEY)
+        if self.generator is not None and state is not None:
+            self.generator.set_state(state.cpu())
+
+    def _publish_generator_state(self) -> None:
+        # In a group, where torch.distributed.checkpoint looks; the live object is not a value.
+        if self.generator is not None:
+            self.param_groups[0][GENERATOR_KEY] = self.generator.get_state()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        if self.generator is not None:  # a torch.Generator cannot be pickled before torch 2.9
+            state["generator"] = (str(self.generator.device), self.generator.get_state())
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self.generator is not None:
+            device, generator_state = state["generator"]
+            self.generator = Generator(device)
+            self.generator.set_state(generator_state)
