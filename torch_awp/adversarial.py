@@ -39,6 +39,8 @@ class AdversarialWeightPerturbation(WeightPerturbation):
         ascent: ``"current"`` climbs along the gradient at the current weights, which costs a
             forward and a backward pass; ``"previous"`` (``steps=1``) along the gradient that the
             last ``step()`` used, which costs a copy of it. Its first step is unperturbed.
+        epsilon: added to both norms, ``1e-6`` in the paper's released code. Leave it at 0 unless
+            you reproduce that: it makes the direction depend on the scale of the loss.
 
     Raises:
         TypeError: ``optimizer`` is not an optimizer instance.
@@ -80,6 +82,7 @@ class AdversarialWeightPerturbation(WeightPerturbation):
         interval: int = 1,
         start_step: int = 0,
         ascent: Literal["current", "previous"] = "current",
+        epsilon: float = 0.0,
     ) -> None:
         self.steps = checked_integer("steps", steps, minimum=1)
         self.step_size = (
@@ -95,6 +98,7 @@ class AdversarialWeightPerturbation(WeightPerturbation):
             select=select,
             interval=interval,
             start_step=start_step,
+            epsilon=epsilon,
         )
 
     def ascend(self) -> None:

@@ -41,11 +41,13 @@ class Block:
 
     Args:
         constraint: ``"layer"`` for the ball, ``"element"`` for the box.
+        epsilon: added to the norms of weights and directions.
         active: whether this step perturbs at all; an inactive block lets nothing move.
     """
 
-    def __init__(self, constraint: str, active: bool) -> None:
+    def __init__(self, constraint: str, epsilon: float = 0.0, active: bool = True) -> None:
         self.constraint = constraint
+        self.epsilon = epsilon
         self.active = active
         self._layers: dict[Tensor, Layer] = {}
         self._saved: list[tuple[list[Tensor], list[Tensor]]] = []
@@ -87,7 +89,8 @@ class Block:
             weights = [_as_real(move.param) for move in group]
             weight_norms, direction_norms = frobenius_norms([*weights, *directions]).chunk(2)
             self._save(group, weights, weight_norms)
-        return directions, step_scales(weight_norms, direction_norms, group[0].step_size)
+        step_size = group[0].step_size
+        return directions, step_scales(weight_norms, direction_norms, step_size, self.epsilon)
 
     def _save(self, group: Sequence[Move], weights: list[Tensor], weight_norms: Tensor) -> None:
         backups = clone_tensors(weights)
@@ -103,7 +106,7 @@ class Block:
         backups = [layer.backup for layer in layers]
         if self.constraint == "element":
             project_element_(weights, backups, gamma)
-        elif layers[0].travelled > gamma:  # no way of this length can have left the ball otherwise
+        elif self.epsilon > 0 or layers[0].travelled > gamma:  # else no way leads out of the ball
             project_layer_(weights, backups, gamma * torch.cat([layer.norm for layer in layers]))
 
 

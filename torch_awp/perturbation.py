@@ -60,16 +60,25 @@ def frobenius_norms(tensors: list[Tensor]) -> Tensor:
     return norms
 
 
-def step_scales(weight_norms: Tensor, direction_norms: Tensor, step_size: float) -> Tensor:
+def step_scales(
+    weight_norms: Tensor, direction_norms: Tensor, step_size: float, epsilon: float = 0.0
+) -> Tensor:
     """Return ``step_size * W / ||d||`` per layer, and 0 for a layer that must not move.
 
-    A layer stays where it is if its weight or its direction is zero or not finite. No epsilon is
-    added, so multiplying every direction by a constant changes nothing.
+    A layer stays where it is if its weight or its direction is zero or not finite.
+
+    Args:
+        weight_norms: ``W``, shape ``[L]``.
+        direction_norms: ``||d||``, shape ``[L]``.
+        step_size: length of the step relative to ``W``.
+        epsilon: added to both norms. With 0, multiplying a direction by a constant changes nothing.
 
     >>> step_scales(torch.tensor([2.0, 2.0, 0.0]), torch.tensor([4.0, 0.0, 4.0]), 0.1)
     tensor([0.0500, 0.0000, 0.0000])
     """
-    return (step_size * weight_norms / direction_norms).nan_to_num(nan=0.0, posinf=0.0)
+    moves = (weight_norms > 0) & (direction_norms > 0)
+    scales = step_size * (weight_norms + epsilon) / (direction_norms + epsilon)
+    return torch.where(moves & scales.isfinite(), scales, 0)
 
 
 def add_scaled_(weights: list[Tensor], directions: list[Tensor], scales: Tensor) -> None:

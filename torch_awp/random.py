@@ -36,6 +36,8 @@ class RandomWeightPerturbation(WeightPerturbation):
         start_step: the first step (counted from 0) that perturbs.
         generator: source of the noise; its state is part of ``state_dict()``. ``None`` draws from
             torch's global generators, whose state is yours to save.
+        epsilon: added to both norms, ``1e-6`` in the paper's released code. Leave it at 0 unless
+            you reproduce that: it makes the direction depend on the scale of the loss.
 
     Raises:
         TypeError: ``optimizer`` is not an optimizer instance.
@@ -61,6 +63,7 @@ class RandomWeightPerturbation(WeightPerturbation):
         interval: int = 1,
         start_step: int = 0,
         generator: Generator | None = None,
+        epsilon: float = 0.0,
     ) -> None:
         if generator is not None and not isinstance(generator, Generator):
             raise ValueError(f"generator must be None or a torch.Generator, got {generator!r}")
@@ -72,6 +75,7 @@ class RandomWeightPerturbation(WeightPerturbation):
             select=select,
             interval=interval,
             start_step=start_step,
+            epsilon=epsilon,
         )
         self._publish_generator_state()
 

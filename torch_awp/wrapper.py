@@ -54,6 +54,7 @@ class WeightPerturbation(Optimizer):
         select: Select | None,
         interval: int,
         start_step: int,
+        epsilon: float,
     ) -> None:
         # Optimizer.__init__ is left out: it would make groups, state and hooks beside the base's.
         self.base = _checked_base(optimizer)
@@ -62,6 +63,7 @@ class WeightPerturbation(Optimizer):
         self.select = checked_select(select, optimizer)
         self.interval = checked_integer("interval", interval, minimum=1)
         self.start_step = checked_integer("start_step", start_step, minimum=0)
+        self.epsilon = checked_real("epsilon", epsilon)
         self._connect()
         self._fill_groups([self.gamma] * len(self.param_groups))
 
@@ -139,7 +141,8 @@ class WeightPerturbation(Optimizer):
     @contextmanager
     def _perturbed(self) -> Iterator[None]:
         self._refuse_inside_block("perturb")
-        block = self._shared.block = Block(self.constraint, active=self._perturbs_now())
+        block = Block(self.constraint, self.epsilon, active=self._perturbs_now())
+        self._shared.block = block
         try:
             self._move(block)
             yield
