@@ -1,5 +1,6 @@
 """Adversarial and random weight perturbation around any PyTorch optimizer, in two lines."""
 
+from torch_awp import landscape
 from torch_awp.adversarial import AdversarialWeightPerturbation
 from torch_awp.random import RandomWeightPerturbation
 from torch_awp.running_stats import freeze_running_stats
@@ -10,4 +11,5 @@ __all__ = [
     "AdversarialWeightPerturbation",
     "RandomWeightPerturbation",
     "freeze_running_stats",
+    "landscape",
 ]
