@@ -24,6 +24,7 @@ class Snapshot:
         weights: parameters whose values are saved; others are taken to stay as they are.
     """
 
+    @torch.no_grad()
     def __init__(self, model: nn.Module, weights: Sequence[Tensor]) -> None:
         modules = list(model.modules())
         self._attributes = [
