@@ -240,7 +240,9 @@ def test_half_precision_is_computed_wide_and_rounded_once(dtype):
 
 def test_a_sparse_gradient_moves_like_its_dense_form():
     weight = torch.randn(5, 3).double()
-    sparse = torch.sparse_coo_tensor([[1, 3, 1]], torch.randn(3, 3).double(), (5, 3), check_invariants=True)
+    sparse = torch.sparse_coo_tensor(
+        [[1, 3, 1]], torch.randn(3, 3).double(), (5, 3), check_invariants=True
+    )
     param = nn.Parameter(weight.clone())
     param.grad = sparse
     optimizer = AdversarialWeightPerturbation(torch.optim.SGD([param], lr=0.1), 0.1)
@@ -289,9 +291,7 @@ def test_without_a_gradient_nothing_moves():
 def test_a_tensor_whose_first_gradient_comes_later_climbs_then():
     early, late = (nn.Parameter(torch.randn(3, 3).double()) for _ in range(2))
     before = late.detach().clone()
-    optimizer = AdversarialWeightPerturbation(
-        torch.optim.SGD([early, late], lr=0.1), 0.1, steps=2
-    )
+    optimizer = AdversarialWeightPerturbation(torch.optim.SGD([early, late], lr=0.1), 0.1, steps=2)
     early.grad = torch.randn(3, 3).double()
     with optimizer.perturb():
         late.grad = torch.randn(3, 3).double()

@@ -73,9 +73,7 @@ def test_after_an_exception_in_a_block(wrap, dtype, error):
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_after_an_exception_in_a_closure(error, failing_call):
     model, data = small_net(), batch()
-    optimizer = AdversarialWeightPerturbation(
-        torch.optim.AdamW(model.parameters()), 0.1, steps=2
-    )
+    optimizer = AdversarialWeightPerturbation(torch.optim.AdamW(model.parameters()), 0.1, steps=2)
     before, calls = weights_of(model), []
 
     def closure():

@@ -141,21 +141,26 @@ class AdversarialWeightPerturbation(WeightPerturbation):
                 perturbed_loss = closure()
         return clean_loss, perturbed_loss
 
-    def _gradients_ready(self) -> None:
+    def _gradients_ready(self, is_probe: bool) -> None:
         # A copy, taken before the base's hooks run: a loop or a hook may zero gradients in place.
-        if self.ascent == "previous" and self._is_due(self._step_number() + 1):
+        if self.ascent == "previous" and (is_probe or self._is_due(self._step_number() + 1)):
             self._shared.gradients = {
                 p: p.grad.detach().clone() for p, _ in self._selected() if p.grad is not None
             }
 
     def _stepped(self) -> None:
         # Not earlier: most optimizers create their state for a tensor only where it has none.
-        if self._shared.gradients is not None:
-            for param, _ in self._selected():
-                self.state.get(param, {}).pop(GRADIENT_KEY, None)
-            for param, gradient in self._shared.gradients.items():
-                self.state[param][GRADIENT_KEY] = gradient
-            self._shared.gradients = None
+        gradients, self._shared.gradients = self._shared.gradients, None
+        if gradients is None:
+            return
+        for state in self.state.values():
+            state.pop(GRADIENT_KEY, None)
+        for group in self.param_groups:
+            for param in group["params"] if gradients else []:
+                # Touch every tensor's state: checkpoints want it for all of them or for none.
+                state = self.state[param]
+                if param in gradients:
+                    state[GRADIENT_KEY] = gradients[param]
 
     def _describe(self) -> str:
         return f"{super()._describe()}, steps={self.steps}, ascent={self.ascent!r}"

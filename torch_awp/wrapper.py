@@ -75,7 +75,7 @@ class WeightPerturbation(Optimizer):
     def _evaluate(self, closure: Closure) -> tuple[Any, Any]:
         """Leave the gradients to step with; return the first loss and the one they belong to."""
 
-    def _gradients_ready(self) -> None:
+    def _gradients_ready(self, is_probe: bool) -> None:
         """Called when the gradients that the base is about to use are there."""
 
     def _stepped(self) -> None:
@@ -98,14 +98,14 @@ class WeightPerturbation(Optimizer):
             RuntimeError: inside a :meth:`perturb` block, or if the base never calls the closure.
         """
         self._refuse_inside_block("step")
-        counts = closure is not None or not self._is_state_probe()
+        is_probe = closure is None and self._is_state_probe()
         if closure is None:
-            self._gradients_ready()
+            self._gradients_ready(is_probe)
             loss = self.base.step()
         else:
             loss = self._step_with_closure(closure)
         self._stepped()
-        if counts:
+        if not is_probe:
             self.param_groups[0][STEP_KEY] = self._step_number() + 1
         return loss
 
@@ -116,7 +116,7 @@ class WeightPerturbation(Optimizer):
         def closure_for_base() -> Any:
             with torch.enable_grad():
                 first, last = self._evaluate(closure) if perturbs else [closure()] * 2
-            self._gradients_ready()
+            self._gradients_ready(is_probe=False)
             first_losses.append(first)
             return last
 
@@ -264,6 +264,7 @@ class WeightPerturbation(Optimizer):
     def _fill_groups(self, gammas: list[float]) -> None:
         for group, gamma in zip(self.param_groups, gammas, strict=True):
             group.setdefault(GAMMA_KEY, gamma)
+        self.param_groups[0].setdefault(STEP_KEY, 0)
 
     def _connect(self) -> None:
         self._shared = Shared()
