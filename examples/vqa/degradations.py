@@ -1,8 +1,8 @@
 """What happens to a clip between the lens and the viewer.
 
-Every degradation takes uint8 RGB frames [T, H, W, 3] and a strength in [0, 1] (0: invisible,
-1: very annoying) and returns frames of the same shape. A chain is a few of them in a row and, as its
-last link, the encoder whose real output is the delivered file.
+Every degradation takes uint8 RGB frames [T, H, W, 3] and a strength in [0, 1] (0: hardly visible,
+1: very annoying) and returns frames of the same shape. A chain is a few of them in a row and, as
+its last link, the encoder whose real output is the delivered file.
 """
 
 from __future__ import annotations
@@ -145,7 +145,8 @@ def transcode(kind: Codec) -> Callable[[Pixels, float, np.random.Generator], Pix
 
 
 def _to_pixels(values: NDArray[np.floating]) -> Pixels:
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    pixels: Pixels = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    return pixels
 
 
 _DEGRADATIONS: dict[Kind, Callable[[Pixels, float, np.random.Generator], Pixels]] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,10 +49,8 @@ def read_label_list(path: Path, folder: Path | None = None) -> list[LabelledVide
         raise LabelListError(f"{path}: expected a readable UTF-8 label list ({error})") from error
     videos: list[LabelledVideo] = []
     seen: dict[str, int] = {}
-    for row, columns in enumerate(csv.reader(lines, skipinitialspace=True), start=1):
-        if not columns:
-            continue
-        video = _parse(columns, f"{path}, row {row}")
+    for row, line in enumerate(lines, start=1):
+        video = _parse(line, f"{path}, row {row}")
         if video.path in seen:
             raise LabelListError(
                 f"{path}, row {row}: expected every video once, {video.path} is in row"
@@ -67,11 +64,10 @@ def read_label_list(path: Path, folder: Path | None = None) -> list[LabelledVide
     return videos
 
 
-def _parse(columns: Sequence[str], place: str) -> LabelledVideo:
+def _parse(line: str, place: str) -> LabelledVideo:
+    columns = line.split(",")
     if len(columns) != 4 or not columns[0].strip():
-        raise LabelListError(
-            f"{place}: expected 'path, duration, fps, mos', got {', '.join(columns)!r}"
-        )
+        raise LabelListError(f"{place}: expected 'path, duration, fps, mos', got {line!r}")
     duration, frame_rate, score = (_number(text, place) for text in columns[1:])
     return LabelledVideo(columns[0].strip(), duration, frame_rate, score)
 

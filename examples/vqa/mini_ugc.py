@@ -152,17 +152,15 @@ def _write_parts(folder: Path, settings: MiniUgcSettings, processes: int) -> Non
     recipes = list(_recipes(settings))
     for part in PARTS:
         (folder / part).mkdir()
-    qualities: dict[str, float] = {}
     context = get_context("spawn")
     # One thread per process: more would only fight over the cores.
     with ProcessPoolExecutor(processes, context, torch.set_num_threads, (1,)) as pool:
         jobs = pool.map(_make_clip, recipes, [folder] * len(recipes), chunksize=8)
-        for recipe, quality in zip(recipes, tqdm(jobs, "mini-UGC", len(recipes), unit="clip")):
-            qualities[recipe.path] = quality
-    scores = rate(list(qualities.values()), settings.opinion, np.random.default_rng(settings.seed))
+        qualities = list(tqdm(jobs, "mini-UGC", len(recipes), unit="clip"))
+    scores = rate(qualities, settings.opinion, np.random.default_rng(settings.seed))
     videos = [
-        LabelledVideo(path, settings.frames / FRAME_RATE, float(FRAME_RATE), float(score))
-        for path, score in zip(qualities, scores, strict=True)
+        LabelledVideo(recipe.path, settings.frames / FRAME_RATE, float(FRAME_RATE), float(score))
+        for recipe, score in zip(recipes, scores, strict=True)
     ]
     for part in PARTS:
         write_label_list(folder / f"{part}.txt", [v for v in videos if v.path.startswith(part)])

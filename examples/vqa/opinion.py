@@ -3,7 +3,8 @@
 From the chain that made a clip to a mean opinion score (MOS) in [1, 5]:
 
 1. *Content masking.* Texture hides noise and coding artefacts, smooth content hides a loss of
-   detail, little motion hides a stall: `visible = strength * (1 - masking)`.
+   detail, little motion hides a stall: `visible = strength * (1 - masking * hidden)`. Wrong
+   exposure and fading change how a picture looks more than they damage it and count half.
 2. *Pooling.* `impairment = (sum_i visible_i ** 2) ** 0.5`: the worst degradation dominates.
 3. *Psychometric curve.* `quality = 1 + 4 / (1 + (impairment / midpoint) ** slope)`.
 4. *Raters.* Each of `raters` has a lasting bias, adds its own noise, and answers on the five-point
@@ -25,6 +26,7 @@ Pixels = NDArray[np.uint8]
 _HIDDEN_BY_TEXTURE: frozenset[Kind] = frozenset({"noise", "h264", "mpeg4"})
 _HIDDEN_BY_SMOOTHNESS: frozenset[Kind] = frozenset({"rescale", "blur", "motion_blur"})
 _HIDDEN_BY_STILLNESS: frozenset[Kind] = frozenset({"frozen", "stutter"})
+_MILD: frozenset[Kind] = frozenset({"exposure", "fading"})
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ def visible_strength(link: Link, content: Content, opinion: Opinion) -> float:
         hidden = 1 - content.texture
     elif link.kind in _HIDDEN_BY_STILLNESS:
         hidden = 1 - content.motion
-    return link.strength * (1 - opinion.masking * hidden)
+    annoyance = 0.5 if link.kind in _MILD else 1.0
+    return annoyance * link.strength * (1 - opinion.masking * hidden)
 
 
 def expected_quality(chain: Chain, content: Content, opinion: Opinion) -> float:
@@ -91,4 +94,5 @@ def rate(
     bias = random.normal(0.0, opinion.rater_bias, size=opinion.raters)
     noise = random.normal(0.0, opinion.rater_noise, size=(len(qualities), opinion.raters))
     answers = np.rint(np.asarray(qualities)[:, None] + bias + noise)
-    return np.clip(answers, 1, 5).mean(axis=1)
+    scores: NDArray[np.float64] = np.clip(answers, 1, 5).mean(axis=1)
+    return scores

@@ -42,7 +42,7 @@ def read_frames(
     if indices is not None and (len(indices) == 0 or min(indices) < 0):
         raise ValueError(f"indices: expected frame numbers from 0, got {list(indices)}")
     try:
-        with av.open(path) as container:
+        with av.open(path, "r") as container:
             announced = container.streams.video[0].frames if container.streams.video else 0
             kept = _convert(_frames(container), None if indices is None else set(indices), pixels)
     except (av.FFmpegError, OSError) as error:
@@ -114,5 +114,5 @@ def _encoder(codec: Codec, quantiser: int) -> tuple[str, dict[str, str]]:
 
 def decode(file: bytes) -> Pixels:
     """All frames of an encoded file held in memory, uint8 RGB [T, H, W, 3]."""
-    with av.open(io.BytesIO(file)) as container:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in _frames(container)])
+    with av.open(io.BytesIO(file), "r") as container:
+        return np.stack(list(_convert(_frames(container), None, "rgb24").values()))

@@ -1,0 +1,141 @@
+"""Spatial and temporal fragments (FAST-VQA, Wu et al. 2022), without a loop over patches.
+
+*Spatial*: a frame is divided into a grid of cells and from each cell a small patch is cut at full
+resolution; the patches side by side form a small frame. The patch positions stay the same over a
+segment of consecutive frames (*aligned in time*), so that what changes between frames is motion,
+not sampling. *Temporal*: a video is divided into segments and each gives one clip of frames.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def draw_offsets(
+    clips: int,
+    grid: tuple[int, int],
+    slack: tuple[int, int],
+    segments: int = 1,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Draw where in its cell each patch is cut: uniform over 0 .. slack-1.
+
+    Args:
+        clips: number of clips B.
+        grid: number of cells (rows, columns).
+        slack: positions to choose from (rows, columns), that is cell size minus patch size; 0
+            where the patch fills the cell.
+        segments: number of runs of frames S, each with positions of its own.
+        generator: source of randomness.
+
+    Returns:
+        Row and column offsets, int64 [B, rows, columns, S] each.
+    """
+    shape = (clips, *grid, segments)
+    rows, columns = (
+        torch.randint(max(1, choices), shape, generator=generator) for choices in slack
+    )
+    return rows, columns
+
+
+def centre_offsets(
+    clips: int, grid: tuple[int, int], slack: tuple[int, int], segments: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Offsets that cut every patch from the middle of its cell; as `draw_offsets`, for testing."""
+    shape = (clips, *grid, segments)
+    rows, columns = (torch.full(shape, max(0, choices) // 2) for choices in slack)
+    return rows, columns
+
+
+def cut_fragments(
+    frames: Tensor, row_offsets: Tensor, column_offsets: Tensor, patch: tuple[int, int]
+) -> Tensor:
+    """Cut fragments from whole frames.
+
+    Cell `i` of `n` along a side of length `L` begins at `min(L // n * i, L - patch)`.
+
+    Args:
+        frames: [B, C, T, H, W], any dtype.
+        row_offsets: int64 [B, rows, columns, S], as `draw_offsets` gives; S divides T and
+            frames `s * T / S` to `(s + 1) * T / S` share their positions.
+        column_offsets: the same for columns.
+        patch: patch size in pixels (rows, columns).
+
+    Returns:
+        [B, C, T, rows * patch rows, columns * patch columns], the dtype of `frames`.
+
+    Raises:
+        ValueError: the frames are smaller than the grid of patches, or S does not divide T.
+    """
+    clips, _, time, height, width = frames.shape
+    _, grid_rows, grid_columns, segments = row_offsets.shape
+    if height < grid_rows * patch[0] or width < grid_columns * patch[1]:
+        raise ValueError(
+            f"frames: expected at least {grid_rows * patch[0]} x {grid_columns * patch[1]} pixels"
+            f" for the grid of patches, got {height} x {width}"
+        )
+    if time % segments:
+        raise ValueError(
+            f"row_offsets: expected segments that divide {time} frames, got {segments}"
+        )
+    top = _cell_starts(height, grid_rows, patch[0])[:, None, None] + row_offsets
+    left = _cell_starts(width, grid_columns, patch[1])[:, None] + column_offsets
+    # Index tensors [B, S, grid rows, patch rows, grid columns, patch columns].
+    y = top.permute(0, 3, 1, 2)[:, :, :, None, :, None] + torch.arange(patch[0])[:, None, None]
+    x = left.permute(0, 3, 1, 2)[:, :, :, None, :, None] + torch.arange(patch[1])
+    batch = torch.arange(clips).view(-1, 1, 1, 1, 1, 1)
+    by_segment = frames.reshape(clips, -1, segments, time // segments, height, width).movedim(2, 1)
+    segment = torch.arange(segments).view(-1, 1, 1, 1, 1)
+    patches = by_segment[batch, segment, :, :, y, x]
+    # [B, S, rows, patch, columns, patch, C, T/S] -> [B, C, T, H', W']
+    ordered: Tensor = patches.permute(0, 6, 1, 7, 2, 3, 4, 5)
+    return ordered.flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+
+def _cell_starts(length: int, cells: int, patch: int) -> Tensor:
+    return (torch.arange(cells) * (length // cells)).clamp(max=length - patch)
+
+
+def draw_clip_starts(
+    video_frames: Tensor, clips: int, span: int, generator: torch.Generator | None = None
+) -> Tensor:
+    """Draw one start per clip from equal segments of each video.
+
+    Args:
+        video_frames: number of frames of each video, int64 [B].
+        clips: clips N per video; segment `i` begins at `L * i` with `L = video_frames // N`.
+        span: frames from the first to one past the last of a clip, that is length * interval.
+        generator: source of randomness; with `None` every clip is in the middle of its segment.
+
+    Returns:
+        First frame of every clip, int64 [B, N].
+    """
+    segment = (video_frames // clips)[:, None]
+    slack = (segment - span).clamp(min=0)
+    if generator is None:
+        within = (slack // 2).expand(-1, clips)
+    else:
+        # One uniform number per clip, as every video has a range of its own.
+        uniform = torch.rand(len(video_frames), clips, generator=generator, dtype=torch.float64)
+        within = (uniform * slack).long()
+    return segment * torch.arange(clips) + within
+
+
+def clip_frame_indices(starts: Tensor, video_frames: Tensor, length: int, interval: int) -> Tensor:
+    """Frame numbers of clips; a video that is too short starts again from its first frame.
+
+    Args:
+        starts: first frame of every clip, int64 [B, N].
+        video_frames: number of frames of each video, int64 [B].
+        length: frames per clip T.
+        interval: distance between a clip's frames.
+
+    Returns:
+        int64 [B, N, T].
+
+    >>> clip_frame_indices(torch.tensor([[5]]), torch.tensor([8]), length=4, interval=2)
+    tensor([[[5, 7, 1, 3]]])
+    """
+    indices = starts[:, :, None] + interval * torch.arange(length)
+    return indices % video_frames[:, None, None]

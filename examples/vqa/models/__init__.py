@@ -1,0 +1,24 @@
+"""Quality models: nothing here knows how they are trained."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from vqa.models.tiny_fast_vqa import TinyFastVqa
+
+_MODELS: dict[str, type[nn.Module]] = {"tiny_fast_vqa": TinyFastVqa}
+
+
+def build_model(name: str, **settings: int) -> nn.Module:
+    """A freshly initialised model; `settings` are its constructor's arguments.
+
+    Raises:
+        ValueError: there is no model of that name; names those that exist.
+
+    >>> import torch
+    >>> build_model("tiny_fast_vqa", width=8)(torch.zeros(2, 3, 4, 48, 48)).shape
+    torch.Size([2])
+    """
+    if name not in _MODELS:
+        raise ValueError(f"name: expected one of {', '.join(sorted(_MODELS))}, got {name!r}")
+    return _MODELS[name](**settings)

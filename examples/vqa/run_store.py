@@ -1,0 +1,56 @@
+"""Finished runs on disk, so that an interrupted experiment goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import torch_awp
+from vqa.experiment import Correlation, Run
+
+
+class RunStore:
+    """Runs of one configuration, one file per method and seed, each written atomically.
+
+    Args:
+        folder: where runs of all configurations lie.
+        configuration: whatever decides the result of a run besides method and seed; runs made with
+            another one, or by other source code, are not picked up.
+    """
+
+    def __init__(self, folder: Path, configuration: Mapping[str, object]) -> None:
+        described = json.dumps(configuration, sort_keys=True).encode() + _source_code()
+        self._folder = folder / hashlib.sha256(described).hexdigest()[:16]
+
+    def load(self, method: str, seed: int) -> Run | None:
+        """The finished run, None if there is none."""
+        try:
+            values = json.loads(self._path(method, seed).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        parts = {part: Correlation(**values.pop(part)) for part in ("train", "test", "ood", "gap")}
+        return Run(**{**values, **parts, "curve": tuple(values["curve"])})
+
+    def save(self, run: Run) -> None:
+        """Keep a finished run; a process killed meanwhile leaves no half-written one."""
+        path = self._path(run.method, run.seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(f".{os.getpid()}")
+        unfinished.write_text(json.dumps(asdict(run)), encoding="utf-8")
+        os.replace(unfinished, path)
+
+    def _path(self, method: str, seed: int) -> Path:
+        return self._folder / f"{method}-{seed}.json"
+
+
+def _source_code() -> bytes:
+    """The code that decides a run: the library and this package."""
+    if torch_awp.__file__ is None:
+        raise RuntimeError("torch_awp is a namespace package: install the library")
+    folders = (Path(torch_awp.__file__).parent, Path(__file__).parent)
+    files = [file for folder in folders for file in sorted(folder.rglob("*.py"))]
+    return b"".join(file.read_bytes() for file in files)
