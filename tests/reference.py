@@ -68,7 +68,7 @@ def weights_of(model: nn.Module) -> list[Tensor]:
 
 
 def bits(tensor: Tensor) -> bytes:
-    return tensor.detach().contiguous().view(torch.uint8).numpy().tobytes()
+    return tensor.detach().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def same_bits(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:

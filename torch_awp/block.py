@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -9,11 +10,11 @@ from torch import Tensor
 from torch_awp.perturbation import (
     add_scaled_,
     clone_tensors,
-    frobenius_norms,
     project_element_,
     project_layer_,
     step_scales,
 )
+from torch_awp.sharding import local_part, shard_groups, whole_norms
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,8 @@ class Block:
         """Move every tensor of ``moves``; tensors that share memory are all saved before."""
         prepared = [(group, *self._prepare(group)) for group in self._foreach_groups(moves)]
         for group, directions, scales in prepared:
-            layers = [self._layers[move.param] for move in group]
-            add_scaled_([layer.weight for layer in layers], directions, scales)
-            self._project(layers, group[0].gamma, group[0].step_size)
+            add_scaled_(self._weights(group), directions, scales)
+            self._project(group)
         torch.clear_autocast_cache()
 
     @torch.no_grad()
@@ -70,24 +70,27 @@ class Block:
         torch.clear_autocast_cache()
 
     def _foreach_groups(self, moves: Iterable[Move]) -> list[list[Move]]:
-        """Group what one foreach call can take: same device, dtype, magnitudes and past."""
+        """Group what one foreach call can take: same place, dtype, magnitudes and past."""
         groups: dict[object, list[Move]] = {}
         for move in moves:
             layer = self._layers.get(move.param)
             past = None if layer is None else layer.travelled
-            key = (move.param.device, move.param.dtype, move.gamma, move.step_size, past)
+            where = (move.param.device, move.param.dtype, shard_groups(move.param))
+            key = (where, move.gamma, move.step_size, past)
             groups.setdefault(key, []).append(move)
         return list(groups.values())
 
     def _prepare(self, group: Sequence[Move]) -> tuple[list[Tensor], Tensor]:
         """Save what moves for the first time; return the directions and their scales ``[L]``."""
         directions = [_as_real(move.direction.to(move.param.dtype)) for move in group]
+        places = shard_groups(group[0].param)
         if group[0].param in self._layers:
-            weight_norms = torch.cat([self._layers[move.param].norm for move in group])
-            direction_norms = frobenius_norms(directions)
+            weight_norms = self._weight_norms(group)
+            direction_norms = whole_norms(directions, places)
         else:
             weights = [_as_real(move.param) for move in group]
-            weight_norms, direction_norms = frobenius_norms([*weights, *directions]).chunk(2)
+            # Together, since parts that lie in other processes cost a collective.
+            weight_norms, direction_norms = whole_norms([*weights, *directions], places).chunk(2)
             self._save(group, weights, weight_norms)
         step_size = group[0].step_size
         return directions, step_scales(weight_norms, direction_norms, step_size, self.epsilon)
@@ -99,19 +102,29 @@ class Block:
         for move, weight, backup, norm in zip(group, weights, backups, norms, strict=True):
             self._layers[move.param] = Layer(weight, backup, norm)
 
-    def _project(self, layers: Sequence[Layer], gamma: float, step_size: float) -> None:
-        for layer in layers:
-            layer.travelled += step_size
-        weights = [layer.weight for layer in layers]
-        backups = [layer.backup for layer in layers]
+    def _project(self, group: Sequence[Move]) -> None:
+        gamma = group[0].gamma
+        for move in group:
+            self._layers[move.param].travelled += move.step_size
+        weights = self._weights(group)
+        backups = [self._layers[move.param].backup for move in group]
         if self.constraint == "element":
             project_element_(weights, backups, gamma)
-        elif self.epsilon > 0 or layers[0].travelled > gamma:  # else no way leads out of the ball
-            project_layer_(weights, backups, gamma * torch.cat([layer.norm for layer in layers]))
+        # A way no longer than the radius cannot have left the ball, unless epsilon stretched it.
+        elif self.epsilon > 0 or self._layers[group[0].param].travelled > gamma:
+            norms = partial(whole_norms, groups=shard_groups(group[0].param))
+            project_layer_(weights, backups, gamma * self._weight_norms(group), norms)
+
+    def _weights(self, group: Sequence[Move]) -> list[Tensor]:
+        return [self._layers[move.param].weight for move in group]
+
+    def _weight_norms(self, group: Sequence[Move]) -> Tensor:
+        return torch.cat([self._layers[move.param].norm for move in group])
 
 
 def _as_real(tensor: Tensor) -> Tensor:
-    """A dense, real view with at least one dimension: what the functions on lists take."""
+    """A dense, real view of what lies here, with at least one dimension, as lists take it."""
+    tensor = local_part(tensor)
     if tensor.layout != torch.strided:
         tensor = tensor.to_dense()
     if tensor.is_complex():

@@ -13,6 +13,8 @@ and changes only those whose name ends in an underscore. On the layer path the n
 operations does not depend on the number of tensors, and nothing waits for an accelerator.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -109,20 +111,26 @@ def add_scaled_(weights: list[Tensor], directions: list[Tensor], scales: Tensor)
         torch._foreach_addcmul_(weights, directions, factors)
 
 
-def project_layer_(weights: list[Tensor], centers: list[Tensor], radii: Tensor) -> None:
+def project_layer_(
+    weights: list[Tensor],
+    centers: list[Tensor],
+    radii: Tensor,
+    norms: Callable[[list[Tensor]], Tensor] = frobenius_norms,
+) -> None:
     """Project each weight onto the ball ``||w - c|| <= r`` around its center.
 
     Args:
         weights: ``L`` tensors, changed in place; those inside their ball stay.
         centers: ``L`` tensors of the weights' shapes.
         radii: shape ``[L]``.
+        norms: norms ``[L]`` of such tensors, where the whole tensors are more than these parts.
 
     >>> weight = torch.tensor([4.0, 3.0])
     >>> project_layer_([weight], [torch.tensor([1.0, -1.0])], torch.tensor([2.5]))
     >>> weight
     tensor([2.5000, 1.0000])
     """
-    distances = frobenius_norms(list(torch._foreach_sub(weights, centers)))
+    distances = norms(list(torch._foreach_sub(weights, centers)))
     pull = (1 - radii / distances).nan_to_num(nan=0.0, neginf=0.0).clamp(min=0)
     torch._foreach_lerp_(weights, centers, list(torch.split(pull.to(weights[0].dtype), 1)))
 

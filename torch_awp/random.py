@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from torch_awp.arguments import Select
 from torch_awp.block import Move
+from torch_awp.sharding import part_like
 from torch_awp.wrapper import Closure, Constraint, WeightPerturbation
 
 GENERATOR_KEY = "perturb_generator"
@@ -84,9 +85,11 @@ class RandomWeightPerturbation(WeightPerturbation):
             yield Move(param, self._noise_like(param), gamma, step_size=gamma)
 
     def _noise_like(self, param: Tensor) -> Tensor:
+        # For the whole tensor also where a part lies here: shards then differ, replicas agree and
+        # both are what a single process would draw.
         device = param.device if self.generator is None else self.generator.device
         noise = torch.randn(param.shape, dtype=param.dtype, device=device, generator=self.generator)
-        return noise.to(param.device)
+        return part_like(noise, param).to(param.device)
 
     def _evaluate(self, closure: Closure) -> tuple[Any, Any]:
         with self.perturb():

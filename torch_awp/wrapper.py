@@ -17,6 +17,7 @@ from torch_awp.arguments import (
     checked_select,
 )
 from torch_awp.block import Block, Move
+from torch_awp.sharding import local_part
 
 Closure = Callable[[], Any]
 Constraint = Literal["layer", "element"]
@@ -205,7 +206,7 @@ class WeightPerturbation(Optimizer):
             return False
         params = [param for group in self.param_groups for param in group["params"]]
         grads = [param.grad for param in params if param.grad is not None]
-        return not any(lrs) and bool(grads) and not any(grad.any() for grad in grads)
+        return not any(lrs) and bool(grads) and not any(local_part(grad).any() for grad in grads)
 
     # -- being the base --------------------------------------------------------------------------
 

@@ -1,0 +1,127 @@
+"""What a perturbation costs: operations, waiting, memory."""
+
+import gc
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from torch_awp import AdversarialWeightPerturbation, RandomWeightPerturbation
+
+
+class Dispatched(TorchDispatchMode):
+    """Records the name of every operation that reaches the dispatcher."""
+
+    def __enter__(self):
+        self.names: list[str] = []
+        return super().__enter__()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def resnet50_shapes() -> list[tuple[int, ...]]:
+    """The shapes of ResNet-50's convolutions and classifier, from its definition."""
+    shapes: list[tuple[int, ...]] = [(64, 3, 7, 7)]
+    channels = 64
+    for width, blocks in [(64, 3), (128, 4), (256, 6), (512, 3)]:
+        for block in range(blocks):
+            if block == 0:
+                shapes.append((4 * width, channels, 1, 1))
+            shapes += [(width, channels, 1, 1), (width, width, 3, 3), (4 * width, width, 1, 1)]
+            channels = 4 * width
+    return [*shapes, (1000, 2048)]
+
+
+def parameters(shapes, device: str = "cpu") -> list[nn.Parameter]:
+    params = [nn.Parameter(torch.ones(shape, device=device)) for shape in shapes]
+    for param in params:
+        param.grad = torch.ones_like(param)
+    return params
+
+
+def operations(params, **kwargs) -> list[str]:
+    base = torch.optim.SGD(params, lr=0.1)
+    optimizer = AdversarialWeightPerturbation(base, 0.1, **kwargs)
+    with Dispatched() as dispatched, optimizer.perturb():
+        for _ in range(kwargs.get("steps", 1)):
+            optimizer.ascend()
+    return dispatched.names
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_number_of_operations_does_not_grow_with_the_number_of_tensors(device, dtype, steps):
+    counts = set()
+    for tensors in (10, 400):
+        params = [
+            nn.Parameter(torch.ones(4, 4, device=device, dtype=dtype)) for _ in range(tensors)
+        ]
+        for param in params:
+            param.grad = torch.ones_like(param)
+        counts.add(len(operations(params, steps=steps)))
+    assert len(counts) == 1
+
+
+def test_resnet50_takes_as_many_operations_as_ten_tensors():
+    shapes = resnet50_shapes()
+    assert sum(torch.Size(shape).numel() for shape in shapes) == 25_502_912  # of 25.6 M in all
+    assert len(operations(parameters(shapes))) == len(operations(parameters([(8, 8)] * 10)))
+
+
+WAITING = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "unique")
+
+
+def test_nothing_on_resnet50_waits_for_a_value():
+    names = operations(parameters(resnet50_shapes()), steps=3)
+    assert not [name for name in names if any(f".{word}." in name for word in WAITING)]
+
+
+@pytest.mark.parametrize("constraint", ["layer", "element"])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda base, **kw: AdversarialWeightPerturbation(base, 0.1, steps=2, **kw),
+        lambda base, **kw: AdversarialWeightPerturbation(base, 0.1, ascent="previous", **kw),
+        lambda base, **kw: RandomWeightPerturbation(base, 0.1, **kw),
+    ],
+)
+def test_a_whole_step_needs_no_value_on_the_host(wrap, constraint):
+    """Tensors of the meta device have no values: whatever looks at one fails."""
+    params = parameters([(8, 8)] * 5, device="meta")
+    optimizer = wrap(torch.optim.SGD(params, lr=0.1), constraint=constraint)
+    for _ in range(2):
+        with optimizer.perturb():
+            if getattr(optimizer, "steps", 1) > 1:
+                optimizer.ascend()
+        optimizer.step()
+
+
+def bytes_alive() -> int:
+    gc.collect()
+    storages = {
+        o.untyped_storage().data_ptr(): o.untyped_storage().nbytes()
+        for o in gc.get_objects()
+        if issubclass(type(o), torch.Tensor)
+    }
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("constraint", ["layer", "element"])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_block_holds_one_copy_of_the_perturbed_tensors(constraint, steps):
+    params = parameters([(64, 64)] * 4 + [(4096,)])
+    optimizer = AdversarialWeightPerturbation(
+        torch.optim.SGD(params, lr=0.1), 0.1, steps=steps, constraint=constraint
+    )
+    before = bytes_alive()
+    with optimizer.perturb():
+        for _ in range(steps - 1):
+            optimizer.ascend()
+        held = bytes_alive() - before
+    perturbed = 4 * 64 * 64 * 4
+    assert perturbed <= held <= 1.05 * perturbed
+    assert bytes_alive() <= before
