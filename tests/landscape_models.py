@@ -1,40 +1,38 @@
-"""Models whose losses are known, or are computed again one tensor at a time."""
+"""Models with known losses, and their losses by functions instead of by moving weights."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.func import functional_call
+
+IMAGES = torch.randn(6, 3, 8, 8, dtype=torch.float64, generator=Generator().manual_seed(1))
+LABELS = torch.tensor([0, 1, 2, 3, 4, 0])
+TOKENS = torch.tensor([[1, 5, 2, 9], [4, 4, 10, 0]])
 
 
 class Quadratic(nn.Module):
-    """``L(w) = (w - c)' H (w - c) / 2 + offset`` of two tensors laid side by side."""
+    """``L(w) = (w - c)' H (w - c) / 2 + offset`` with ``w`` in a matrix and a column."""
 
     def __init__(self, curvature: Tensor, minimum: Tensor, offset: float = 0.0) -> None:
         super().__init__()
         half = curvature.shape[0] // 2
-        self.first = nn.Parameter(torch.randn(2, half // 2, dtype=curvature.dtype))
-        self.second = nn.Parameter(torch.randn(half, 1, dtype=curvature.dtype))
+        self.matrix = nn.Parameter(torch.randn(2, half // 2, dtype=curvature.dtype))
+        self.column = nn.Parameter(torch.randn(half, 1, dtype=curvature.dtype))
         self.curvature, self.minimum, self.offset = curvature, minimum, offset
 
-    def weights(self) -> Tensor:
-        return torch.cat([self.first.flatten(), self.second.flatten()])
+    def flat(self) -> Tensor:
+        return torch.cat([self.matrix.flatten(), self.column.flatten()])
 
     def forward(self) -> Tensor:
-        way = self.weights() - self.minimum
+        way = self.flat() - self.minimum
         return way @ self.curvature @ way / 2 + self.offset
 
 
-class Linear(nn.Module):
-    """``L(w) = sum of g * w``: the loss whose rise in any ball is known."""
-
-    def __init__(self, shapes: list[tuple[int, ...]], dtype: torch.dtype = torch.float64) -> None:
-        super().__init__()
-        self.weights = nn.ParameterList([torch.randn(s, dtype=dtype) for s in shapes])
-        self.slopes = [torch.randn(s, dtype=dtype) for s in shapes]
-
-    def forward(self) -> Tensor:
-        return sum((w * g).sum() for w, g in zip(self.weights, self.slopes, strict=True))
+def quadratic(offset: float = 0.0) -> Quadratic:
+    root = torch.randn(8, 8, dtype=torch.float64)
+    return Quadratic(root @ root.T, torch.randn(8, dtype=torch.float64), offset)
 
 
 class Residual(nn.Module):
@@ -53,11 +51,13 @@ class Residual(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(8, 5)
         nn.init.zeros_(self.head.bias)
+        self.double()
 
     def forward(self, images: Tensor) -> Tensor:
-        features = self.stem(images)
+        features: Tensor = self.stem(images)
         features = torch.relu(features + self.block(features)).mean((2, 3))
-        return self.head(self.dropout(features))
+        logits: Tensor = self.head(self.dropout(features))
+        return logits
 
 
 class TiedTransformer(nn.Module):
@@ -69,28 +69,47 @@ class TiedTransformer(nn.Module):
         self.layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
         self.head = nn.Linear(16, 11, bias=False)
         self.head.weight = self.embedding.weight
+        self.double()
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.head(self.layer(self.embedding(tokens)))
+        logits: Tensor = self.head(self.layer(self.embedding(tokens)))
+        return logits
 
 
-IMAGES = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-LABELS = torch.tensor([0, 1, 2, 3, 4, 0])
-TOKENS = torch.tensor([[1, 5, 2, 9], [4, 4, 10, 0]])
+def own_loss(model: Callable[..., Any]) -> Tensor:
+    """The loss of a model that is one."""
+    loss: Tensor = model()
+    return loss
 
 
-def image_loss(model: nn.Module) -> Tensor:
-    images = IMAGES.to(next(model.parameters()).dtype)
-    return nn.functional.cross_entropy(model(images), LABELS)
+def image_loss(model: Callable[..., Any]) -> Tensor:
+    return nn.functional.cross_entropy(model(IMAGES), LABELS)
 
 
-def token_loss(model: nn.Module) -> Tensor:
+def token_loss(model: Callable[..., Any]) -> Tensor:
     return nn.functional.cross_entropy(model(TOKENS).flatten(0, 1), TOKENS.flatten())
 
 
-def loss_moved(model: nn.Module, loss_fn, shift: Mapping[str, Tensor]) -> Tensor:
-    """The loss with shifted weights, by functions instead of by moving: nothing is overwritten."""
-    tensors = {name: p.detach() + shift.get(name, 0) for name, p in model.named_parameters()}
+@torch.no_grad()
+def loss_moved(
+    model: nn.Module,
+    loss_fn: Callable[[Callable[..., Any]], Tensor],
+    direction: Mapping[str, Tensor],
+    alpha: float = 1.0,
+) -> Tensor:
+    """The loss at ``w + alpha * d``, one tensor at a time; nothing is overwritten."""
+    tensors = {
+        name: param + alpha * direction[name] if name in direction else param
+        for name, param in model.named_parameters()
+    }
     tensors |= {name: buffer.clone() for name, buffer in model.named_buffers()}
-    with torch.no_grad():
-        return loss_fn(lambda *inputs: functional_call(model, tensors, inputs))
+    return loss_fn(lambda *inputs: functional_call(model, tensors, inputs))
+
+
+def noise(model: nn.Module, seed: int = 0) -> dict[str, Tensor]:
+    """Unscaled noise for every parameter, one-dimensional ones included."""
+    generator = Generator().manual_seed(seed)
+    return {
+        name: 0.1 * torch.randn(param.shape, dtype=param.dtype, generator=generator)
+        for name, param in model.named_parameters()
+    }

@@ -1,21 +1,22 @@
-"""The loss landscape: directions, curves, surfaces, interpolation; and nothing left behind."""
+"""The loss along a direction, over a plane and between two checkpoints."""
 
-import random
-from collections import Counter
+import copy
+import math
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from landscape_models import (
-    IMAGES,
-    LABELS,
-    Quadratic,
     Residual,
     TiedTransformer,
     image_loss,
     loss_moved,
+    noise,
+    own_loss,
+    quadratic,
     token_loss,
 )
 from reference import bits, same_bits
@@ -23,196 +24,18 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torch_awp import landscape
 from torch_awp.landscape import (
-    cosine,
     filter_normalized_direction,
     interpolation_curve,
     loss_curve,
     loss_surface,
-    sharpness,
 )
 
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
+NETWORKS = [(Residual, image_loss), (TiedTransformer, token_loss)]
 
 
-def filters(tensor):
-    return list(tensor.double()) if tensor.ndim > 1 else [tensor.double()]
-
-
-def every_tensor(name, param):
-    return True
-
-
-def quadratic(offset=0.0):
-    root = torch.randn(8, 8, dtype=torch.float64)
-    return Quadratic(root @ root.T, torch.randn(8, dtype=torch.float64), offset)
-
-
-def call(model):
-    return model()
-
-
-# -- directions ----------------------------------------------------------------------------------
-
-MODELS = {
-    "residual": Residual,
-    "transformer": TiedTransformer,
-    "embedding": lambda: nn.Embedding(7, 5, padding_idx=0),
-    "transposed": lambda: nn.ConvTranspose2d(4, 6, 3),
-    "grouped": lambda: nn.Conv1d(4, 8, 3, groups=4),
-    "float64": lambda: nn.Linear(30, 20).double(),
-    "bfloat16": lambda: nn.Linear(30, 20).bfloat16(),
-    "float16": lambda: nn.Linear(30, 20).half(),
-    "complex": lambda: nn.Linear(30, 20, dtype=torch.complex64),
-}
-
-
-@pytest.mark.parametrize("select", [None, every_tensor])
-@pytest.mark.parametrize("build", MODELS.values(), ids=MODELS)
-def test_every_filter_of_a_direction_is_as_long_as_the_weights(build, select):
-    model = build()
-    direction = filter_normalized_direction(model, select=select)
-    assert direction.keys() == dict(model.named_parameters()).keys()
-    for name, weight in model.named_parameters():
-        assert direction[name].shape == weight.shape
-        assert direction[name].device == weight.device
-        if weight.ndim == 1 and select is None:
-            assert not direction[name].any()
-            continue
-        to_wide = torch.complex128 if weight.is_complex() else torch.float64
-        pairs = zip(filters(direction[name].to(to_wide)), filters(weight.to(to_wide)), strict=True)
-        for filter_, target in pairs:
-            assert filter_.norm().item() == pytest.approx(target.norm().item(), rel=1e-6)
-
-
-def test_resnet18_has_normalised_filters():
-    models = pytest.importorskip("torchvision.models")
-    model = models.resnet18()
-    for name, vector in filter_normalized_direction(model).items():
-        weight = model.get_parameter(name)
-        if weight.ndim == 1:
-            assert not vector.any()
-        else:
-            lengths, expected = (t.double().flatten(1).norm(dim=1) for t in (vector, weight))
-            torch.testing.assert_close(lengths, expected, rtol=1e-6, atol=0)
-
-
-@pytest.mark.parametrize("build", [Residual, TiedTransformer])
-def test_a_direction_is_gaussian_noise_rescaled_filter_by_filter(build):
-    model, generator = build(), seeded(3)
-    direction = filter_normalized_direction(model, seeded(3))
-    for name, weight in model.named_parameters():
-        if weight.ndim > 1:
-            noise = torch.randn(weight.shape, generator=generator)
-            for drawn, target, found in zip(noise, weight, direction[name], strict=True):
-                torch.testing.assert_close(found, drawn / drawn.norm() * target.norm())
-
-
-@given(
-    shape=st.lists(st.integers(1, 5), min_size=0, max_size=4),
-    exponents=st.lists(st.integers(-30, 30), min_size=5, max_size=5),
-    dtype=st.sampled_from([torch.float32, torch.float64]),
-)
-@settings(max_examples=60, deadline=None)
-def test_filters_of_any_shape_and_size_are_normalised(shape, exponents, dtype):
-    model = nn.Module()
-    model.weight = nn.Parameter(torch.randn(shape, dtype=dtype))
-    with torch.no_grad():
-        for filter_, exponent in zip(model.weight if shape else [], exponents, strict=False):
-            filter_.mul_(10.0**exponent)
-    direction = filter_normalized_direction(model, select=every_tensor)["weight"]
-    for found, target in zip(filters(direction), filters(model.weight.detach()), strict=True):
-        assert found.norm().item() == pytest.approx(target.norm().item(), rel=1e-6)
-
-
-def test_filters_of_zeros_get_zeros():
-    model = Residual()  # its head has a bias of zeros
-    with torch.no_grad():
-        model.head.weight[2] = 0
-    direction = filter_normalized_direction(model, select=every_tensor)
-    assert not direction["head.bias"].any()
-    assert not direction["head.weight"][2].any()
-    assert all(vector.isfinite().all() for vector in direction.values())
-
-
-def test_select_chooses_the_tensors_that_get_a_direction():
-    model = Residual()
-    direction = filter_normalized_direction(model, select=lambda name, _: name.endswith("bias"))
-    moving = {name for name, vector in direction.items() if vector.any()}
-    assert moving == {"stem.1.bias", "block.1.bias", "block.4.bias"} - {
-        name for name, p in model.named_parameters() if not p.any()
-    }
-
-
-def test_frozen_weights_have_a_direction_and_integers_have_none():
-    model = nn.Linear(3, 2).requires_grad_(False)
-    model.codes = nn.Parameter(torch.ones(2, 2, dtype=torch.int8), requires_grad=False)
-    direction = filter_normalized_direction(model)
-    assert direction.keys() == {"weight", "bias"}
-    assert direction["weight"].all()
-
-
-def test_tied_weights_have_one_direction():
-    names = filter_normalized_direction(TiedTransformer()).keys()
-    assert "embedding.weight" in names
-    assert "head.weight" not in names
-
-
-def test_a_generator_makes_directions_reproducible_and_leaves_the_global_one_alone():
-    model, state = Residual(), torch.get_rng_state()
-    one, again, other = (filter_normalized_direction(model, seeded(s)) for s in (1, 1, 2))
-    assert same_bits(list(one.values()), list(again.values()))
-    assert not same_bits(list(one.values()), list(other.values()))
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_without_a_generator_the_global_one_is_drawn_from():
-    model = nn.Linear(3, 2)
-    torch.manual_seed(5)
-    first, second = filter_normalized_direction(model), filter_normalized_direction(model)
-    torch.manual_seed(5)
-    assert same_bits([filter_normalized_direction(model)["weight"]], [first["weight"]])
-    assert not torch.equal(first["weight"], second["weight"])
-
-
-@pytest.mark.parametrize("select", [None, every_tensor])
-def test_a_second_direction_is_orthogonal_and_still_normalised(select):
-    model = Residual()
-    with torch.no_grad():
-        model.head.weight.mul_(torch.logspace(-2, 3, 5)[:, None])  # filters of very unlike lengths
-    first = filter_normalized_direction(model, seeded(0), select=select)
-    free = filter_normalized_direction(model, seeded(1), select=select)
-    second = filter_normalized_direction(model, seeded(1), select=select, orthogonal_to=first)
-    assert abs(cosine(first, free)) > 1e-2
-    assert abs(cosine(first, second)) < 1e-2 * abs(cosine(first, free))
-    for name, weight in model.named_parameters():
-        if weight.ndim > 1:
-            lengths, expected = (t.double().flatten(1).norm(dim=1) for t in (second[name], weight))
-            torch.testing.assert_close(lengths, expected, rtol=1e-6, atol=0)
-        elif select is None:
-            assert not second[name].any()
-
-
-def test_orthogonal_to_a_direction_of_other_tensors_changes_nothing():
-    model = Residual()
-    biases = filter_normalized_direction(model, select=lambda _, p: p.ndim == 1)
-    alone, beside = (
-        filter_normalized_direction(model, seeded(1), orthogonal_to=other)
-        for other in (None, biases)
-    )
-    assert all(torch.equal(alone[name], beside[name]) for name in alone)
-
-
-def test_cosine_is_that_of_the_concatenated_tensors():
-    first, second = (filter_normalized_direction(Residual()) for _ in range(2))
-    flat = [torch.cat([v.flatten().double() for v in d.values()]) for d in (first, second)]
-    expected = torch.nn.functional.cosine_similarity(*flat, dim=0).item()
-    assert cosine(first, second) == pytest.approx(expected, rel=1e-6)
-    assert cosine(first, first) == pytest.approx(1.0)
-    assert cosine({"a": torch.ones(2)}, {"b": torch.ones(2)}) == 0.0
+def flat(direction):
+    return torch.cat([vector.flatten() for vector in direction.values()])
 
 
 # -- values --------------------------------------------------------------------------------------
@@ -221,68 +44,388 @@ def test_cosine_is_that_of_the_concatenated_tensors():
 @pytest.mark.parametrize("offset", [0.0, -1e3])
 def test_the_curve_of_a_quadratic_is_its_parabola(offset):
     model = quadratic(offset)
-    direction = filter_normalized_direction(model, seeded())
-    d = torch.cat([vector.flatten() for vector in direction.values()])
-    way, h = model.weights().detach() - model.minimum, model.curvature
+    direction = filter_normalized_direction(model)
+    d, h, way = flat(direction), model.curvature, model.flat().detach() - model.minimum
     alphas = torch.linspace(-2, 3, 12, dtype=torch.float64)
-    expected = model().item() + alphas * (d @ h @ way) + alphas**2 * (d @ h @ d) / 2
-    torch.testing.assert_close(loss_curve(model, call, direction, alphas), expected)
+    expected = way @ h @ way / 2 + alphas * (d @ h @ way) + alphas**2 * (d @ h @ d) / 2 + offset
+    torch.testing.assert_close(loss_curve(model, own_loss, direction, alphas), expected)
 
 
 def test_the_surface_of_a_quadratic_is_its_paraboloid():
     model = quadratic()
-    first = filter_normalized_direction(model, seeded(0))
-    second = filter_normalized_direction(model, seeded(1), orthogonal_to=first)
-    d, e = (torch.cat([vector.flatten() for vector in v.values()]) for v in (first, second))
-    alphas, betas = torch.linspace(-1, 1, 3), torch.linspace(-2, 1, 5)
-    expected = torch.empty(3, 5, dtype=torch.float64)
-    for i, alpha in enumerate([-1.0, 0.0, 1.0]):
-        for j, beta in enumerate([-2.0, -1.25, -0.5, 0.25, 1.0]):
-            way = model.weights().detach() + alpha * d + beta * e - model.minimum
+    first = filter_normalized_direction(model)
+    second = filter_normalized_direction(model, orthogonal_to=first)
+    alphas, betas = [-1.0, 0.0, 1.5], [-2.0, -0.25, 0.0, 3.0]
+    expected = torch.empty(3, 4, dtype=torch.float64)
+    for i, alpha in enumerate(alphas):
+        for j, beta in enumerate(betas):
+            way = model.flat().detach() + alpha * flat(first) + beta * flat(second) - model.minimum
             expected[i, j] = way @ model.curvature @ way / 2
-    torch.testing.assert_close(loss_surface(model, call, (first, second), alphas, betas), expected)
+    surface = loss_surface(model, own_loss, (first, second), alphas, betas)
+    torch.testing.assert_close(surface, expected)
 
 
 @given(alphas=st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=6), seed=st.integers(0, 99))
 @settings(max_examples=30, deadline=None)
-def test_any_positions_in_any_order_give_the_parabola(alphas, seed):
+def test_any_positions_give_the_loss_there(alphas, seed):
     torch.manual_seed(seed)
     model = quadratic()
-    direction = filter_normalized_direction(model)
-    expected = [
-        loss_moved(model, lambda moved: moved(), {n: a * d for n, d in direction.items()})
-        for a in alphas
-    ]
-    torch.testing.assert_close(
-        loss_curve(model, call, direction, alphas), torch.stack(expected), rtol=1e-9, atol=1e-9
-    )
+    direction = noise(model, seed)
+    expected = [loss_moved(model, own_loss, direction, alpha) for alpha in alphas]
+    curve = loss_curve(model, own_loss, direction, alphas)
+    torch.testing.assert_close(curve, torch.stack(expected), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize(
-    ("build", "loss_fn"), [(Residual, image_loss), (TiedTransformer, token_loss)]
-)
-def test_a_network_matches_its_functional_evaluation(build, loss_fn, training):
-    model = build().double().train(training)
-    direction = filter_normalized_direction(model, seeded())
-    alphas = [-1.0, -0.25, 0.0, 0.5]
+@pytest.mark.parametrize(("build", "loss_fn"), NETWORKS)
+def test_the_curve_of_a_network_is_its_loss_by_functions(build, loss_fn, training):
+    model = build().train(training)
+    direction = noise(model)
+    expected = [loss_moved(model, loss_fn, direction, alpha) for alpha in (-1.0, 0.3, 2.0)]
+    curve = loss_curve(model, loss_fn, direction, [-1.0, 0.3, 2.0])
+    torch.testing.assert_close(curve, torch.stack(expected), rtol=1e-10, atol=0)
+    assert curve[0] != curve[1]
 
-    def functional_loss(moved):
-        if build is TiedTransformer:
-            return nn.functional.cross_entropy(
-                moved(*token_inputs()).flatten(0, 1), token_inputs()[0].flatten()
-            )
-        return nn.functional.cross_entropy(moved(IMAGES.double()), LABELS)
 
-    expected = [
-        loss_moved(model, functional_loss, {n: a * d for n, d in direction.items()}) for a in alphas
+def test_the_curve_of_resnet18_is_its_loss_by_functions():
+    model = pytest.importorskip("torchvision").models.resnet18(num_classes=4)
+    images, labels = torch.randn(2, 3, 32, 32), torch.tensor([1, 3])
+
+    def loss_fn(forward):
+        return nn.functional.cross_entropy(forward(images), labels)
+
+    direction = filter_normalized_direction(model)
+    expected = [loss_moved(model, loss_fn, direction, alpha) for alpha in (-0.5, 0.0, 0.5)]
+    curve = loss_curve(model, loss_fn, direction, [-0.5, 0.0, 0.5])
+    torch.testing.assert_close(curve, torch.stack(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_a_surface_contains_both_curves():
+    model, axis = Residual(), [-1.0, 0.0, 0.4]
+    first, second = noise(model, 0), noise(model, 1)
+    surface = loss_surface(model, image_loss, (first, second), axis, axis)
+    assert torch.equal(surface[:, 1], loss_curve(model, image_loss, first, axis))
+    assert torch.equal(surface[1, :], loss_curve(model, image_loss, second, axis))
+
+
+def test_the_directions_of_a_surface_may_move_different_tensors():
+    model = Residual()
+    first, second = noise(model, 0), noise(model, 1)
+    head = {name: vector for name, vector in first.items() if name.startswith("head")}
+    rest = {name: vector for name, vector in second.items() if not name.startswith("head")}
+    surface = loss_surface(model, image_loss, (head, rest), [0.5], [2.0])
+    together = {n: 0.5 * v for n, v in head.items()} | {n: 2.0 * v for n, v in rest.items()}
+    torch.testing.assert_close(surface[0, 0], loss_moved(model, image_loss, together))
+
+
+def test_tied_weights_move_once():
+    model = TiedTransformer()
+    embedding, direction = model.embedding.weight.detach().clone(), noise(model)
+    visited = []
+
+    def loss_fn(model):
+        visited.append(model.head.weight.clone())
+        return token_loss(model)
+
+    loss_curve(model, loss_fn, direction, [2.0])
+    torch.testing.assert_close(visited[0], embedding + 2.0 * direction["embedding.weight"])
+
+
+# -- the center, and every point from it ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [torch.linspace, np.linspace])
+@pytest.mark.parametrize("radius", [1, 0.3, 1e-3])
+def test_an_odd_grid_reproduces_the_clean_loss_exactly(make, radius):
+    model = quadratic()
+    direction, clean = noise(model), model()
+    for points in [3, 7, 21, 51, 99]:
+        assert loss_curve(model, own_loss, direction, make(-radius, radius, points))[
+            points // 2
+        ].equal(clean)
+
+
+def test_a_grid_of_one_sign_is_taken_as_it_is():
+    model = quadratic()
+    alphas = torch.tensor([0.0, 1e-9, 1.0], dtype=torch.float64)
+    model.offset, direction = -model().item(), {"matrix": 1e6 * torch.ones(2, 2).double()}
+    curve = loss_curve(model, own_loss, direction, alphas)
+    assert curve[1] != curve[0]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_center_is_the_clean_loss_of_the_same_mode_and_random_state(training):
+    model = Residual(dropout=0.5).train(training)
+    curve = loss_curve(model, image_loss, noise(model), torch.linspace(-1, 1, 5))
+    assert curve[2].equal(image_loss(copy.deepcopy(model)).detach())
+
+
+def test_the_center_keeps_the_sign_of_zero():
+    model = nn.Linear(2, 1)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[-0.0, 0.0]]))
+    before, visited = bits(model.weight), []
+
+    def loss_fn(model):
+        visited.append(bits(model.weight))
+        return 0.0
+
+    direction = filter_normalized_direction(model)
+    loss_surface(model, loss_fn, (direction, direction), [0.0], [0.0])
+    assert visited == [before]
+
+
+def test_points_do_not_depend_on_each_other():
+    model = Residual(dropout=0.5)  # in training: statistics move, dropout draws
+
+    def loss_fn(model):
+        statistics = model.stem[1].running_mean.sum() + model.stem[1].num_batches_tracked
+        return image_loss(model) + statistics
+
+    direction, alphas = noise(model), torch.linspace(-1, 1, 5)
+    together = loss_curve(model, loss_fn, direction, alphas)
+    backwards = loss_curve(model, loss_fn, direction, alphas.flip(0)).flip(0)
+    alone = torch.cat([loss_curve(model, loss_fn, direction, [a]) for a in alphas.tolist()])
+    assert same_bits([together, together], [backwards, alone])
+
+
+def test_a_mode_set_by_the_loss_reaches_no_other_point():
+    model = Residual()
+    modes = []
+
+    def loss_fn(model):
+        modes.append([module.training for module in model.modules()])
+        model.eval()
+        return image_loss(model)
+
+    loss_curve(model, loss_fn, noise(model), [-1.0, 0.0, 1.0])
+    assert all(all(mode) for mode in modes)
+
+
+# -- types ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_weights_are_rounded_once(dtype):
+    model = nn.Linear(64, 64).to(dtype)
+    weight = model.weight.detach().double()
+    first, second = (filter_normalized_direction(model) for _ in range(2))
+    visited = []
+
+    def loss_fn(model):
+        visited.append(model.weight.clone())
+        return model.weight.float().sum()
+
+    loss_surface(model, loss_fn, (first, second), [0.3], [0.7])
+    exact = weight + 0.3 * first["weight"].double() + 0.7 * second["weight"].double()
+    assert visited[0].dtype == dtype
+    assert (visited[0] != exact.to(dtype)).double().mean() < 0.005
+
+
+def test_losses_keep_their_type_and_python_floats_are_not_rounded():
+    model = nn.Linear(2, 2)
+    direction = noise(model)
+    assert loss_curve(model, lambda _: 0.1, direction, [0.0]).tolist() == [0.1]
+    assert loss_curve(model, lambda _: np.float64(0.1), direction, [0.0]).tolist() == [0.1]
+    assert loss_curve(model, lambda m: m.weight.sum(), direction, [0.0]).dtype == torch.float32
+    assert loss_curve(model, lambda m: m.weight.sum().view(1, 1), direction, [0.0]).shape == (1,)
+
+
+def test_a_loss_that_lives_in_the_model_is_copied():
+    model = quadratic()
+    model.register_buffer("last", torch.zeros((), dtype=torch.float64))
+
+    def loss_fn(model):
+        return model.last.copy_(model())
+
+    curve = loss_curve(model, loss_fn, noise(model), [0.0, 1.0])
+    assert torch.equal(curve, loss_curve(model, own_loss, noise(model), [0.0, 1.0]))
+
+
+def test_a_loss_may_be_negative_infinite_or_nan():
+    losses = iter([-5.0, math.inf, math.nan])
+    curve = loss_curve(nn.Linear(1, 1), lambda _: next(losses), {}, [0.0, 1.0, 2.0])
+    assert curve.tolist()[:2] == [-5.0, math.inf]
+    assert curve[2].isnan()
+
+
+def test_weights_cached_by_autocast_are_not_used_again():
+    model = nn.Linear(4, 4)
+    direction, inputs = noise(model), torch.randn(3, 4)
+
+    def loss_fn(model):
+        with torch.autocast("cpu", torch.bfloat16):
+            return model(inputs).float().square().sum()
+
+    expected = loss_curve(model, loss_fn, direction, [-1.0, 0.0, 1.0])
+    with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16):
+        model(inputs)
+        inside = loss_curve(model, lambda m: with_grad(loss_fn, m), direction, [-1.0, 0.0, 1.0])
+    assert torch.equal(inside, expected)
+
+
+def with_grad(loss_fn, model):
+    with torch.enable_grad():  # autocast caches only weights that are part of a graph
+        return loss_fn(model)
+
+
+# -- cost ----------------------------------------------------------------------------------------
+
+
+class Operations(TorchDispatchMode):
+    """The names of all operations that reach the dispatcher."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.overloadpacket._qualified_op_name)
+        return function(*args, **(kwargs or {}))
+
+
+def operations_of(depth, points):
+    model = nn.Sequential(*[nn.Linear(2, 2) for _ in range(depth)])
+    first, second, values = noise(model, 0), noise(model, 1), [0.1] * points
+    with Operations() as operations:
+        loss_surface(model, lambda _: 0.0, (first, second), values, [1.0])
+    return operations.names
+
+
+def test_the_operations_of_a_point_do_not_depend_on_the_number_of_tensors():
+    costs = [len(operations_of(depth, 9)) - len(operations_of(depth, 4)) for depth in (1, 12)]
+    assert costs[0] == costs[1]
+
+
+def test_nothing_waits_for_an_accelerator():
+    waits = [
+        operations_of(depth, points).count("aten::_local_scalar_dense")
+        for depth, points in [(1, 1), (12, 9)]
     ]
-    torch.testing.assert_close(
-        loss_curve(model, loss_fn, direction, alphas), torch.stack(expected), rtol=1e-12, atol=0
+    assert waits[0] == waits[1]  # the positions, which lie on the host, are checked once
+
+
+def test_the_loss_runs_without_a_graph():
+    model, modes = nn.Linear(2, 2), []
+
+    def loss_fn(model):
+        modes.append(torch.is_grad_enabled())
+        return model.weight.sum()
+
+    with torch.enable_grad():
+        curve = loss_curve(model, loss_fn, noise(model), [0.0, 1.0])
+    assert modes == [False, False]
+    assert not curve.requires_grad
+
+
+# -- between two checkpoints ---------------------------------------------------------------------
+
+
+def trained(seed):
+    torch.manual_seed(seed)
+    model = Residual()
+    for _ in range(seed):  # statistics and batch counts of its own
+        model(torch.randn(6, 3, 8, 8, dtype=torch.float64))
+    return model.eval()
+
+
+def counting_loss(model):
+    """Depends on every tensor, integers included."""
+    return image_loss(model) + model.stem[1].num_batches_tracked
+
+
+def test_both_ends_are_exact():
+    model, start, end = trained(1), trained(2), trained(3)
+    curve = interpolation_curve(
+        model, counting_loss, start.state_dict(), end.state_dict(), [0.0, 0.5, 1.0]
     )
+    assert curve[0].equal(counting_loss(start).detach())
+    assert curve[2].equal(counting_loss(end).detach())
 
 
-def token_inputs():
-    from landscape_models import TOKENS
+@pytest.mark.parametrize("alpha", [-0.5, 0.25, 0.75])
+def test_between_the_ends_parameters_and_buffers_are_interpolated(alpha):
+    model, start, end = trained(1), trained(2).state_dict(), trained(3).state_dict()
+    mixed = {
+        name: (1 - alpha) * tensor + alpha * end[name]
+        if tensor.is_floating_point()
+        else (tensor if alpha < 0.5 else end[name])
+        for name, tensor in start.items()
+    }
+    curve = interpolation_curve(model, counting_loss, start, end, [alpha])
+    model.load_state_dict(mixed)
+    torch.testing.assert_close(curve[0], counting_loss(model).detach())
 
-    return (TOKENS,)
+
+def test_interpolated_half_precision_is_rounded_once():
+    model, ends = nn.Linear(64, 64).half(), [nn.Linear(64, 64).half() for _ in range(2)]
+    visited = []
+
+    def loss_fn(model):
+        visited.append(model.weight.clone())
+        return 0.0
+
+    interpolation_curve(model, loss_fn, *[end.state_dict() for end in ends], [0.3])
+    exact = torch.lerp(*[end.weight.detach().double() for end in ends], 0.3)
+    assert (visited[0] != exact.half()).double().mean() < 0.005
+
+
+def test_batch_statistics_can_be_recalibrated_at_every_point():
+    model, start, end = trained(1), trained(2), trained(3)
+    batches = [torch.randn(8, 3, 8, 8, dtype=torch.float64) for _ in range(3)]
+
+    def loss_fn(model):
+        update_bn(batches, model)
+        return image_loss(model.eval())
+
+    curve = interpolation_curve(
+        model, loss_fn, start.state_dict(), end.state_dict(), [0.0, 0.5, 1.0]
+    )
+    for alpha, found in zip([0.0, 0.5, 1.0], curve, strict=True):
+        mixed = copy.deepcopy(start)
+        with torch.no_grad():
+            for param, last in zip(mixed.parameters(), end.parameters(), strict=True):
+                param.lerp_(last, alpha)
+        torch.testing.assert_close(found, loss_fn(mixed).detach())
+
+
+# -- errors --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("alphas", "found"),
+    [([], r"\[\]"), ([[0.0]], r"\[\[0.0\]\]"), ([math.nan], "nan"), ([math.inf], "inf")],
+)
+def test_positions_must_be_finite_numbers_in_one_dimension(alphas, found):
+    model = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=f"alphas must be finite .*got .*{found}"):
+        loss_curve(model, lambda _: 0.0, {}, alphas)
+    with pytest.raises(ValueError, match=f"betas must be finite .*got .*{found}"):
+        loss_surface(model, lambda _: 0.0, ({}, {}), [0.0], alphas)
+
+
+@pytest.mark.parametrize("loss", [torch.ones(3), "low", None])
+def test_a_loss_must_be_a_scalar(loss):
+    with pytest.raises(ValueError, match=r"loss_fn\(model\) must be a scalar, got "):
+        loss_curve(nn.Linear(2, 2), lambda _: loss, {}, [0.0])
+
+
+def test_a_direction_must_fit_the_model():
+    model = nn.Linear(2, 2)
+    curve = partial(loss_curve, model, lambda _: 0.0)
+    with pytest.raises(ValueError, match=r"direction has 'nose', which model\.named_parameters"):
+        curve({"nose": torch.ones(2)}, [0.0])
+    with pytest.raises(ValueError, match=r"direction\['bias'\] .* \(2,\), got \(3,\)"):
+        curve({"bias": torch.ones(3)}, [0.0])
+    with pytest.raises(ValueError, match=r"directions\[1\] has 'nose'"):
+        loss_surface(model, lambda _: 0.0, ({}, {"nose": torch.ones(2)}), [0.0], [0.0])
+
+
+def test_checkpoints_must_fit_the_model():
+    model = nn.Linear(2, 2)
+    state = model.state_dict()
+    curve = partial(interpolation_curve, model, lambda _: 0.0)
+    with pytest.raises(ValueError, match=r"start must have the names .* differs in \['bias'\]"):
+        curve({"weight": state["weight"]}, state, [0.0])
+    with pytest.raises(ValueError, match=r"end\['bias'\] must .* shape \(2,\), got \(3,\)"):
+        curve(state, state | {"bias": torch.ones(3)}, [0.0])

@@ -1,5 +1,6 @@
 """The loss along one direction, over a plane and between two checkpoints."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -168,16 +169,13 @@ def _losses_along(
 ) -> Tensor:
     if process_group is not None:
         directions = [_first_ranks(direction, process_group) for direction in directions]
-    names = list({name: None for direction in directions for name in direction})
     params = dict(model.named_parameters())
-    weights: list[Tensor] = [params[name] for name in names]
-    vectors = [
-        [direction.get(name, torch.zeros_like(params[name])) for name in names]
-        for direction in directions
-    ]
+    zeros = {name: torch.zeros_like(vector) for d in directions for name, vector in d.items()}
+    weights: list[Tensor] = [params[name] for name in zeros]
+    vectors = [list({**zeros, **direction}.values()) for direction in directions]
 
     def place(*position: float) -> None:
-        if any(position):  # adding zeros would turn -0.0 into 0.0
+        if weights and any(position):  # adding zeros would turn -0.0 into 0.0
             shift = list(torch._foreach_mul(vectors[0], position[0]))
             for vector, coordinate in zip(vectors[1:], position[1:], strict=True):
                 torch._foreach_add_(shift, vector, alpha=coordinate)
@@ -234,8 +232,8 @@ def _checked_positions(argument: str, positions: Positions) -> list[float]:
         raise ValueError(f"{argument} must be finite numbers in one dimension, got {positions!r}")
     numbers: list[float] = values.tolist()
     middle = len(numbers) // 2
-    spans_zero = len(numbers) % 2 == 1 and numbers[0] == -numbers[-1]
-    if spans_zero and abs(numbers[middle]) <= 1e-6 * abs(numbers[0]):
+    symmetric = len(numbers) % 2 == 1 and math.isclose(numbers[0], -numbers[-1], rel_tol=1e-6)
+    if symmetric and abs(numbers[middle]) <= 1e-6 * abs(numbers[0]):
         numbers[middle] = 0.0
     return numbers
 

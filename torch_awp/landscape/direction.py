@@ -81,7 +81,7 @@ def cosine(first: Direction, second: Direction) -> float:
 
 
 def checked_direction(argument: str, direction: Direction, model: nn.Module) -> dict[str, Tensor]:
-    """Return the direction on the devices of the parameters, if it fits them."""
+    """The direction on the parameters' devices, in float32 or wider, if it fits them."""
     params = dict(model.named_parameters())
     for name, vector in direction.items():
         if name not in params:
@@ -89,7 +89,10 @@ def checked_direction(argument: str, direction: Direction, model: nn.Module) -> 
         if vector.shape != params[name].shape:
             shapes = f"{tuple(params[name].shape)}, got {tuple(vector.shape)}"
             raise ValueError(f"{argument}[{name!r}] must have the parameter's shape {shapes}")
-    return {name: vector.to(params[name].device) for name, vector in direction.items()}
+    return {
+        name: vector.detach().to(params[name].device, wide(vector.dtype))
+        for name, vector in direction.items()
+    }
 
 
 def is_selected(select: Select | None, name: str, weight: Tensor) -> bool:
