@@ -62,7 +62,7 @@ def test_several_steps_along_the_previous_gradient_are_refused():
 
 
 def test_a_bad_generator():
-    with pytest.raises(ValueError, match="generator.*42"):
+    with pytest.raises(ValueError, match=r"generator.*42"):
         RandomWeightPerturbation(sgd(), generator=42)
 
 

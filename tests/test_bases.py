@@ -1,4 +1,4 @@
-"""Any base: bitwise the plain optimizer where nothing is perturbed, and a working step otherwise."""
+"""Any base: bitwise the plain optimizer where nothing is perturbed, a working step elsewhere."""
 
 import copy
 import inspect

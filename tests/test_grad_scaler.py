@@ -84,7 +84,7 @@ def test_an_overflow_skips_the_step_and_the_next_one_is_fine(build, wrap):
 
 
 def test_an_overflow_in_the_first_pass_alone_still_steps(build):
-    """The clean gradient only gives a direction: infinite, it moves nothing, and nothing is lost."""
+    """The clean gradient only gives a direction: infinite, it moves nothing, and all goes on."""
     model, data = small_net(torch.float32), batch(torch.float32)
     twin = copy.deepcopy(model)
     optimizer = AdversarialWeightPerturbation(build(model.parameters()), 0.1)

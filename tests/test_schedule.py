@@ -69,9 +69,9 @@ def test_failed_steps_do_not_count():
     optimizer = awp(model, interval=2)
 
     def failing():
-        raise ValueError
+        raise ValueError("no loss")
 
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="no loss"):
         optimizer.step(failing)
     losses: list[float] = []
     optimizer.step(closure_for(model, data, losses))
