@@ -1,0 +1,97 @@
+"""Four-column label lists: what is read is what was written, and errors say where."""
+
+from pathlib import Path
+
+import pytest
+from vqa.labels import LabelledVideo, LabelListError, read_label_list, write_label_list
+
+
+def list_with(folder: Path, text: str, videos: tuple[str, ...] = ("a.mp4", "b.mp4")) -> Path:
+    for video in videos:
+        (folder / video).touch()
+    path = folder / "list.txt"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    videos = [LabelledVideo("a.mp4", 0.5, 24.0, 3.1), LabelledVideo("b.mp4", -1.0, -1.0, 1 / 3)]
+    path = list_with(tmp_path, "")
+
+    write_label_list(path, videos)
+
+    assert read_label_list(path) == videos
+
+
+def test_published_lists_without_spaces_or_duration_are_read(tmp_path):
+    path = list_with(tmp_path, "a.mp4,-1,-1,67.5\n")
+
+    assert read_label_list(path) == [LabelledVideo("a.mp4", -1.0, -1.0, 67.5)]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_path(tmp_path):
+    path = list_with(tmp_path, "\ufeffa.mp4, -1, -1, 3\n")
+
+    assert read_label_list(path)[0].path == "a.mp4"
+
+
+def test_paths_may_be_relative_to_another_folder(tmp_path):
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "c.mp4").touch()
+    path = list_with(tmp_path, "c.mp4, -1, -1, 3\n")
+
+    assert read_label_list(path, tmp_path / "videos")[0].path == "c.mp4"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a.mp4, 1, 24, 3\nb.mp4, 24, 3\n", "row 2: expected 'path, duration, fps, mos', got"),
+        ("a.mp4, 1, 24, 3\n\nb.mp4, 1, 24, 3\n", "row 2: expected 'path, duration, fps, mos'"),
+        (", 1, 24, 3\n", "row 1: expected 'path, duration, fps, mos'"),
+        ("a.mp4, 1, 24, good\n", "row 1: expected a number, got 'good'"),
+        ("a.mp4, 1, 24, nan\n", "row 1: expected a finite number, got 'nan'"),
+        ("a.mp4, 1, 24, inf\n", "row 1: expected a finite number, got 'inf'"),
+        ("a.mp4, long, 24, 3\n", "row 1: expected a number, got 'long'"),
+        ("a.mp4, 1, 24, 3\na.mp4, 1, 24, 4\n", "row 2: expected every video once, a.mp4 is in"),
+        ("a.mp4, 1, 24, 3\nlost.mp4, 1, 24, 4\n", "row 2: expected the video"),
+        ("", "expected at least one row, the list is empty"),
+    ],
+    ids=[
+        "columns",
+        "blank",
+        "no path",
+        "word",
+        "nan",
+        "infinite",
+        "duration",
+        "twice",
+        "missing",
+        "empty",
+    ],
+)
+def test_a_bad_row_is_an_error_that_says_where_and_what_was_expected(tmp_path, text, message):
+    path = list_with(tmp_path, text)
+
+    with pytest.raises(LabelListError) as error:
+        read_label_list(path)
+
+    assert str(error.value).startswith(str(path))
+    assert message in str(error.value)
+
+
+def test_missing_videos_are_counted(tmp_path):
+    path = list_with(tmp_path, "x.mp4, 1, 24, 3\na.mp4, 1, 24, 3\ny.mp4, 1, 24, 3\n")
+
+    with pytest.raises(LabelListError, match="2 of 3 videos are missing"):
+        read_label_list(path)
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe\x00\x81"], ids=["no file", "not text"])
+def test_a_list_that_cannot_be_read_is_an_error_that_names_it(tmp_path, content):
+    path = tmp_path / "list.txt"
+    if content is not None:
+        path.write_bytes(content)
+
+    with pytest.raises(LabelListError, match=r"list\.txt: expected a readable UTF-8 label list"):
+        read_label_list(path)

@@ -1,0 +1,70 @@
+"""The training losses against the published implementation and against plain Python."""
+
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from vqa.losses import plcc_loss, quality_loss, rank_loss
+
+CONFORMANCE = np.load(Path(__file__).parents[1] / "data" / "losses_metrics.npz")
+CASES = sorted({key.split("/")[1] for key in CONFORMANCE.files if key.startswith("f64/")})
+LOSSES = {"plcc": plcc_loss, "rank": rank_loss, "total": quality_loss}
+
+
+def case_tensors(precision: str, case: str) -> tuple[torch.Tensor, torch.Tensor]:
+    predicted, target = (
+        torch.tensor(CONFORMANCE[f"{precision}/{case}/{name}"]) for name in ("pred", "target")
+    )
+    return predicted.requires_grad_(), target
+
+
+def published(precision: str, case: str, loss: str) -> np.ndarray:
+    name = "total" if loss == "total" else f"{loss}_loss"
+    return CONFORMANCE[f"{precision}/{case}/{name}"]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("precision", "tolerance"), [("f64", 1e-7), ("f32", 1e-6)])
+def test_value_is_the_published_one(precision, tolerance, case, loss):
+    value = LOSSES[loss](*case_tensors(precision, case)).item()
+
+    assert value == pytest.approx(float(published(precision, case, loss)), abs=tolerance)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("case", CASES)
+def test_gradient_is_the_published_one(case, loss):
+    predicted, target = case_tensors("f64", case)
+
+    (gradient,) = torch.autograd.grad(LOSSES[loss](predicted, target), predicted)
+
+    np.testing.assert_allclose(gradient, CONFORMANCE[f"f64/{case}/grad_{loss}"], atol=1e-10)
+
+
+def test_one_clip_has_no_linearity_to_lose_and_no_rank():
+    one = torch.ones(1, 1)
+
+    assert plcc_loss(one, one) == float(CONFORMANCE["B1_note/plcc_loss"])
+    assert rank_loss(one, one).isnan()
+
+
+def test_rank_loss_averages_the_disorder_of_all_ordered_pairs():
+    predicted, target = [1.0, 3.0, 2.5, -1.0], [0.0, 1.0, 2.0, 2.0]
+    disorder = [
+        max(0.0, (p_i - p_j) * np.sign(q_j - q_i))
+        for (p_i, q_i), (p_j, q_j) in permutations(zip(predicted, target, strict=True), 2)
+    ]
+    expected = sum(disorder) / len(disorder) / (1 + max(disorder))
+
+    value = rank_loss(torch.tensor(predicted), torch.tensor(target))
+
+    assert value.item() == pytest.approx(expected)
+
+
+def test_a_linear_prediction_in_the_right_order_costs_nothing():
+    target = torch.tensor([1.0, 2.0, 4.0])
+
+    assert quality_loss(3 * target - 1, target).item() == pytest.approx(0.0, abs=1e-7)
