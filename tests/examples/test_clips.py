@@ -1,0 +1,115 @@
+"""Loading a labelled set and sampling fragments from it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from video_files import textured_clip, write_video
+from vqa.clips import (
+    FragmentSampling,
+    PlaneClips,
+    fixed_views,
+    load_clips,
+    sample_fragments,
+    shuffled_batches,
+    to_planes,
+)
+from vqa.labels import LabelledVideo, LabelListError, write_label_list
+
+SAMPLING = FragmentSampling(grid=2, patch=8, frames=2, interval=2)
+
+
+def labelled_set(folder: Path, sizes: tuple[int, ...] = (48, 48, 48)) -> Path:
+    videos = []
+    for number, height in enumerate(sizes):
+        clip = textured_clip(height=height, seed=number)
+        write_video(folder / f"v{number}.mp4", clip)
+        videos.append(LabelledVideo(f"v{number}.mp4", -1.0, 24.0, 1.0 + number))
+    write_label_list(folder / "set.txt", videos)
+    return folder / "set.txt"
+
+
+def plane_clips(clips: int = 5) -> PlaneClips:
+    planes = torch.rand(clips, 3, 6, 32, 40, generator=torch.Generator().manual_seed(0)).half()
+    return PlaneClips(planes, torch.arange(float(clips)))
+
+
+def test_loading_decodes_every_video_and_keeps_its_score(tmp_path):
+    clips = load_clips(labelled_set(tmp_path))
+
+    assert clips.luma.shape == (3, 6, 48, 64)
+    assert clips.luma.dtype == torch.uint8
+    assert clips.scores.tolist() == [1.0, 2.0, 3.0]
+
+
+def test_a_damaged_video_is_an_error_that_names_list_row_and_video(tmp_path):
+    label_list = labelled_set(tmp_path)
+    video = tmp_path / "v1.mp4"
+    video.write_bytes(video.read_bytes()[:300])
+
+    with pytest.raises(LabelListError, match=r"set\.txt, row 2: .*v1\.mp4: cannot be decoded"):
+        load_clips(label_list)
+
+
+def test_a_video_of_another_size_is_an_error_that_names_row_and_sizes(tmp_path):
+    label_list = labelled_set(tmp_path, sizes=(48, 48, 32))
+
+    with pytest.raises(LabelListError, match=r"row 3: expected .*\[6, 48, 64\] .*\[6, 32, 64\]"):
+        load_clips(label_list)
+
+
+def test_planes_are_kept_in_half_precision(tmp_path):
+    clips = to_planes(load_clips(labelled_set(tmp_path)))
+
+    assert clips.planes.shape == (3, 3, 6, 48, 64)
+    assert clips.planes.dtype == torch.float16
+
+
+def test_fragments_of_the_clips_asked_for_are_cut_from_the_middle_without_a_generator():
+    clips = plane_clips()
+
+    fragments = sample_fragments(clips, torch.tensor([3, 0]), SAMPLING)
+
+    # 6 frames, span 4: frames 1 and 3. Cells of 16 x 20 pixels, patches of 8: offsets 4 and 6.
+    assert fragments.shape == (2, 3, 2, 16, 16)
+    assert fragments[0, :, :, :8, :8].equal(clips.planes[3, :, 1:4:2, 4:12, 6:14].float())
+    assert fragments[1, :, :, 8:, 8:].equal(clips.planes[0, :, 1:4:2, 20:28, 26:34].float())
+
+
+def test_the_same_generator_state_gives_the_same_fragments():
+    draws = [
+        sample_fragments(
+            plane_clips(), torch.tensor([1]), SAMPLING, torch.Generator().manual_seed(seed)
+        )
+        for seed in (0, 0, 1)
+    ]
+
+    assert draws[0].equal(draws[1])
+    assert not draws[0].equal(draws[2])
+
+
+def test_fixed_views_differ_from_each_other_but_not_from_call_to_call():
+    first, second = (fixed_views(plane_clips(), SAMPLING, views=2, seed=0) for _ in range(2))
+
+    assert first.shape == (2, 5, 3, 2, 16, 16)
+    assert first.equal(second)
+    assert not first[0].equal(first[1])
+
+
+def test_every_epoch_is_a_new_order_of_all_clips():
+    batches = shuffled_batches(6, 3, torch.Generator().manual_seed(0))
+    epochs = [torch.cat([next(batches), next(batches)]).tolist() for _ in range(2)]
+
+    assert [sorted(epoch) for epoch in epochs] == [list(range(6))] * 2
+    assert epochs[0] != epochs[1]
+
+
+def test_a_partial_batch_is_dropped():
+    batches = shuffled_batches(5, 2, torch.Generator().manual_seed(0))
+
+    assert [len(next(batches)) for _ in range(4)] == [2, 2, 2, 2]
+
+
+def test_a_batch_larger_than_the_set_is_an_error():
+    with pytest.raises(ValueError, match="at most the 5 clips there are, got 6"):
+        next(shuffled_batches(5, 6, torch.Generator()))
