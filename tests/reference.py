@@ -55,7 +55,7 @@ def closure_for(
     def closure() -> Tensor:
         model.zero_grad()
         loss = loss_of(model, data)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         if losses is not None:
             losses.append(loss.item())
         return loss

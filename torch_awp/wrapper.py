@@ -204,9 +204,11 @@ class WeightPerturbation(Optimizer):
         lrs = [group.get("lr", 0) for group in self.param_groups]
         if self.state or any(isinstance(lr, Tensor) and lr.device.type != "cpu" for lr in lrs):
             return False
+        if any(lrs):
+            return False
         params = [param for group in self.param_groups for param in group["params"]]
         grads = [param.grad for param in params if param.grad is not None]
-        return not any(lrs) and bool(grads) and not any(local_part(grad).any() for grad in grads)
+        return bool(grads) and not any(local_part(grad).any() for grad in grads)
 
     # -- being the base --------------------------------------------------------------------------
 
