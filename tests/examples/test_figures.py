@@ -1,0 +1,58 @@
+"""What is drawn is what was measured: right values, right axis, right names."""
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+from vqa.figures import draw_contours, draw_curves, draw_gaps, draw_surface
+
+ALPHAS = torch.linspace(-1, 1, 5)
+BETAS = torch.linspace(0, 6, 7)
+
+
+def test_curves_are_means_with_a_band_where_there_are_several():
+    axes = Figure().subplots()
+    runs = torch.stack([ALPHAS**2, 3 * ALPHAS**2])
+    draw_curves(axes, ALPHAS, {"one": ALPHAS**2, "two": runs})
+    one, two = axes.lines
+    assert one.get_ydata() == pytest.approx((ALPHAS**2).tolist())
+    assert two.get_ydata() == pytest.approx((2 * ALPHAS**2).tolist())
+    assert two.get_xdata() == pytest.approx(ALPHAS.tolist())
+    (band,) = axes.collections
+    corners = {tuple(corner) for corner in band.get_paths()[0].vertices.tolist()}
+    assert {(1.0, 1.0), (1.0, 3.0)} <= corners
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["one", "two"]
+    assert one.get_color() != two.get_color()
+
+
+def test_contours_have_alpha_to_the_right_and_beta_upwards():
+    axes = Figure().subplots()
+    losses = ALPHAS[:, None].expand(5, 7)  # rises with alpha alone: lines are upright
+    draw_contours(axes, ALPHAS, BETAS, losses)
+    filled, lines, *_ = axes.collections
+    assert filled.get_array().min() < 0 < filled.get_array().max()
+    for path in lines.get_paths():
+        assert len(set(path.vertices[:, 0].round(6).tolist())) <= 1
+    assert axes.get_xlim() == (-1, 1)
+    assert axes.get_ylim() == (0, 6)
+
+
+def test_a_surface_spans_positions_and_losses():
+    axes = Figure().add_subplot(projection="3d")
+    draw_surface(axes, ALPHAS, BETAS, ALPHAS[:, None] + 10 * BETAS[None])
+    assert axes.xy_dataLim.intervalx.tolist() == [-1, 1]
+    assert axes.xy_dataLim.intervaly.tolist() == [0, 6]
+    assert axes.zz_dataLim.intervalx.tolist() == [-1, 61]
+
+
+def test_gaps_are_train_minus_test_from_the_first_epoch_on():
+    axes = Figure().subplots()
+    draw_gaps(axes, {"a": [0.5, 0.9], "b": [0.4]}, {"a": [0.4, 0.5], "b": [0.4]}, "PLCC")
+    assert axes.lines[0].get_xdata().tolist() == [1, 2]
+    assert axes.lines[0].get_ydata() == pytest.approx([0.1, 0.4])
+    assert axes.lines[1].get_ydata() == pytest.approx([0.0])
+    assert axes.get_ylabel() == "train - test PLCC"
+
+
+def test_gaps_of_unequal_lengths_are_an_error():
+    with pytest.raises(ValueError, match="shorter"):
+        draw_gaps(Figure().subplots(), {"a": [0.5, 0.9]}, {"a": [0.4]})
