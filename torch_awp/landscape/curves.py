@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, distributed, nn
 
-from torch_awp.landscape.direction import Direction, checked_direction, is_continuous, wide
+from torch_awp.landscape.direction import Direction, checked_direction, is_continuous
 from torch_awp.landscape.preserved import LossFunction, evaluate, preserved
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ def _checked_positions(argument: str, positions: Positions) -> list[float]:
 def _checked_checkpoint(
     argument: str, state: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The checkpoint's tensors on the model's devices, in float32 or wider."""
+    """The checkpoint's tensors as the model would load them."""
     found = {name: t for name, t in state.items() if isinstance(t, Tensor)}
     if found.keys() != tensors.keys():
         names = sorted(found.keys() ^ tensors.keys())
@@ -252,7 +252,4 @@ def _checked_checkpoint(
         if found[name].shape != tensor.shape:
             shapes = f"{tuple(tensor.shape)}, got {tuple(found[name].shape)}"
             raise ValueError(f"{argument}[{name!r}] must have the model's shape {shapes}")
-    return {
-        name: found[name].to(t.device, wide(t.dtype) if is_continuous(t) else t.dtype)
-        for name, t in tensors.items()
-    }
+    return {name: found[name].to(t.device, t.dtype) for name, t in tensors.items()}
