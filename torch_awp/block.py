@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,7 +13,10 @@ from torch_awp.perturbation import (
     project_layer_,
     step_scales,
 )
-from torch_awp.sharding import local_part, shard_groups, whole_norms
+from torch_awp.sharding import local_part, placed_like, shard_groups, whole_norms
+
+# Three thirds of a radius may come out above it.
+_ROUNDING = 1 + 1e-12
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Block:
     @torch.no_grad()
     def move(self, moves: Iterable[Move]) -> None:
         """Move every tensor of ``moves``; tensors that share memory are all saved before."""
-        prepared = [(group, *self._prepare(group)) for group in self._foreach_groups(moves)]
+        prepared = self._prepare(self._foreach_groups(moves))
         for group, directions, scales in prepared:
             add_scaled_(self._weights(group), directions, scales)
             self._project(group)
@@ -80,20 +82,27 @@ class Block:
             groups.setdefault(key, []).append(move)
         return list(groups.values())
 
-    def _prepare(self, group: Sequence[Move]) -> tuple[list[Tensor], Tensor]:
-        """Save what moves for the first time; return the directions and their scales ``[L]``."""
-        directions = [_as_real(move.direction.to(move.param.dtype)) for move in group]
-        places = shard_groups(group[0].param)
-        if group[0].param in self._layers:
+    def _prepare(self, groups: list[list[Move]]) -> list[tuple[list[Move], list[Tensor], Tensor]]:
+        """Save what moves for the first time; return each group's directions and scales ``[L]``."""
+        directions = [[_direction(move) for move in group] for group in groups]
+        fresh = [
+            [_as_real(move.param) for move in group if move.param not in self._layers]
+            for group in groups
+        ]
+        # All at once, since parts that lie in other processes cost a collective.
+        norms = whole_norms(
+            [weights + along for weights, along in zip(fresh, directions, strict=True)],
+            [shard_groups(group[0].param) for group in groups],
+        )
+        prepared = []
+        for group, weights, along, norm in zip(groups, fresh, directions, norms, strict=True):
+            if weights:
+                self._save(group, weights, norm[: len(group)])
+            step_size, direction_norms = group[0].step_size, norm[-len(group) :]
             weight_norms = self._weight_norms(group)
-            direction_norms = whole_norms(directions, places)
-        else:
-            weights = [_as_real(move.param) for move in group]
-            # Together, since parts that lie in other processes cost a collective.
-            weight_norms, direction_norms = whole_norms([*weights, *directions], places).chunk(2)
-            self._save(group, weights, weight_norms)
-        step_size = group[0].step_size
-        return directions, step_scales(weight_norms, direction_norms, step_size, self.epsilon)
+            scales = step_scales(weight_norms, direction_norms, step_size, self.epsilon)
+            prepared.append((group, along, scales))
+        return prepared
 
     def _save(self, group: Sequence[Move], weights: list[Tensor], weight_norms: Tensor) -> None:
         backups = clone_tensors(weights)
@@ -111,15 +120,20 @@ class Block:
         if self.constraint == "element":
             project_element_(weights, backups, gamma)
         # A way no longer than the radius cannot have left the ball, unless epsilon stretched it.
-        elif self.epsilon > 0 or self._layers[group[0].param].travelled > gamma:
-            norms = partial(whole_norms, groups=shard_groups(group[0].param))
-            project_layer_(weights, backups, gamma * self._weight_norms(group), norms)
+        elif self.epsilon > 0 or self._layers[group[0].param].travelled > gamma * _ROUNDING:
+            places = [shard_groups(group[0].param)]
+            radii = gamma * self._weight_norms(group)
+            project_layer_(weights, backups, radii, lambda away: whole_norms([away], places)[0])
 
     def _weights(self, group: Sequence[Move]) -> list[Tensor]:
         return [self._layers[move.param].weight for move in group]
 
     def _weight_norms(self, group: Sequence[Move]) -> Tensor:
         return torch.cat([self._layers[move.param].norm for move in group])
+
+
+def _direction(move: Move) -> Tensor:
+    return _as_real(placed_like(move.direction.to(move.param.dtype), move.param))
 
 
 def _as_real(tensor: Tensor) -> Tensor:

@@ -4,6 +4,8 @@ A norm of the local part is the shard's, not the layer's: the squares are summed
 dimensions that shard, for all layers in one collective per dimension. Replicas are not summed.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed
 from torch import Tensor
@@ -25,6 +27,13 @@ def local_part(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def placed_like(direction: Tensor, tensor: Tensor) -> Tensor:
+    """Return a direction spread over processes exactly as ``tensor`` is."""
+    if is_sharded(direction) and direction.placements != tensor.placements:  # type: ignore[attr-defined]
+        direction = direction.redistribute(placements=tensor.placements)  # type: ignore[attr-defined]
+    return direction
+
+
 def shard_groups(tensor: Tensor) -> tuple[ProcessGroup, ...]:
     """Return the process groups over which the parts of a tensor lie; none for a whole tensor."""
     if not is_sharded(tensor):
@@ -35,15 +44,37 @@ def shard_groups(tensor: Tensor) -> tuple[ProcessGroup, ...]:
     )
 
 
-def whole_norms(tensors: list[Tensor], groups: tuple[ProcessGroup, ...]) -> Tensor:
-    """Return the norms ``[L]`` of the tensors whose parts here are ``tensors``."""
-    norms = frobenius_norms(tensors)
-    if not groups:
-        return norms
-    squares = norms.square()
-    for group in groups:
-        torch.distributed.all_reduce(squares, group=group)
-    return squares.sqrt()
+def whole_norms(
+    lists: Sequence[list[Tensor]], groups: Sequence[tuple[ProcessGroup, ...]]
+) -> list[Tensor]:
+    """Return the norms of whole tensors, list by list, from the parts that lie here.
+
+    Args:
+        lists: of each tensor the part here, in lists of one dtype.
+        groups: for each list, over which process groups its tensors are spread.
+
+    Returns:
+        For each list its norms, shape ``[L]``. Lists that lie over the same groups share their
+        collectives, one for each group.
+    """
+    norms = [frobenius_norms(tensors) for tensors in lists]
+    for spread in dict.fromkeys(place for place in groups if place):
+        mine = [i for i, place in enumerate(groups) if place == spread]
+        squares = torch.cat([norms[i].square() for i in mine])
+        for group in spread:
+            torch.distributed.all_reduce(squares, group=group)
+        parts = torch.split(squares.sqrt(), [len(lists[i]) for i in mine])
+        for i, part in zip(mine, parts, strict=True):
+            norms[i] = part
+    return norms
+
+
+def any_nonzero(tensor: Tensor) -> bool:
+    """Whether a tensor holds anything but zeros; all processes that have a part must ask."""
+    found = local_part(tensor).any().int()
+    for group in shard_groups(tensor):
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX, group=group)
+    return bool(found)
 
 
 def part_like(whole: Tensor, tensor: Tensor) -> Tensor:
@@ -56,4 +87,4 @@ def part_like(whole: Tensor, tensor: Tensor) -> Tensor:
     sizes, offsets = compute_local_shape_and_global_offset(whole.shape, mesh, placements)
     for dim, (size, offset) in enumerate(zip(sizes, offsets, strict=True)):
         whole = whole.narrow(dim, min(offset, whole.shape[dim]), size)
-    return whole
+    return whole.clone()  # a view would keep the whole alive, one for every tensor

@@ -17,7 +17,7 @@ from torch_awp.arguments import (
     checked_select,
 )
 from torch_awp.block import Block, Move
-from torch_awp.sharding import local_part
+from torch_awp.sharding import any_nonzero
 
 Closure = Callable[[], Any]
 Constraint = Literal["layer", "element"]
@@ -208,7 +208,7 @@ class WeightPerturbation(Optimizer):
             return False
         params = [param for group in self.param_groups for param in group["params"]]
         grads = [param.grad for param in params if param.grad is not None]
-        return bool(grads) and not any(local_part(grad).any() for grad in grads)
+        return bool(grads) and not any(any_nonzero(grad) for grad in grads)
 
     # -- being the base --------------------------------------------------------------------------
 
