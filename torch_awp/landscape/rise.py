@@ -30,7 +30,8 @@ def sharpness(
     r"""Return how much the loss rises near the weights, in a ball relative to each layer's norm.
 
     With :math:`\lVert v_l \rVert \le \mathrm{gamma} \cdot \lVert w_l \rVert` for every tensor
-    :math:`l` (Eq. 11 of Yue et al. 2024), so that models of different scales compare:
+    :math:`l` (Eq. 11 of Yue et al. 2024), so that models of different scales compare at one
+    ``gamma`` and the same settings:
 
     * ``"worst"``: :math:`\max_v L(w + v) - L(w)`, the highest loss met by the projected ascent of
       :class:`~torch_awp.AdversarialWeightPerturbation` (Eq. 10 and 12). At least 0, and a lower
@@ -104,20 +105,17 @@ class _Ball:
 
     def climb(self, steps: int, step_size: float) -> list[Tensor]:
         """The losses from the center upwards, ``steps + 1`` of them."""
-        with preserved(self.model, []) as snapshot, self._block() as block:
+        with preserved(self.model, []) as snapshot, self._block() as block, torch.enable_grad():
             for weight in self.weights:
                 weight.requires_grad_(True)
             losses = []
-            for _ in range(steps):
+            for step in range(steps + 1):
                 snapshot.rewind()
-                losses.append(self._loss_with_gradients())
-                block.move(
-                    Move(weight, weight.grad, self.gamma, step_size)
-                    for weight in self.weights
-                    if weight.grad is not None
-                )
-            snapshot.rewind()
-            return [*losses, evaluate(self.model, self.loss_fn)]
+                loss = self._loss_with_graph()
+                losses.append(loss.detach().clone())
+                if step < steps:
+                    block.move(self._uphill(loss, step_size))
+            return losses
 
     def sample(self, samples: int, generator: Generator | None) -> list[Tensor]:
         """The losses at the center and at random places, ``samples + 1`` of them."""
@@ -142,15 +140,21 @@ class _Ball:
         finally:
             insist(block.restore)
 
-    def _loss_with_gradients(self) -> Tensor:
+    def _loss_with_graph(self) -> Tensor:
+        loss = scalar(self.loss_fn(self.model))
+        if not loss.requires_grad:
+            raise ValueError(
+                "loss_fn(model) must have an autograd graph for mode='worst', got a loss without: "
+                "compute it from the model's tensors, outside torch.no_grad()"
+            )
+        return loss
+
+    def _uphill(self, loss: Tensor, step_size: float) -> list[Move]:
         for param in self.model.parameters():
             param.grad = None
-        with torch.enable_grad():
-            loss = scalar(self.loss_fn(self.model))
-            if not loss.requires_grad:
-                raise ValueError(
-                    "loss_fn(model) must have an autograd graph for mode='worst', got a loss "
-                    "without: compute it from the model's tensors, outside torch.no_grad()"
-                )
-            torch.autograd.backward(loss)
-        return loss.detach().clone()
+        torch.autograd.backward(loss)
+        return [
+            Move(weight, weight.grad, self.gamma, step_size)
+            for weight in self.weights
+            if weight.grad is not None
+        ]
