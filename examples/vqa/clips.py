@@ -17,7 +17,7 @@ from vqa.fragments import (
     draw_offsets,
 )
 from vqa.labels import LabelListError, read_label_list
-from vqa.quality_planes import quality_planes
+from vqa.quality_planes import PLANES, quality_planes
 from vqa.video import VideoError, read_frames
 
 
@@ -72,7 +72,10 @@ def load_clips(label_list: Path) -> LumaClips:
 
 def to_planes(clips: LumaClips) -> PlaneClips:
     """Quality planes of whole frames, computed once; half precision halves the memory."""
-    planes = torch.stack([quality_planes(luma).half() for luma in clips.luma])
+    videos, *size = clips.luma.shape
+    planes = torch.empty(videos, PLANES, *size, dtype=torch.float16)
+    for video, luma in zip(planes, clips.luma, strict=True):
+        video.copy_(quality_planes(luma))
     return PlaneClips(planes, clips.scores)
 
 

@@ -152,11 +152,8 @@ def _write_parts(folder: Path, settings: MiniUgcSettings, processes: int) -> Non
     recipes = list(_recipes(settings))
     for part in PARTS:
         (folder / part).mkdir()
-    context = get_context("spawn")
-    # One thread per process: more would only fight over the cores.
-    with ProcessPoolExecutor(processes, context, torch.set_num_threads, (1,)) as pool:
-        jobs = pool.map(_make_clip, recipes, [folder] * len(recipes), chunksize=8)
-        qualities = list(tqdm(jobs, "mini-UGC", len(recipes), unit="clip"))
+    made = _make_clips(recipes, folder, processes)
+    qualities = list(tqdm(made, "mini-UGC", len(recipes), unit="clip"))
     scores = rate(qualities, settings.opinion, np.random.default_rng(settings.seed))
     videos = [
         LabelledVideo(recipe.path, settings.frames / FRAME_RATE, float(FRAME_RATE), float(score))
@@ -164,6 +161,17 @@ def _write_parts(folder: Path, settings: MiniUgcSettings, processes: int) -> Non
     ]
     for part in PARTS:
         write_label_list(folder / f"{part}.txt", [v for v in videos if v.path.startswith(part)])
+
+
+def _make_clips(recipes: list[_Recipe], folder: Path, processes: int) -> Iterator[float]:
+    folders = [folder] * len(recipes)
+    if processes == 1:
+        yield from map(_make_clip, recipes, folders)
+        return
+    context = get_context("spawn")
+    # One thread per process: more would only fight over the cores.
+    with ProcessPoolExecutor(processes, context, torch.set_num_threads, (1,)) as pool:
+        yield from pool.map(_make_clip, recipes, folders, chunksize=8)
 
 
 def _recipes(settings: MiniUgcSettings) -> Iterator[_Recipe]:

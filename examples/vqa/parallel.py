@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_EXCEPTION,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    wait,
+)
 from multiprocessing import get_context
 from multiprocessing.sharedctypes import Synchronized
 
@@ -51,7 +58,12 @@ def _train_missing(
     steps: Synchronized[int] = context.Value("q", 0)
     # As arrays, because tensors would travel through shared memory, which containers are short of.
     arrays = {part: (c.luma.numpy(), c.scores.numpy()) for part, c in clips.items()}
-    pool = ProcessPoolExecutor(processes, context, _start_worker, (arrays, store, steps))
+    held = (arrays, store, steps)
+    pool: Executor
+    if processes == 1:  # starting a process would take longer than a short run
+        pool = ThreadPoolExecutor(1, initializer=_start_worker, initargs=held)
+    else:
+        pool = ProcessPoolExecutor(processes, context, _start_worker, held)
     try:
         futures = [pool.submit(_work, method, seed, settings) for method, seed in jobs]
         _show_progress(futures, steps, settings.training.steps)

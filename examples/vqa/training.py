@@ -36,7 +36,7 @@ def warm_up_cosine(step: int, steps: int, warm_up: float) -> float:
     rise = max(1, round(warm_up * steps))
     if step < rise:
         return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / (steps - rise)))
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
 def adamw(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:

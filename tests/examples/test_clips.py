@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from video_files import textured_clip, write_video
+
 from vqa.clips import (
     FragmentSampling,
     PlaneClips,

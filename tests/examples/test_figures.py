@@ -3,6 +3,7 @@
 import pytest
 import torch
 from matplotlib.figure import Figure
+
 from vqa.figures import draw_contours, draw_curves, draw_gaps, draw_surface
 
 ALPHAS = torch.linspace(-1, 1, 5)

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from vqa.fragments import (
     centre_offsets,
     clip_frame_indices,
@@ -33,7 +34,6 @@ def small_frames() -> torch.Tensor:
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_fragments_are_the_published_ones(size):
-    frames, height, width = size
     key = "fragments_seed0/{}x{}x{}".format(*size)
     offsets = (torch.tensor(SPATIAL[f"{key}/{name}"])[None] for name in ("rnd_h", "rnd_w"))
 
@@ -47,14 +47,13 @@ def test_fragments_are_the_published_ones(size):
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_offsets_are_drawn_as_the_published_sampler_draws_them(size):
-    frames, height, width = size
     key = "fragments_seed0/{}x{}x{}".format(*size)
 
     rows, columns = draw_offsets(
         1,
         (7, 7),
-        (height // 7 - 32, width // 7 - 32),
-        segments=frames // 32,
+        (size[1] // 7 - 32, size[2] // 7 - 32),
+        segments=size[0] // 32,
         generator=torch.Generator().manual_seed(0),
     )
 

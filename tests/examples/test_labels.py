@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from vqa.labels import LabelledVideo, LabelListError, read_label_list, write_label_list
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from vqa.metrics import agreement, rescale
 
 CONFORMANCE = np.load(Path(__file__).parents[1] / "data" / "losses_metrics.npz")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from vqa.models import build_model
 
 

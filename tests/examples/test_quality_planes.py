@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 from scipy import ndimage
+
 from vqa.quality_planes import PLANES, quality_planes
 
 

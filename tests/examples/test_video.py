@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from video_files import numbered_clip, textured_clip, write_video
+
 from vqa.video import VideoError, decode, encode, read_frames
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
 from vqa.video import Codec, encode
 
 Pixels = NDArray[np.uint8]

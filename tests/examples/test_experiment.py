@@ -1,0 +1,130 @@
+"""One run: comparable over methods, measured on all parts, kept on disk."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from vqa.clips import FragmentSampling, PlaneClips, fixed_views
+from vqa.evaluation import evaluate, predict
+from vqa.experiment import (
+    ExperimentSettings,
+    Gammas,
+    LandscapeSettings,
+    Run,
+    curve_positions,
+    run_method,
+)
+from vqa.models import build_model
+from vqa.run_store import RunStore
+from vqa.training import TrainingSettings
+
+SETTINGS = ExperimentSettings(
+    width=4,
+    gammas=Gammas(rwp=0.05, awp=0.05, awp_previous=0.05),
+    views=2,
+    sampling=FragmentSampling(grid=2, patch=8, frames=2),
+    training=TrainingSettings(steps=3, batch=4),
+    landscape=LandscapeSettings(points=3),
+)
+
+
+def part(seed: int) -> PlaneClips:
+    generator = torch.Generator().manual_seed(seed)
+    planes = torch.randn(6, 3, 5, 24, 24, generator=generator).half()
+    return PlaneClips(planes, torch.rand(6, generator=generator) * 4 + 1)
+
+
+PARTS = {"train": part(0), "test": part(1), "ood": part(2)}
+
+
+@pytest.fixture(scope="module")
+def run() -> Run:
+    return run_method("awp", 0, SETTINGS, PARTS)
+
+
+def without_time(run: Run) -> Run:
+    return replace(run, seconds_per_step=0.0)
+
+
+def test_every_method_has_its_own_gamma():
+    gammas = Gammas(rwp=0.1, awp=0.2, awp_previous=0.3)
+
+    assert [gammas.of(method) for method in ("plain", "rwp", "awp", "awp-previous")] == [
+        0.0,
+        0.1,
+        0.2,
+        0.3,
+    ]
+
+
+def test_gap_is_train_minus_test(run):
+    assert run.gap.srcc == run.train.srcc - run.test.srcc
+    assert run.gap.plcc == run.train.plcc - run.test.plcc
+
+
+def test_a_run_is_reproducible(run):
+    assert without_time(run_method("awp", 0, SETTINGS, PARTS)) == without_time(run)
+
+
+def test_another_seed_is_another_run(run):
+    assert run_method("awp", 1, SETTINGS, PARTS).train != run.train
+
+
+@pytest.mark.parametrize("method", ["rwp", "awp", "awp-previous"])
+def test_methods_are_paired_so_that_without_perturbation_they_agree(method):
+    still = replace(SETTINGS, gammas=Gammas(0.0, 0.0, 0.0))
+    plain = run_method("plain", 0, still, PARTS)
+
+    assert replace(run_method(method, 0, still, PARTS), method="plain", seconds_per_step=0.0) == (
+        without_time(plain)
+    )
+
+
+def test_the_loss_curve_goes_through_the_trained_weights(run):
+    assert curve_positions(SETTINGS.landscape).tolist() == [-0.5, 0.0, 0.5]
+    assert len(run.curve) == 3
+
+
+def test_sharpness_is_a_rise(run):
+    assert run.sharpness > 0
+    wider = replace(SETTINGS, landscape=LandscapeSettings(radius=0.2, points=3))
+    assert run_method("awp", 0, wider, PARTS).sharpness > run.sharpness
+
+
+def test_a_clips_score_is_the_mean_over_its_views():
+    model = build_model("tiny_fast_vqa", width=4)
+    views = fixed_views(PARTS["test"], SETTINGS.sampling, views=3, seed=0)
+
+    scores = predict(model, views)
+
+    torch.testing.assert_close(scores, sum(model(view) for view in views).detach() / 3)
+    assert evaluate(model, views, scores).srcc == pytest.approx(1.0)
+    assert model.training
+
+
+def test_a_finished_run_is_read_back_as_it_was(run, tmp_path):
+    store = RunStore(tmp_path, {"steps": 3})
+    assert store.load("awp", 0) is None
+
+    store.save(run)
+
+    assert store.load("awp", 0) == run
+    assert store.load("awp", 1) is None
+    assert store.load("plain", 0) is None
+
+
+def test_runs_of_another_configuration_are_not_picked_up(run, tmp_path):
+    RunStore(tmp_path, {"steps": 3}).save(run)
+
+    assert RunStore(tmp_path, {"steps": 4}).load("awp", 0) is None
+
+
+def test_an_unfinished_file_is_no_run(run, tmp_path):
+    store = RunStore(tmp_path, {})
+    store.save(run)
+    (finished,) = tmp_path.rglob("*.json")
+
+    finished.rename(finished.with_suffix(".4711"))
+
+    assert store.load("awp", 0) is None
