@@ -4,14 +4,19 @@ A norm of the local part is the shard's, not the layer's: the squares are summed
 dimensions that shard, for all layers in one collective per dimension. Replicas are not summed.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
 from torch_awp.perturbation import frobenius_norms
+
+if TYPE_CHECKING:  # torch can be built without it
+    from torch.distributed import ProcessGroup
 
 
 def is_sharded(tensor: Tensor) -> bool:
