@@ -29,6 +29,7 @@ from torch_awp.landscape import (
     interpolation_curve,
     loss_curve,
     loss_surface,
+    sharpness,
 )
 
 NETWORKS = [(Residual, image_loss), (TiedTransformer, token_loss)]
@@ -298,11 +299,16 @@ def test_the_operations_of_a_point_do_not_depend_on_the_number_of_tensors():
 
 
 def test_nothing_waits_for_an_accelerator():
-    waits = [
-        operations_of(depth, points).count("aten::_local_scalar_dense")
-        for depth, points in [(1, 1), (12, 9)]
-    ]
-    assert waits[0] == waits[1]  # the positions, which lie on the host, are checked once
+    # Tensors on meta have no values: whoever asks for one fails.
+    model = Residual().to("meta")
+    first = filter_normalized_direction(model)
+    second = filter_normalized_direction(model, orthogonal_to=first)
+    assert all(vector.is_meta for vector in second.values())
+    assert loss_curve(model, lambda _: 0.5, first, [0.0, 1.0]).tolist() == [0.5, 0.5]
+    assert loss_surface(model, lambda _: 0.5, (first, second), [1.0], [2.0]).tolist() == [[0.5]]
+    state = model.state_dict()
+    assert interpolation_curve(model, lambda _: 0.5, state, state, [0.5]).tolist() == [0.5]
+    assert sharpness(model, lambda _: 0.5, 0.1, mode="average") == 0.0
 
 
 def test_the_loss_runs_without_a_graph():

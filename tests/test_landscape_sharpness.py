@@ -127,6 +127,12 @@ def test_one_step_finds_the_loss_that_the_optimizer_trains_on(build, loss_fn, co
         assert found == pytest.approx((loss_fn(twin) - clean).item(), rel=1e-9)
 
 
+def test_the_highest_loss_on_the_way_counts_not_the_last():
+    model = Bowl(scale=-1.0)  # its top is at zero; the ascent steps over it to -w / 2 and back to w
+    found = sharpness(model, own_loss, 1.5, steps=2, step_size=1.5)
+    assert found == pytest.approx(model.norm() ** 2 * (1 - 0.5**2) / 2)
+
+
 def test_at_a_maximum_nothing_rises():
     model = quadratic(offset=-5.0)
     model.curvature, model.minimum = -model.curvature, model.flat().detach()

@@ -108,7 +108,7 @@ def scalar(loss: Tensor | float) -> Tensor:
 def _random_state(tensors: list[Tensor]) -> list[RandomState]:
     """Torch's global random states that a model on the tensors' devices can draw from."""
     states: list[RandomState] = [(torch.set_rng_state, torch.get_rng_state())]
-    for device in {tensor.device for tensor in tensors} - {torch.device("cpu")}:
+    for device in {t.device for t in tensors if t.device.type not in ("cpu", "meta")}:
         backend = torch.get_device_module(device)
         place = {} if device.type == "mps" else {"device": device}  # there is one mps device
         states.append((partial(backend.set_rng_state, **place), backend.get_rng_state(**place)))
