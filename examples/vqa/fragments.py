@@ -68,7 +68,7 @@ def cut_fragments(
     Raises:
         ValueError: the frames are smaller than the grid of patches, or S does not divide T.
     """
-    clips, _, time, height, width = frames.shape
+    clips, planes, time, height, width = frames.shape
     _, grid_rows, grid_columns, segments = row_offsets.shape
     if height < grid_rows * patch[0] or width < grid_columns * patch[1]:
         raise ValueError(
@@ -81,16 +81,14 @@ def cut_fragments(
         )
     top = _cell_starts(height, grid_rows, patch[0])[:, None, None] + row_offsets
     left = _cell_starts(width, grid_columns, patch[1])[:, None] + column_offsets
-    # Index tensors [B, S, grid rows, patch rows, grid columns, patch columns].
+    # Pixel numbers in a frame, [B, S, grid rows, patch rows, grid columns, patch columns].
     y = top.permute(0, 3, 1, 2)[:, :, :, None, :, None] + torch.arange(patch[0])[:, None, None]
     x = left.permute(0, 3, 1, 2)[:, :, :, None, :, None] + torch.arange(patch[1])
-    batch = torch.arange(clips).view(-1, 1, 1, 1, 1, 1)
-    by_segment = frames.reshape(clips, -1, segments, time // segments, height, width).movedim(2, 1)
-    segment = torch.arange(segments).view(-1, 1, 1, 1, 1)
-    patches = by_segment[batch, segment, :, :, y, x]
-    # [B, S, rows, patch, columns, patch, C, T/S] -> [B, C, T, H', W']
-    ordered: Tensor = patches.permute(0, 6, 1, 7, 2, 3, 4, 5)
-    return ordered.flatten(6, 7).flatten(4, 5).flatten(2, 3)
+    places = (y * width + x).reshape(clips, 1, segments, 1, -1)
+    each = time // segments
+    pixels = frames.reshape(clips, planes, segments, each, height * width)
+    cut = pixels.gather(-1, places.expand(-1, planes, -1, each, -1))
+    return cut.reshape(clips, planes, time, grid_rows * patch[0], grid_columns * patch[1])
 
 
 def _cell_starts(length: int, cells: int, patch: int) -> Tensor:
