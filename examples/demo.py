@@ -45,6 +45,12 @@ class Demo:
     data: MiniUgcSettings = field(default_factory=MiniUgcSettings)
     experiment: ExperimentSettings = field(default_factory=ExperimentSettings)
 
+    def __post_init__(self) -> None:
+        for name, values in (("methods", self.methods), ("seeds", self.seeds)):
+            # A seed that counts twice would make differences look surer than they are.
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name}: expected one or more, each once, got {values}")
+
 
 def main(demo: Demo) -> None:
     """Build the data, train every method from every seed, print and write the results."""

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from demo import Demo
+
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -71,6 +73,12 @@ def test_the_results_say_what_they_were_made_with(first):
     assert {"python", "torch", "torch_awp", "av"} <= set(document["configuration"]["versions"])
     assert document["device"].startswith("cpu")
     assert document["wall_seconds"] > 0
+
+
+@pytest.mark.parametrize("seeds", [(), (0, 1, 0)], ids=["none", "twice"])
+def test_every_seed_counts_once(seeds):
+    with pytest.raises(ValueError, match="seeds: expected one or more, each once"):
+        Demo(seeds=seeds)
 
 
 def test_the_scores_are_called_synthetic(first):
