@@ -8,7 +8,8 @@ from torch.optim import Optimizer
 
 from torch_awp.arguments import Select, checked_choice, checked_integer, checked_real
 from torch_awp.block import Move
-from torch_awp.wrapper import Closure, Constraint, WeightPerturbation
+from torch_awp.closures import Closure
+from torch_awp.wrapper import Constraint, WeightPerturbation
 
 GRADIENT_KEY = "perturb_gradient"
 

@@ -71,6 +71,19 @@ class Block:
             torch._foreach_copy_(weights, backups)
         torch.clear_autocast_cache()
 
+    @torch.no_grad()
+    def relative_distance(self, params: Iterable[Tensor]) -> float:
+        """Return ``||v|| / ||w||`` of all tensors among ``params`` together that have moved."""
+        squares = [0.0, 0.0]
+        for param in params:
+            if layer := self._layers.get(param):
+                wide = torch.promote_types(layer.weight.dtype, torch.float32)
+                away = layer.weight.to(wide) - layer.backup.to(wide)
+                distance = whole_norms([[away]], [shard_groups(param)])[0]
+                for i, norm in enumerate((distance, layer.norm)):
+                    squares[i] += norm.double().square().item()
+        return (squares[0] / squares[1]) ** 0.5 if squares[1] > 0 else 0.0
+
     def _foreach_groups(self, moves: Iterable[Move]) -> list[list[Move]]:
         """Group what one foreach call can take: same place, dtype, magnitudes and past."""
         groups: dict[object, list[Move]] = {}

@@ -9,8 +9,9 @@ from torch.optim import Optimizer
 
 from torch_awp.arguments import Select
 from torch_awp.block import Move
+from torch_awp.closures import Closure
 from torch_awp.sharding import part_like
-from torch_awp.wrapper import Closure, Constraint, WeightPerturbation
+from torch_awp.wrapper import Constraint, WeightPerturbation
 
 GENERATOR_KEY = "perturb_generator"
 

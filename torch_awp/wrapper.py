@@ -1,9 +1,10 @@
 """What both wrappers share: a base optimizer shown as one's own, and when and how to perturb."""
 
+import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,13 +18,23 @@ from torch_awp.arguments import (
     checked_select,
 )
 from torch_awp.block import Block, Move
+from torch_awp.closures import Closure, clearing
 from torch_awp.sharding import any_nonzero
 
-Closure = Callable[[], Any]
 Constraint = Literal["layer", "element"]
 
 GAMMA_KEY = "perturb_gamma"
 STEP_KEY = "perturb_step"
+
+# Below half the spacing between numbers most moves of a weight relative to itself round away.
+_SMALLEST_GAMMA = {dtype: torch.finfo(dtype).eps / 2 for dtype in (torch.bfloat16, torch.float16)}
+
+
+class RealisedGamma(NamedTuple):
+    """How far a parameter group moved, relative to its weights, beside what was asked for."""
+
+    asked: float
+    realised: float
 
 
 class Shared:
@@ -32,6 +43,7 @@ class Shared:
     def __init__(self) -> None:
         self.block: Block | None = None
         self.gradients: dict[Tensor, Tensor] | None = None
+        self.warned = False
 
 
 class WeightPerturbation(Optimizer):
@@ -96,7 +108,8 @@ class WeightPerturbation(Optimizer):
             The loss of the closure's first call, or what the base returns where there is none.
 
         Raises:
-            RuntimeError: inside a :meth:`perturb` block, or if the base never calls the closure.
+            RuntimeError: inside a :meth:`perturb` block, if the base never calls the closure, or
+                if the closure adds to older gradients on a step that perturbs.
         """
         self._refuse_inside_block("step")
         is_probe = closure is None and self._is_state_probe()
@@ -112,6 +125,9 @@ class WeightPerturbation(Optimizer):
 
     def _step_with_closure(self, closure: Closure) -> Any:
         perturbs = self._perturbs_now()
+        if perturbs:
+            params = [p for group in self.param_groups for p in group["params"]]
+            closure = clearing(closure, params)
         first_losses = []
 
         def closure_for_base() -> Any:
@@ -160,6 +176,38 @@ class WeightPerturbation(Optimizer):
         if block.active:
             block.move(self._moves())
 
+    def realised_gammas(self) -> list[RealisedGamma]:
+        """Measure how far the weights are from home now; inside a :meth:`perturb` block.
+
+        This waits for the accelerator and, where weights are sharded, for the other processes,
+        all of which must ask.
+
+        Returns:
+            For each parameter group the gamma asked for and the realised ``||v|| / ||w||`` of all
+            its tensors together that had a direction; 0 where none had.
+
+        Raises:
+            RuntimeError: outside a block.
+        """
+        block = self._shared.block
+        if block is None:
+            raise RuntimeError("realised_gammas() outside a perturb() block: enter one first")
+        records = []
+        for group, gamma in zip(self.param_groups, self._group_gammas(), strict=True):
+            records.append(RealisedGamma(gamma, block.relative_distance(group["params"])))
+        return records
+
+    def _warn_if_too_small(self, gamma: float, dtype: torch.dtype) -> None:
+        if gamma < _SMALLEST_GAMMA.get(dtype, 0.0) and not self._shared.warned:
+            self._shared.warned = True
+            warnings.warn(
+                f"gamma={gamma:g} is below {_SMALLEST_GAMMA[dtype]:g}, half the relative spacing "
+                f"of {dtype} parameters: most of the perturbation rounds away. Use a larger gamma "
+                "or float32 parameters (under autocast, say); realised_gammas() inside perturb() "
+                "measures what is left",
+                stacklevel=2,
+            )
+
     def _refuse_inside_block(self, what: str) -> None:
         if self._shared.block is not None:
             raise RuntimeError(f"{what}() inside a perturb() block: leave the block first")
@@ -189,6 +237,7 @@ class WeightPerturbation(Optimizer):
             for param, name in zip(params, names, strict=True):
                 if gamma > 0 and param not in seen and self._may_move(name, param):
                     seen.add(param)
+                    self._warn_if_too_small(gamma, param.dtype)
                     yield param, gamma
 
     def _may_move(self, name: str, param: Tensor) -> bool:

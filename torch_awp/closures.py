@@ -1,0 +1,52 @@
+"""A closure that a perturbation calls must clear the gradients before it computes new ones."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+Closure = Callable[[], Any]
+
+
+def clearing(closure: Closure, params: Sequence[Tensor]) -> Closure:
+    """Return the closure, made to raise where it adds to gradients that are there already.
+
+    Those belong to other weights (another batch at ``w``, the ascent), so the sum would be neither
+    the gradient at ``w`` nor that at ``w + v``. Trainers that accumulate gradients do this.
+
+    Args:
+        closure: the closure of a ``step(closure)`` that perturbs.
+        params: the tensors whose gradients it computes; the first with a gradient is watched.
+    """
+
+    def checked() -> Any:
+        for param in params:
+            if param.requires_grad and param.grad is not None:
+                return _call_watching(closure, param, param.grad)
+        return closure()
+
+    return checked
+
+
+def _call_watching(closure: Closure, param: Tensor, older: Tensor) -> Any:
+    version = older._version
+    added: list[bool] = []
+
+    def just_before_adding(_: Tensor) -> None:
+        if not added:
+            untouched = param.grad is older and older._version == version
+            # `grad.data.zero_()` leaves no trace but its zeros.
+            added.append(untouched and bool(older.any()))
+
+    handle = param.register_hook(just_before_adding)  # type: ignore[no-untyped-call]
+    try:
+        loss = closure()
+    finally:
+        handle.remove()
+    if any(added):
+        raise RuntimeError(
+            "the closure added to gradients that were there before: clear them in it, and to "
+            "accumulate over batches (Lightning's automatic accumulate_grad_batches, say) use the "
+            "block form, perturb()"
+        )
+    return loss
