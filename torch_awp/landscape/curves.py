@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, distributed, nn
 
-from torch_awp.landscape.direction import Direction, checked_direction, is_continuous
+from torch_awp.landscape.direction import Direction, checked_direction, is_continuous, wide
 from torch_awp.landscape.preserved import LossFunction, evaluate, preserved
 
 if TYPE_CHECKING:
@@ -170,18 +170,27 @@ def _losses_along(
     if process_group is not None:
         directions = [_first_ranks(direction, process_group) for direction in directions]
     params = dict(model.named_parameters())
-    zeros = {name: torch.zeros_like(vector) for d in directions for name, vector in d.items()}
-    weights: list[Tensor] = [params[name] for name in zeros]
-    vectors = [list({**zeros, **direction}.values()) for direction in directions]
+    weights = {name: params[name] for direction in directions for name in direction}
+    vectors = [
+        [
+            direction[name] if name in direction else torch.zeros_like(w, dtype=wide(w.dtype))
+            for name, w in weights.items()
+        ]
+        for direction in directions
+    ]
+    moving: list[Tensor] = list(weights.values())
 
     def place(*position: float) -> None:
-        if weights and any(position):  # adding zeros would turn -0.0 into 0.0
-            shift = list(torch._foreach_mul(vectors[0], position[0]))
-            for vector, coordinate in zip(vectors[1:], position[1:], strict=True):
-                torch._foreach_add_(shift, vector, alpha=coordinate)
-            torch._foreach_add_(weights, shift, alpha=1)  # rounded once, also in half precision
+        # Leaving out zeros: adding one would turn -0.0 into 0.0.
+        moves = [(vector, c) for vector, c in zip(vectors, position, strict=True) if vector and c]
+        if len(moves) > 1:  # rounded once, also in half precision
+            shift = list(torch._foreach_mul(moves[0][0], moves[0][1]))
+            torch._foreach_add_(shift, moves[1][0], alpha=moves[1][1])
+            moves = [(shift, 1)]
+        for vector, coordinate in moves:
+            torch._foreach_add_(moving, vector, alpha=coordinate)
 
-    return _losses(model, loss_fn, weights, place, points, process_group)
+    return _losses(model, loss_fn, moving, place, points, process_group)
 
 
 def _losses(

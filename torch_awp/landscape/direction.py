@@ -55,9 +55,12 @@ def filter_normalized_direction(
     """
     weights = {name: p for name, p in model.named_parameters() if is_continuous(p)}
     selected = [name for name, w in weights.items() if is_selected(select, name, w)]
-    direction = {name: torch.zeros_like(w, dtype=wide(w.dtype)) for name, w in weights.items()}
-    for name in selected:
-        direction[name] = _normalized(normal_like(weights[name], generator), weights[name])
+    direction = {
+        name: _normalized(normal_like(w, generator), w)
+        if name in selected
+        else torch.zeros_like(w, dtype=wide(w.dtype))
+        for name, w in weights.items()
+    }
     if orthogonal_to is not None:
         other = checked_direction("orthogonal_to", orthogonal_to, model)
         shared = [name for name in selected if name in other]
