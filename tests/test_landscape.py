@@ -221,6 +221,9 @@ def test_half_precision_weights_are_rounded_once(dtype):
     exact = weight + 0.3 * first["weight"].double() + 0.7 * second["weight"].double()
     assert visited[0].dtype == dtype
     assert (visited[0] != exact.to(dtype)).double().mean() < 0.005
+    loss_surface(model, loss_fn, ({"bias": torch.ones(64)}, second), [0.3], [0.7])
+    exact = weight + 0.7 * second["weight"].double()
+    assert (visited[1] != exact.to(dtype)).double().mean() < 0.005
 
 
 def test_losses_keep_their_type_and_python_floats_are_not_rounded():
