@@ -1,0 +1,99 @@
+"""Hugging Face Accelerate: the block through `optimizer.optimizer`, with its accumulation."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from plain_loop import WRAPS, assert_same_weights, build, loader, network, plain_run, weights
+from torch import nn
+
+
+@pytest.fixture(autouse=True)
+def _forget_the_last_accelerator() -> Iterator[None]:
+    """Its state is shared by a whole process and holds the precision of the first."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def accelerated_run(wrap: str, pieces: int = 1, clip: float | None = None, **options):
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=pieces, **options)
+    plain = network()
+    model, optimizer, batches, scheduler = accelerator.prepare(
+        plain, *_with_loader(*build(wrap, plain), pieces)
+    )
+
+    def backward(x, y) -> None:
+        accelerator.backward(nn.functional.mse_loss(model(x), y))
+
+    held = []
+    for batch in batches:
+        held.append(batch)
+        with accelerator.accumulate(model):
+            backward(*batch)
+            if accelerator.sync_gradients:
+                with optimizer.optimizer.perturb():
+                    optimizer.zero_grad()
+                    for piece in held:
+                        backward(*piece)
+                if clip is not None:
+                    accelerator.clip_grad_norm_(model.parameters(), clip)
+                held.clear()
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+    return accelerator, model, optimizer
+
+
+def _with_loader(optimizer, scheduler, pieces: int):
+    return optimizer, loader(pieces), scheduler
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_it_accumulates_like_one_big_batch(wrap, pieces):
+    _, model, _ = accelerated_run(wrap, pieces)
+    assert_same_weights(weights(model), plain_run(wrap, pieces=pieces))
+
+
+def test_it_clips_the_gradients_the_base_uses():
+    _, model, _ = accelerated_run("awp", clip=0.01)
+    assert_same_weights(weights(model), plain_run("awp", clip=0.01))
+
+
+def test_bf16_autocast_follows_the_run_in_float32():
+    _, model, _ = accelerated_run("awp", mixed_precision="bf16")
+    torch.testing.assert_close(weights(model), plain_run("awp"), rtol=0.1, atol=0.05)
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_the_closure_form_works_too(wrap):
+    accelerator = Accelerator(cpu=True)
+    plain = network()
+    model, optimizer, batches, scheduler = accelerator.prepare(
+        plain, *_with_loader(*build(wrap, plain), 1)
+    )
+    for x, y in batches:
+
+        def closure(x=x, y=y):
+            optimizer.zero_grad()
+            loss = nn.functional.mse_loss(model(x), y)
+            accelerator.backward(loss)
+            return loss
+
+        optimizer.step(closure)
+        scheduler.step()
+    assert_same_weights(weights(model), plain_run(wrap))
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_save_state_and_load_state_bring_everything_back(wrap, tmp_path):
+    accelerator, _, optimizer = accelerated_run(wrap)
+    accelerator.save_state(tmp_path)
+    expected = optimizer.state_dict()
+    again = Accelerator(cpu=True)
+    plain = network()
+    fresh = again.prepare(plain, *_with_loader(*build(wrap, plain), 1))[1]
+    again.load_state(tmp_path)
+    torch.testing.assert_close(fresh.state_dict(), expected, rtol=0, atol=0)
