@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from vqa.losses import quality_loss
 
 from torch_awp import AdversarialWeightPerturbation, RandomWeightPerturbation
+from vqa.losses import quality_loss
 
 DATA = Path(__file__).parent / "data"
 TOLERANCE = {"f64": 1e-14, "f32": 1e-7}
