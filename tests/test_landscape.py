@@ -88,19 +88,6 @@ def test_the_curve_of_a_network_is_its_loss_by_functions(build, loss_fn, trainin
     assert curve[0] != curve[1]
 
 
-def test_the_curve_of_resnet18_is_its_loss_by_functions():
-    model = pytest.importorskip("torchvision").models.resnet18(num_classes=4)
-    images, labels = torch.randn(2, 3, 32, 32), torch.tensor([1, 3])
-
-    def loss_fn(forward):
-        return nn.functional.cross_entropy(forward(images), labels)
-
-    direction = filter_normalized_direction(model)
-    expected = [loss_moved(model, loss_fn, direction, alpha) for alpha in (-0.5, 0.0, 0.5)]
-    curve = loss_curve(model, loss_fn, direction, [-0.5, 0.0, 0.5])
-    torch.testing.assert_close(curve, torch.stack(expected), rtol=1e-4, atol=1e-5)
-
-
 def test_a_surface_contains_both_curves():
     model, axis = Residual(), [-1.0, 0.0, 0.4]
     first, second = noise(model, 0), noise(model, 1)

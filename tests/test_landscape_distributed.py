@@ -8,10 +8,6 @@ from torch import distributed, multiprocessing
 
 from torch_awp.landscape import interpolation_curve, loss_curve, loss_surface
 
-pytestmark = pytest.mark.skipif(
-    not distributed.is_available() or not distributed.is_gloo_available(), reason="needs gloo"
-)
-
 ALPHAS = [-1.0, -0.5, 0.0, 0.5, 1.0]
 
 
