@@ -139,6 +139,13 @@ def test_manual_optimization_under_a_grad_scaler(tmp_path):
     torch.testing.assert_close(measured, expected, rtol=0.05, atol=0.02)  # fp16 forward passes
 
 
+def test_automatic_optimization_under_a_grad_scaler_stays_unperturbed(tmp_path):
+    """A known limit: Lightning calls the closure itself, since the scaler takes none."""
+    module = Automatic("awp")
+    trainer(tmp_path, plugins=[scaling()]).fit(module, loader())
+    assert len(module.losses) == 6
+
+
 def test_a_run_resumes_from_lightnings_checkpoint(tmp_path):
     whole, begun, resumed = (Automatic("rwp") for _ in range(3))
     trainer(tmp_path, max_epochs=2).fit(whole, loader())
