@@ -19,8 +19,9 @@ import tyro
 
 import torch_awp
 from vqa.clips import LumaClips, load_clips
-from vqa.experiment import ExperimentSettings, curve_positions
-from vqa.mini_ugc import PARTS, VERSION, MiniUgcSettings, Part, build_mini_ugc
+from vqa.experiment import ExperimentSettings
+from vqa.loss_landscape import curve_positions
+from vqa.mini_ugc import DEFAULT_FOLDER, PARTS, VERSION, MiniUgcSettings, Part, build_mini_ugc
 from vqa.parallel import run_all
 from vqa.perturbation import Method
 from vqa.report import by_method, conclusions, table, write_results
@@ -34,10 +35,10 @@ _PACKAGES = ("torch", "torchvision", "av", "numpy", "scipy", "scikit-image", "sc
 class Demo:
     """Settings of the demo."""
 
-    data_dir: Path = _REPOSITORY / "data" / "mini-ugc"
+    data_dir: Path = DEFAULT_FOLDER
     """Where the data set is built and kept."""
     output: Path = _REPOSITORY / "runs" / "demo"
-    """Where results.json, results.csv, figure.png and the finished runs go."""
+    """Where results.json, results.csv, figure.png and the finished runs with checkpoints go."""
     methods: tuple[Method, ...] = ("plain", "rwp", "awp", "awp-previous")
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
     processes: int = 2
@@ -79,7 +80,10 @@ def main(demo: Demo) -> None:
     }
     positions = curve_positions(demo.experiment.landscape)
     paths = write_results(demo.output, runs, description, positions)
+    checkpoints = [store.checkpoint(method, demo.seeds[0]) for method in demo.methods]
     print(f"\n{time.perf_counter() - began:.0f} s in all. Written:", *paths, sep="\n  ")
+    print("and a checkpoint of every run. Of the first seed:", *checkpoints, sep="\n  ")
+    print("`python examples/landscape.py --checkpoint FILE ...` draws the loss around them.")
 
 
 def _introduction(demo: Demo, clips: Mapping[Part, LumaClips], built: bool) -> str:

@@ -7,32 +7,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from torch_awp import landscape
+from vqa.checkpoints import Checkpoint
 from vqa.clips import FragmentSampling, PlaneClips, fixed_views
 from vqa.evaluation import evaluate
-from vqa.losses import quality_loss
+from vqa.loss_landscape import LandscapeSettings, loss_on_clips, random_curve, worst_rise
 from vqa.mini_ugc import Part
 from vqa.models import build_model
 from vqa.perturbation import Method, perturbed
 from vqa.training import TrainingSettings, adamw, train
 
-# Evaluation and landscape look at the same fragments in every run.
+# Every run is scored on the same fragments.
 _VIEW_SEED = 0
-
-
-@dataclass(frozen=True)
-class LandscapeSettings:
-    """Where the loss around the trained weights is evaluated."""
-
-    radius: float = 0.02
-    """Relative radius of the ball in which sharpness is the rise of the loss."""
-    ascent_steps: int = 5
-    """Steps by which the worst place in the ball is looked for."""
-    reach: float = 0.5
-    """The curve goes from minus to plus this multiple of a filter-normalised direction."""
-    points: int = 11
 
 
 @dataclass(frozen=True)
@@ -105,62 +92,62 @@ def run_method(
     settings: ExperimentSettings,
     parts: Mapping[Part, PlaneClips],
     on_step: Callable[[], None] = lambda: None,
-) -> Run:
-    """Train from scratch and measure.
+) -> tuple[Run, Checkpoint]:
+    """Train from scratch and measure: what came out and the trained model.
 
     Methods with the same seed begin with the same weights and see the same batches and fragments,
     so that their results can be compared in pairs.
     """
     torch.manual_seed(seed)
-    planes = parts["train"].planes.shape[1]
-    model = build_model("tiny_fast_vqa", planes=planes, width=settings.width)
-    optimizer = perturbed(adamw(model, settings.training), method, settings.gammas.of(method), seed)
+    name, model_settings = _model(parts["train"], settings)
+    model, gamma = build_model(name, **model_settings), settings.gammas.of(method)
+    optimizer = perturbed(adamw(model, settings.training), method, gamma, seed)
     batches = torch.Generator().manual_seed(seed)
     seconds = train(
         model, optimizer, parts["train"], settings.sampling, settings.training, batches, on_step
     )
-    scores = {part: _correlation(model, clips, settings) for part, clips in parts.items()}
-    sharpness, curve = _landscape(model, parts["train"], settings)
-    return Run(
+    checkpoint = Checkpoint(
+        model_name=name,
+        model_settings=model_settings,
+        weights=model.state_dict(),
+        sampling=settings.sampling,
+        rank_weight=settings.training.rank_weight,
         method=method,
         seed=seed,
-        train=scores["train"],
-        test=scores["test"],
-        ood=scores["ood"],
-        gap=Correlation(
-            scores["train"].srcc - scores["test"].srcc, scores["train"].plcc - scores["test"].plcc
-        ),
-        sharpness=sharpness,
-        curve=curve,
-        seconds_per_step=statistics.median(seconds),
+        gamma=gamma,
     )
+    return _measured(checkpoint, model, parts, settings, statistics.median(seconds)), checkpoint
 
 
-def curve_positions(settings: LandscapeSettings) -> Tensor:
-    """Multiples of the direction at which the curve is evaluated, float64 [points]."""
-    return torch.linspace(-settings.reach, settings.reach, settings.points, dtype=torch.float64)
+def _model(clips: PlaneClips, settings: ExperimentSettings) -> tuple[str, dict[str, int]]:
+    """Name and constructor settings of the model that is trained."""
+    return "tiny_fast_vqa", {"planes": clips.planes.shape[1], "width": settings.width}
+
+
+def _measured(
+    checkpoint: Checkpoint,
+    model: nn.Module,
+    parts: Mapping[Part, PlaneClips],
+    settings: ExperimentSettings,
+    seconds_per_step: float,
+) -> Run:
+    scores = {part: _correlation(model, clips, settings) for part, clips in parts.items()}
+    train, test = scores["train"], scores["test"]
+    loss = loss_on_clips(parts["train"], settings.sampling, settings.training.rank_weight)
+    return Run(
+        method=checkpoint.method,
+        seed=checkpoint.seed,
+        train=train,
+        test=test,
+        ood=scores["ood"],
+        gap=Correlation(train.srcc - test.srcc, train.plcc - test.plcc),
+        sharpness=worst_rise(model, loss, settings.landscape),
+        curve=tuple(random_curve(model, loss, settings.landscape).tolist()),
+        seconds_per_step=seconds_per_step,
+    )
 
 
 def _correlation(model: nn.Module, clips: PlaneClips, settings: ExperimentSettings) -> Correlation:
     views = fixed_views(clips, settings.sampling, settings.views, _VIEW_SEED)
     result = evaluate(model, views, clips.scores)
     return Correlation(result.srcc, result.plcc)
-
-
-def _landscape(
-    model: nn.Module, clips: PlaneClips, settings: ExperimentSettings
-) -> tuple[float, tuple[float, ...]]:
-    """Sharpness and loss curve of the training loss over all training clips at once."""
-    fragments = fixed_views(clips, settings.sampling, 1, _VIEW_SEED)[0]
-
-    def loss(candidate: nn.Module) -> Tensor:
-        return quality_loss(candidate(fragments), clips.scores, settings.training.rank_weight)
-
-    direction = landscape.filter_normalized_direction(
-        model, torch.Generator().manual_seed(_VIEW_SEED)
-    )
-    curve = landscape.loss_curve(model, loss, direction, curve_positions(settings.landscape))
-    rise = landscape.sharpness(
-        model, loss, settings.landscape.radius, steps=settings.landscape.ascent_steps
-    )
-    return float(rise), tuple(curve.tolist())

@@ -15,9 +15,15 @@ from torch import Tensor
 
 # Okabe and Ito's colours, told apart by everybody.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
+_LINES = ("-", "--", ":", "-.")  # for those who come after the last colour
 
 
-def draw_curves(axes: Axes, alphas: Tensor, curves: Mapping[str, Tensor]) -> None:
+def draw_curves(
+    axes: Axes,
+    alphas: Tensor,
+    curves: Mapping[str, Tensor],
+    colours: Sequence[str] | None = None,
+) -> None:
     """Loss curves of several models in one axes, as in Figures 1(c, d) and 2 of the paper.
 
     Args:
@@ -25,6 +31,7 @@ def draw_curves(axes: Axes, alphas: Tensor, curves: Mapping[str, Tensor]) -> Non
         alphas: positions [A].
         curves: per model its losses [A], or [S, A] for S runs or directions: then the line is their
             mean and the band reaches from the lowest to the highest.
+        colours: one for each model; by default colours that everybody tells apart.
 
     >>> from matplotlib.figure import Figure
     >>> axes = Figure().subplots()
@@ -33,9 +40,10 @@ def draw_curves(axes: Axes, alphas: Tensor, curves: Mapping[str, Tensor]) -> Non
     >>> [line.get_label() for line in axes.lines]
     ['flat', 'sharp']
     """
-    for colour, (name, losses) in zip(_colours(len(curves)), curves.items(), strict=True):
+    styles = _styles(len(curves)) if colours is None else [(colour, "-") for colour in colours]
+    for (colour, line), (name, losses) in zip(styles, curves.items(), strict=True):
         runs = losses.double().reshape(-1, len(alphas))
-        axes.plot(alphas.tolist(), runs.mean(dim=0).tolist(), color=colour, label=name)
+        axes.plot(alphas.tolist(), runs.mean(dim=0).tolist(), line, color=colour, label=name)
         if len(runs) > 1:
             low, high = runs.amin(dim=0), runs.amax(dim=0)
             axes.fill_between(
@@ -43,13 +51,27 @@ def draw_curves(axes: Axes, alphas: Tensor, curves: Mapping[str, Tensor]) -> Non
             )
     axes.set_xlabel(r"$\alpha$, multiple of a filter-normalised direction")
     axes.set_ylabel("loss")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, fontsize="small")
 
 
-def draw_contours(axes: Axes, alphas: Tensor, betas: Tensor, losses: Tensor) -> None:
-    """A loss surface [A, B] from above, the model itself at the cross."""
+def draw_contours(
+    axes: Axes,
+    alphas: Tensor,
+    betas: Tensor,
+    losses: Tensor,
+    limits: tuple[float, float] | None = None,
+) -> None:
+    """A loss surface [A, B] from above, the model itself at the cross.
+
+    `limits` are the lowest and the highest loss of the colour scale, for surfaces side by side.
+    """
+    low, high = (float(losses.min()), float(losses.max())) if limits is None else limits
     filled = axes.contourf(
-        alphas.tolist(), betas.tolist(), losses.T.tolist(), levels=24, cmap="viridis"
+        alphas.tolist(),
+        betas.tolist(),
+        losses.T.tolist(),
+        levels=MaxNLocator(24).tick_values(low, high),
+        cmap="viridis",
     )
     levels = list(filled.levels)[::3]
     lines = axes.contour(filled, levels=levels, colors="white", linewidths=0.5, alpha=0.7)
@@ -92,14 +114,38 @@ def draw_gaps(
     >>> [f"{gap:.1f}" for gap in axes.lines[0].get_ydata()]
     ['0.1', '0.2']
     """
-    for colour, name in zip(_colours(len(train)), train, strict=True):
+    for (colour, line), name in zip(_styles(len(train)), train, strict=True):
         gaps = [seen - unseen for seen, unseen in zip(train[name], test[name], strict=True)]
-        axes.plot(range(1, len(gaps) + 1), gaps, ".-", color=colour, label=name)
+        axes.plot(range(1, len(gaps) + 1), gaps, f".{line}", color=colour, label=name)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
     axes.set_ylabel(f"train - test {measure}")
     axes.legend(frameon=False)
 
 
-def _colours(number: int) -> list[str]:
-    return [_COLOURS[i % len(_COLOURS)] for i in range(number)]
+def draw_seeds(axes: Axes, values: Mapping[str, Sequence[float]], colours: Sequence[str]) -> None:
+    """A bar for each model's mean, a dot for each of its runs, a line through runs that pair up.
+
+    Args:
+        axes: where to draw.
+        values: per model one value for each seed, the seeds in the same order.
+        colours: one for each model.
+
+    >>> from matplotlib.figure import Figure
+    >>> axes = Figure().subplots()
+    >>> draw_seeds(axes, {"plain": [1.0, 3.0], "awp": [2.0, 2.0]}, ["grey", "blue"])
+    >>> [f"{bar.get_height():.1f}" for bar in axes.patches]
+    ['2.0', '2.0']
+    """
+    places = range(len(values))
+    means = [sum(runs) / len(runs) for runs in values.values()]
+    axes.bar(places, means, color=colours, alpha=0.6)
+    for of_one_seed in zip(*values.values(), strict=True):
+        axes.plot(places, of_one_seed, "o-", color="black", linewidth=0.4, markersize=3)
+    axes.set_xticks(places, [name.replace(", ", "\n") for name in values], fontsize="small")
+
+
+def _styles(number: int) -> list[tuple[str, str]]:
+    """Colour and kind of line for each of some models."""
+    every = [(colour, line) for line in _LINES for colour in _COLOURS]
+    return [every[i % len(every)] for i in range(number)]

@@ -25,19 +25,22 @@ from typing import Literal
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from vqa.camera_motion import draw_camera_path, film
 from vqa.degradations import FRAME_RATE, Chain, Kind, Link, degrade
 from vqa.labels import LabelledVideo, write_label_list
 from vqa.opinion import Content, Opinion, expected_quality, measure_content, rate
 from vqa.photographs import PHOTOGRAPHS, Photograph, load_photograph
+from vqa.progress import progress_bar
 
 Part = Literal["train", "test", "ood"]
 PARTS: tuple[Part, ...] = ("train", "test", "ood")
 
 # Raise it when the same settings would give other files or scores: caches are then rebuilt.
 VERSION = 1
+
+# Where the examples build it and look for it unless told otherwise; git ignores it.
+DEFAULT_FOLDER = Path(__file__).resolve().parents[2] / "data" / "mini-ugc"
 
 _RECORD = "mini_ugc.json"
 
@@ -130,6 +133,11 @@ def build_mini_ugc(folder: Path, settings: MiniUgcSettings, processes: int = 1) 
     return True
 
 
+def is_mini_ugc(folder: Path) -> bool:
+    """Whether a complete set, however made, is in the folder."""
+    return _read_record(folder) is not None
+
+
 def draw_chain(mix: Mix, random: np.random.Generator) -> Chain:
     """Draw a chain: none to two degradations, then an encoder that is generous half of the time."""
     count = int(random.choice(3, p=(0.25, 0.5, 0.25)))
@@ -153,7 +161,11 @@ def _write_parts(folder: Path, settings: MiniUgcSettings, processes: int) -> Non
     for part in PARTS:
         (folder / part).mkdir()
     made = _make_clips(recipes, folder, processes)
-    qualities = list(tqdm(made, "mini-UGC", len(recipes), unit="clip"))
+    qualities: list[float] = []
+    with progress_bar("mini-UGC", len(recipes), "clip") as bar:
+        for quality in made:
+            qualities.append(quality)
+            bar.update()
     scores = rate(qualities, settings.opinion, np.random.default_rng(settings.seed))
     videos = [
         LabelledVideo(recipe.path, settings.frames / FRAME_RATE, float(FRAME_RATE), float(score))

@@ -17,12 +17,12 @@ from multiprocessing.sharedctypes import Synchronized
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from vqa.clips import LumaClips, PlaneClips, to_planes
 from vqa.experiment import ExperimentSettings, Run, run_method
 from vqa.mini_ugc import Part
 from vqa.perturbation import Method
+from vqa.progress import progress_bar
 from vqa.run_store import RunStore
 
 _Arrays = Mapping[Part, tuple[NDArray[np.uint8], NDArray[np.float32]]]
@@ -74,7 +74,7 @@ def _train_missing(
 def _show_progress(
     futures: Sequence[Future[None]], steps: Synchronized[int], steps_per_run: int
 ) -> None:
-    with tqdm(total=len(futures) * steps_per_run, desc="training", unit="step") as bar:
+    with progress_bar("training", len(futures) * steps_per_run, "step") as bar:
         pending: set[Future[None]] = set(futures)
         while pending:
             done, pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION)
@@ -102,7 +102,7 @@ def _start_worker(arrays: _Arrays, store: RunStore, steps: Synchronized[int]) ->
 
 
 def _work(method: Method, seed: int, settings: ExperimentSettings) -> None:
-    _Worker.store.save(run_method(method, seed, settings, _Worker.parts, _count_step))
+    _Worker.store.save(*run_method(method, seed, settings, _Worker.parts, _count_step))
 
 
 def _count_step() -> None:

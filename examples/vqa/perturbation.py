@@ -10,6 +10,13 @@ from torch_awp import AdversarialWeightPerturbation, RandomWeightPerturbation
 
 Method = Literal["plain", "rwp", "awp", "awp-previous"]
 
+METHOD_NAMES: dict[Method, str] = {
+    "plain": "plain AdamW",
+    "rwp": "RWP",
+    "awp": "AWP",
+    "awp-previous": 'AWP, ascent="previous"',
+}
+
 
 def perturbed(
     optimizer: torch.optim.Optimizer, method: Method, gamma: float, seed: int

@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from matplotlib.axes import Axes
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from vqa.experiment import Run
-from vqa.perturbation import Method
+from vqa.figures import draw_curves, draw_seeds
+from vqa.files import replacing, write_json
+from vqa.perturbation import METHOD_NAMES, Method
 from vqa.statistics import PairedDifference, paired_difference, summarise
 
-NAMES: dict[Method, str] = {
-    "plain": "plain AdamW",
-    "rwp": "RWP",
-    "awp": "AWP",
-    "awp-previous": 'AWP, ascent="previous"',
-}
-
+# Shades of one colour for the two kinds of the same thing; told apart by everybody.
 _COLOURS: dict[Method, str] = {
     "plain": "#555555",
     "rwp": "#e69f00",
@@ -64,7 +58,7 @@ def table(runs: Runs) -> str:
 
     The difference is taken seed by seed; `p` is that of a two-sided paired t-test.
     """
-    lines = [_row("", [NAMES[method] for method in runs])]
+    lines = [_row("", [METHOD_NAMES[method] for method in runs])]
     for name, value in _COLUMNS.items():
         cells = []
         for own in runs.values():
@@ -89,7 +83,8 @@ def conclusions(runs: Runs) -> list[str]:
         flat = 1 + sharpness.mean / _mean(runs, "plain", "sharpness")
         slow = 1 + cost.mean / _mean(runs, "plain", "ms / step")
         sentences.append(
-            f"{NAMES[method]}: the train-test gap in SRCC is {_verdict(gap, 'smaller', 'larger')};"
+            f"{METHOD_NAMES[method]}: the train-test gap in SRCC is"
+            f" {_verdict(gap, 'smaller', 'larger')};"
             f" the test SRCC is {_verdict(test, 'lower', 'higher')};"
             f" out of domain it is {_verdict(ood, 'lower', 'higher')};"
             f" sharpness is {flat:.2f} times that of plain, a step takes {slow:.2f} times as long."
@@ -101,7 +96,6 @@ def write_results(
     folder: Path, runs: Runs, description: Mapping[str, object], positions: Tensor
 ) -> list[Path]:
     """Write `results.json`, `results.csv` and `figure.png`; returns their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
     every = [run for own in runs.values() for run in own]
     document = {
         **description,
@@ -111,8 +105,11 @@ def write_results(
         "runs": [asdict(run) for run in every],
     }
     paths = [folder / name for name in ("results.json", "results.csv", "figure.png")]
-    _replace(paths[0], json.dumps(_without_nan(document), indent=2, ensure_ascii=False) + "\n")
-    with paths[1].open("w", newline="", encoding="utf-8") as file:
+    write_json(paths[0], document)
+    with (
+        replacing(paths[1]) as unfinished,
+        unfinished.open("w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(["method", "seed", *_COLUMNS])
         for run in every:
@@ -122,34 +119,30 @@ def write_results(
 
 
 def draw_figure(path: Path, runs: Runs, positions: Tensor) -> None:
-    """Left: gap and test score of every run. Right: mean loss along a direction, per method."""
+    """Gap and test score of every run, and the training loss around the trained weights."""
     # Not through pyplot, which would pick a window system and keep the figure alive.
     figure = Figure(figsize=(12, 3.8), layout="constrained")
     gaps, tests, losses = figure.subplots(1, 3)
-    _draw_runs(gaps, runs, _COLUMNS["gap SRCC"], "train - test SRCC (lower is better)")
-    _draw_runs(tests, runs, _COLUMNS["test SRCC"], "test SRCC (higher is better)")
-    for method, own in runs.items():
-        mean = [summarise(values).mean for values in zip(*(run.curve for run in own), strict=True)]
-        losses.plot(positions.tolist(), mean, label=NAMES[method], color=_COLOURS[method])
-    losses.set_xlabel("multiple of a filter-normalised direction")
-    losses.set_ylabel("training loss, mean over seeds")
-    losses.legend(frameon=False, fontsize="small")
-    figure.suptitle("mini-UGC: real .mp4 files, synthetic opinion scores", fontsize="medium")
-    figure.savefig(path, dpi=150)
-
-
-def _draw_runs(axes: Axes, runs: Runs, value: Callable[[Run], float], label: str) -> None:
-    """A bar for each method's mean, a dot for each seed, a line through each seed's dots."""
-    means = [summarise([value(run) for run in own]).mean for own in runs.values()]
     colours = [_COLOURS[method] for method in runs]
-    axes.bar(range(len(runs)), means, color=colours, alpha=0.6)
-    for of_one_seed in zip(*runs.values(), strict=True):
-        dots = [value(run) for run in of_one_seed]
-        axes.plot(range(len(runs)), dots, "o-", color="black", linewidth=0.4, markersize=3)
-    axes.set_xticks(
-        range(len(runs)), [NAMES[m].replace(", ", "\n") for m in runs], fontsize="small"
-    )
-    axes.set_ylabel(label)
+    for axes, column, label in (
+        (gaps, "gap SRCC", "train - test SRCC (lower is better)"),
+        (tests, "test SRCC", "test SRCC (higher is better)"),
+    ):
+        draw_seeds(axes, _named(runs, _COLUMNS[column]), colours)
+        axes.set_ylabel(label)
+    curves = {
+        METHOD_NAMES[method]: torch.tensor([run.curve for run in own])
+        for method, own in runs.items()
+    }
+    draw_curves(losses, positions, curves, colours)
+    losses.set_ylabel("training loss, mean and range over seeds")
+    figure.suptitle("mini-UGC: real .mp4 files, synthetic opinion scores", fontsize="medium")
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, dpi=150, format="png")
+
+
+def _named(runs: Runs, value: Callable[[Run], float]) -> dict[str, list[float]]:
+    return {METHOD_NAMES[method]: [value(run) for run in own] for method, own in runs.items()}
 
 
 def _summary(runs: Runs) -> dict[str, dict[str, object]]:
@@ -198,20 +191,3 @@ def _verdict(difference: PairedDifference, below: str, above: str) -> str:
 
 def _row(name: str, cells: Sequence[str]) -> str:
     return f"{name:<11}" + "".join(f"{cell:>24}" for cell in cells)
-
-
-def _without_nan(value: object) -> object:
-    """JSON has no NaN: null stands for it."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return value
-
-
-def _replace(path: Path, text: str) -> None:
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import torch_awp
+from vqa.checkpoints import Checkpoint, save_checkpoint
 from vqa.experiment import Correlation, Run
+from vqa.files import replacing
 
 
 class RunStore:
-    """Runs of one configuration, one file per method and seed, each written atomically.
+    """Runs of one configuration: what each gave as JSON, and the trained model as checkpoint.
 
     Args:
         folder: where runs of all configurations lie.
@@ -27,7 +28,9 @@ class RunStore:
         self._folder = folder / hashlib.sha256(described).hexdigest()[:16]
 
     def load(self, method: str, seed: int) -> Run | None:
-        """The finished run, None if there is none."""
+        """The finished run, None if it, or its checkpoint, is not there."""
+        if not self.checkpoint(method, seed).is_file():
+            return None
         try:
             values = json.loads(self._path(method, seed).read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -35,13 +38,15 @@ class RunStore:
         parts = {part: Correlation(**values.pop(part)) for part in ("train", "test", "ood", "gap")}
         return Run(**{**values, **parts, "curve": tuple(values["curve"])})
 
-    def save(self, run: Run) -> None:
-        """Keep a finished run; a process killed meanwhile leaves no half-written one."""
-        path = self._path(run.method, run.seed)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(f".{os.getpid()}")
-        unfinished.write_text(json.dumps(asdict(run)), encoding="utf-8")
-        os.replace(unfinished, path)
+    def save(self, run: Run, checkpoint: Checkpoint) -> None:
+        """Keep a finished run; a process killed meanwhile leaves an unfinished one."""
+        save_checkpoint(self.checkpoint(run.method, run.seed), checkpoint)
+        with replacing(self._path(run.method, run.seed)) as unfinished:
+            unfinished.write_text(json.dumps(asdict(run)), encoding="utf-8")
+
+    def checkpoint(self, method: str, seed: int) -> Path:
+        """Where the trained model of a finished run is."""
+        return self._folder / f"{method}-{seed}.pt"
 
     def _path(self, method: str, seed: int) -> Path:
         return self._folder / f"{method}-{seed}.json"

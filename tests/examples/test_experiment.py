@@ -5,16 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from vqa.checkpoints import Checkpoint, load_model
 from vqa.clips import FragmentSampling, PlaneClips, fixed_views
 from vqa.evaluation import evaluate, predict
-from vqa.experiment import (
-    ExperimentSettings,
-    Gammas,
-    LandscapeSettings,
-    Run,
-    curve_positions,
-    run_method,
-)
+from vqa.experiment import ExperimentSettings, Gammas, Run, run_method
+from vqa.loss_landscape import LandscapeSettings, curve_positions
 from vqa.models import build_model
 from vqa.run_store import RunStore
 from vqa.training import TrainingSettings
@@ -39,8 +34,17 @@ PARTS = {"train": part(0), "test": part(1), "ood": part(2)}
 
 
 @pytest.fixture(scope="module")
-def run() -> Run:
+def finished() -> tuple[Run, Checkpoint]:
     return run_method("awp", 0, SETTINGS, PARTS)
+
+
+@pytest.fixture(scope="module")
+def run(finished) -> Run:
+    return finished[0]
+
+
+def run_of(method, seed=0, settings=SETTINGS) -> Run:
+    return run_method(method, seed, settings, PARTS)[0]
 
 
 def without_time(run: Run) -> Run:
@@ -64,21 +68,20 @@ def test_gap_is_train_minus_test(run):
 
 
 def test_a_run_is_reproducible(run):
-    assert without_time(run_method("awp", 0, SETTINGS, PARTS)) == without_time(run)
+    assert without_time(run_of("awp")) == without_time(run)
 
 
 def test_another_seed_is_another_run(run):
-    assert run_method("awp", 1, SETTINGS, PARTS).train != run.train
+    assert run_of("awp", seed=1).train != run.train
 
 
 @pytest.mark.parametrize("method", ["rwp", "awp", "awp-previous"])
 def test_methods_are_paired_so_that_without_perturbation_they_agree(method):
     still = replace(SETTINGS, gammas=Gammas(0.0, 0.0, 0.0))
-    plain = run_method("plain", 0, still, PARTS)
+    plain = run_of("plain", settings=still)
 
-    assert replace(run_method(method, 0, still, PARTS), method="plain", seconds_per_step=0.0) == (
-        without_time(plain)
-    )
+    same = replace(run_of(method, settings=still), method="plain")
+    assert without_time(same) == without_time(plain)
 
 
 def test_the_loss_curve_goes_through_the_trained_weights(run):
@@ -89,7 +92,7 @@ def test_the_loss_curve_goes_through_the_trained_weights(run):
 def test_sharpness_is_a_rise(run):
     assert run.sharpness > 0
     wider = replace(SETTINGS, landscape=LandscapeSettings(radius=0.2, points=3))
-    assert run_method("awp", 0, wider, PARTS).sharpness > run.sharpness
+    assert run_of("awp", settings=wider).sharpness > run.sharpness
 
 
 def test_a_clips_score_is_the_mean_over_its_views():
@@ -103,28 +106,48 @@ def test_a_clips_score_is_the_mean_over_its_views():
     assert model.training
 
 
-def test_a_finished_run_is_read_back_as_it_was(run, tmp_path):
+def test_the_checkpoint_is_the_trained_model(finished, tmp_path):
+    run, checkpoint = finished
+    store = RunStore(tmp_path, {})
+    store.save(run, checkpoint)
+
+    model, _ = load_model(store.checkpoint("awp", 0))
+
+    views = fixed_views(PARTS["test"], SETTINGS.sampling, SETTINGS.views, seed=0)
+    assert evaluate(model, views, PARTS["test"].scores).srcc == run.test.srcc
+
+
+def test_the_checkpoint_says_how_the_model_was_trained(finished):
+    _, checkpoint = finished
+
+    assert (checkpoint.method, checkpoint.seed, checkpoint.gamma) == ("awp", 0, 0.05)
+    assert checkpoint.model_settings == {"planes": 3, "width": 4}
+    assert checkpoint.sampling == SETTINGS.sampling
+
+
+def test_a_finished_run_is_read_back_as_it_was(finished, tmp_path):
     store = RunStore(tmp_path, {"steps": 3})
     assert store.load("awp", 0) is None
 
-    store.save(run)
+    store.save(*finished)
 
-    assert store.load("awp", 0) == run
+    assert store.load("awp", 0) == finished[0]
     assert store.load("awp", 1) is None
     assert store.load("plain", 0) is None
 
 
-def test_runs_of_another_configuration_are_not_picked_up(run, tmp_path):
-    RunStore(tmp_path, {"steps": 3}).save(run)
+def test_runs_of_another_configuration_are_not_picked_up(finished, tmp_path):
+    RunStore(tmp_path, {"steps": 3}).save(*finished)
 
     assert RunStore(tmp_path, {"steps": 4}).load("awp", 0) is None
 
 
-def test_an_unfinished_file_is_no_run(run, tmp_path):
+@pytest.mark.parametrize("pattern", ["*.json", "*.pt"])
+def test_a_run_without_result_or_checkpoint_is_not_finished(finished, tmp_path, pattern):
     store = RunStore(tmp_path, {})
-    store.save(run)
-    (finished,) = tmp_path.rglob("*.json")
+    store.save(*finished)
+    (file,) = tmp_path.rglob(pattern)
 
-    finished.rename(finished.with_suffix(".4711"))
+    file.unlink()
 
     assert store.load("awp", 0) is None
