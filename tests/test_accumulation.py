@@ -147,3 +147,20 @@ def test_steps_that_do_not_perturb_take_any_closure():
     gradient = model[0].weight.grad.clone()
     optimizer.step(forgetful(model, data))
     torch.testing.assert_close(model[0].weight.grad, 2 * gradient)
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_closures_that_clear_cost_no_look_at_a_value(set_to_none):
+    """Tensors of the meta device have no values: whatever looks at one fails."""
+    model = small_net().to("meta")
+    data = tuple(t.to("meta") for t in batch())
+    optimizer = WRAPS["awp"](torch.optim.SGD(model.parameters(), lr=0.1))
+
+    def closure() -> Tensor:
+        model.zero_grad(set_to_none=set_to_none)
+        loss = loss_of(model, data)
+        loss.backward()
+        return loss
+
+    for _ in range(2):
+        optimizer.step(closure)

@@ -112,6 +112,22 @@ def test_they_climb_like_whole_tensors(ranks, mesh, steps, step_size, constraint
         torch.testing.assert_close(moved, expected, rtol=1e-12, atol=1e-14)
 
 
+def move_with_epsilon(rank: int, mesh: str) -> list[Tensor]:
+    params = spread_parameters(mesh)
+    optimizer = AdversarialWeightPerturbation(torch.optim.SGD(params, lr=0.1), 0.1, epsilon=0.5)
+    with optimizer.perturb():
+        return full(params)
+
+
+def test_an_epsilon_stands_beside_whole_norms_that_count_replicas_once(ranks, mesh):
+    expected = []
+    for w, g in zip(whole_tensors(0), whole_tensors(1), strict=True):
+        v = 0.1 * (w.norm() + 0.5) * g / (g.norm() + 0.5)
+        expected.append(w + v * (0.1 * w.norm() / v.norm()).clamp(max=1))
+    for moved in ranks.run(move_with_epsilon, mesh):
+        torch.testing.assert_close(moved, expected, rtol=1e-12, atol=1e-14)
+
+
 def exchanges(rank: int, mesh: str, tensors: int, steps: int, rwp: bool) -> list[int]:
     """How often the processes talk: entering, at each further ascent, leaving."""
     whole = [torch.ones(4, 4), torch.ones(4, 4).double()] * (tensors // 2)
@@ -140,9 +156,9 @@ def exchanges(rank: int, mesh: str, tensors: int, steps: int, rwp: bool) -> list
 
 
 @pytest.mark.parametrize("tensors", [6, 60])
-@pytest.mark.parametrize(("steps", "rwp"), [(1, True), (1, False), (3, False)])
+@pytest.mark.parametrize(("steps", "rwp"), [(1, True), (1, False), (3, False), (7, False)])
 def test_a_move_costs_one_collective_for_all_tensors(two_ranks, tensors, steps, rwp):
-    """Of several dtypes and gammas too; coming back costs none."""
+    """Of several dtypes and gammas too; coming back costs none. (Seven sevenths exceed 1.)"""
     for counts in two_ranks.run(exchanges, "shards", tensors, steps, rwp):
         assert counts == [1] * steps + [0]
 
