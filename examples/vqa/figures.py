@@ -51,7 +51,10 @@ def draw_curves(
             )
     axes.set_xlabel(r"$\alpha$, multiple of a filter-normalised direction")
     axes.set_ylabel("loss")
-    axes.legend(frameon=False, fontsize="small")
+    # Above the axes: inside it would hide curves that are high up.
+    axes.legend(
+        frameon=False, fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2
+    )
 
 
 def draw_contours(
@@ -75,7 +78,7 @@ def draw_contours(
     )
     levels = list(filled.levels)[::3]
     lines = axes.contour(filled, levels=levels, colors="white", linewidths=0.5, alpha=0.7)
-    bar = axes.figure.colorbar(filled, ax=axes, label="loss")
+    bar = axes.figure.colorbar(filled, ax=axes, label="loss", shrink=0.8)
     bar.add_lines(lines)
     axes.plot(0, 0, "+", color="white", markersize=10)
     axes.set_xlabel(r"$\alpha$, along the first direction")
@@ -83,14 +86,29 @@ def draw_contours(
     axes.set_aspect("equal")
 
 
-def draw_surface(axes: Axes3D, alphas: Tensor, betas: Tensor, losses: Tensor) -> None:
-    """A loss surface [A, B] in perspective; `axes` has `projection="3d"`."""
-    rows, columns = torch.meshgrid(alphas, betas, indexing="ij")
-    axes.plot_surface(rows.numpy(), columns.numpy(), losses.numpy(), cmap="viridis", linewidth=0)
+def draw_surface(
+    axes: Axes3D,
+    alphas: Tensor,
+    betas: Tensor,
+    losses: Tensor,
+    limits: tuple[float, float] | None = None,
+) -> None:
+    """A loss surface [A, B] in perspective; `axes` has `projection="3d"`.
+
+    `limits` are the lowest and the highest loss of height and colour, for surfaces side by side.
+    """
+    low, high = (float(losses.min()), float(losses.max())) if limits is None else limits
+    rows, columns = (grid.numpy() for grid in torch.meshgrid(alphas, betas, indexing="ij"))
+    axes.plot_surface(
+        rows, columns, losses.numpy(), cmap="viridis", linewidth=0, vmin=low, vmax=high
+    )
+    if limits is not None:
+        axes.set_zlim(low, high)
     axes.set_xlabel(r"$\alpha$")
     axes.set_ylabel(r"$\beta$")
-    axes.set_zlabel("loss")
-    axes.locator_params(nbins=5)
+    axes.set_zlabel("loss", labelpad=8)
+    axes.tick_params(labelsize="small")
+    axes.locator_params(nbins=4)
     axes.set_box_aspect(None, zoom=0.85)  # or the label of the height is cut off
 
 

@@ -32,7 +32,13 @@ class LandscapeSettings:
 
 
 def loss_on_clips(clips: PlaneClips, sampling: FragmentSampling, rank_weight: float) -> Loss:
-    """The loss of a model over one fixed sampling of all clips at once, in evaluation mode."""
+    """The loss of a model over one fixed sampling of all clips at once, in evaluation mode.
+
+    Raises:
+        ValueError: fewer than two clips, which have no order.
+    """
+    if len(clips.scores) < 2:
+        raise ValueError(f"clips: expected at least 2, got {len(clips.scores)}")
     fragments = fixed_views(clips, sampling, 1, _VIEW_SEED)[0]
 
     def loss(model: nn.Module) -> Tensor:
@@ -55,6 +61,28 @@ def random_curve(
     return landscape.loss_curve(model, loss, direction, curve_positions(settings))
 
 
+def random_surface(
+    model: nn.Module, loss: Loss, settings: LandscapeSettings, seed: int = 0
+) -> tuple[Tensor, float]:
+    """Losses over the plane of two random directions, the first being that of `random_curve`.
+
+    Returns:
+        Losses [points, points] at `curve_positions` along the first and the second direction, and
+        the cosine between the two, which normalising their filters leaves a little off zero.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    first = landscape.filter_normalized_direction(model, generator)
+    second = landscape.filter_normalized_direction(model, generator, orthogonal_to=first)
+    positions = curve_positions(settings)
+    losses = landscape.loss_surface(model, loss, (first, second), positions, positions)
+    return losses, landscape.cosine(first, second)
+
+
 def worst_rise(model: nn.Module, loss: Loss, settings: LandscapeSettings) -> float:
     """How far the loss rises within the relative radius; takes `ascent_steps + 1` losses."""
     return landscape.sharpness(model, loss, settings.radius, steps=settings.ascent_steps)
+
+
+def average_rise(model: nn.Module, loss: Loss, settings: LandscapeSettings, samples: int) -> float:
+    """How far the loss rises there on average over random places; takes `samples + 1` losses."""
+    return landscape.sharpness(model, loss, settings.radius, mode="average", samples=samples)

@@ -121,7 +121,7 @@ def write_results(
 def draw_figure(path: Path, runs: Runs, positions: Tensor) -> None:
     """Gap and test score of every run, and the training loss around the trained weights."""
     # Not through pyplot, which would pick a window system and keep the figure alive.
-    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
     gaps, tests, losses = figure.subplots(1, 3)
     colours = [_COLOURS[method] for method in runs]
     for axes, column, label in (
@@ -135,7 +135,7 @@ def draw_figure(path: Path, runs: Runs, positions: Tensor) -> None:
         for method, own in runs.items()
     }
     draw_curves(losses, positions, curves, colours)
-    losses.set_ylabel("training loss, mean and range over seeds")
+    losses.set_ylabel("training loss (band: all seeds)")
     figure.suptitle("mini-UGC: real .mp4 files, synthetic opinion scores", fontsize="medium")
     with replacing(path) as unfinished:
         figure.savefig(unfinished, dpi=150, format="png")
