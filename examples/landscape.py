@@ -7,6 +7,7 @@ same random directions in one axes, on request over a plane too. Run `python exa
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -39,6 +40,7 @@ from vqa.perturbation import METHOD_NAMES
 from vqa.progress import progress_bar
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
+_NAME_WIDTH = 36  # characters of a line in legends and titles; longer names are broken
 
 
 @dataclass(frozen=True)
@@ -155,8 +157,11 @@ def _load_models(files: Sequence[Path]) -> dict[str, Trained]:
             )
     names = [_name(own.checkpoint) for own in models]
     occurrences = Counter(names)
+    shared = os.path.commonpath([file.absolute().parent for file in files])
     return {
-        name if occurrences[name] == 1 else f"{name} ({own.file})": own
+        name
+        if occurrences[name] == 1
+        else f"{name} ({own.file.absolute().relative_to(shared)})": own
         for name, own in zip(names, models, strict=True)
     }
 
@@ -269,7 +274,7 @@ def _document(
 def _curves(found: Mapping[str, Surroundings], title: str, settings: Landscape) -> Figure:
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
-    curves = {name: own.curves for name, own in found.items()}
+    curves = {fill(name, _NAME_WIDTH): own.curves for name, own in found.items()}
     draw_curves(axes, curve_positions(settings.landscape), curves)
     if settings.directions > 1:
         axes.set_ylabel(f"loss, mean and range over {settings.directions} directions")
@@ -289,7 +294,7 @@ def _surfaces(found: Mapping[str, Surroundings], title: str, settings: Landscape
     for column, (name, surface) in enumerate(surfaces.items(), start=1):
         above = figure.add_subplot(2, columns, column)
         draw_contours(above, positions, positions, surface, limits)
-        above.set_title(fill(name, 36), fontsize="medium")
+        above.set_title(fill(name, _NAME_WIDTH), fontsize="medium")
         perspective = figure.add_subplot(2, columns, columns + column, projection="3d")
         draw_surface(perspective, positions, positions, surface, limits)
     figure.suptitle(title, fontsize="medium")
