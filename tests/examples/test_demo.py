@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from demo import Demo
+from vqa.checkpoints import load_model
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -63,6 +64,17 @@ def test_every_method_and_seed_has_train_test_ood_and_gap(first):
     for run in runs:
         for part in ("train", "test", "ood", "gap"):
             assert set(run[part]) == {"srcc", "plcc"}
+
+
+def test_every_run_leaves_a_checkpoint(first):
+    checkpoints = sorted((first[0] / "output").rglob("*.pt"))
+
+    loaded = [load_model(file)[1] for file in checkpoints]
+
+    assert {(own.method, own.seed) for own in loaded} == {
+        (run["method"], run["seed"]) for run in results(first[0])["runs"]
+    }
+    assert all(str(file) in first[1].stdout for file in checkpoints if "-0" in file.name)
 
 
 def test_the_results_say_what_they_were_made_with(first):
