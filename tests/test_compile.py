@@ -1,6 +1,7 @@
 """torch.compile: a compiled model sees the weights where they are, without compiling again."""
 
 import copy
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -47,9 +48,10 @@ def train(model: nn.Module, forward: nn.Module, optimizer, form: str) -> list[Te
 
 
 @pytest.fixture(params=["aot_eager", "inductor"])
-def compiler(request: pytest.FixtureRequest) -> CompileCounterWithBackend:
-    torch._dynamo.reset()
-    return CompileCounterWithBackend(request.param)
+def compiler(request: pytest.FixtureRequest) -> Iterator[CompileCounterWithBackend]:
+    torch.compiler.reset()
+    yield CompileCounterWithBackend(request.param)
+    torch.compiler.reset()
 
 
 @pytest.mark.parametrize("form", ["closure", "block"])
