@@ -148,6 +148,17 @@ def _load_models(files: Sequence[Path]) -> dict[str, Trained]:
         for file in files
         for model, checkpoint in [load_model(file)]
     ]
+    _check_same_loss(models)
+    names = [_name(own.checkpoint) for own in models]
+    occurrences = Counter(names)
+    shared = os.path.commonpath([file.absolute().parent for file in files])
+    for place, own in enumerate(models):
+        if occurrences[names[place]] > 1:
+            names[place] += f" ({own.file.absolute().relative_to(shared)})"
+    return dict(zip(names, models, strict=True))
+
+
+def _check_same_loss(models: Sequence[Trained]) -> None:
     first = models[0]
     for other in models[1:]:
         if other.checkpoint.rank_weight != first.checkpoint.rank_weight:
@@ -155,15 +166,6 @@ def _load_models(files: Sequence[Path]) -> dict[str, Trained]:
                 f"{other.file}: expected rank_weight {first.checkpoint.rank_weight} as in"
                 f" {first.file}, got {other.checkpoint.rank_weight}: their losses do not compare"
             )
-    names = [_name(own.checkpoint) for own in models]
-    occurrences = Counter(names)
-    shared = os.path.commonpath([file.absolute().parent for file in files])
-    return {
-        name
-        if occurrences[name] == 1
-        else f"{name} ({own.file.absolute().relative_to(shared)})": own
-        for name, own in zip(names, models, strict=True)
-    }
 
 
 def _name(checkpoint: Checkpoint) -> str:

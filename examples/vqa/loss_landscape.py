@@ -29,6 +29,7 @@ class LandscapeSettings:
     reach: float = 0.5
     """The curve goes from minus to plus this multiple of a filter-normalised direction."""
     points: int = 11
+    """Places on the curve; an odd number includes the trained weights themselves."""
 
 
 def loss_on_clips(clips: PlaneClips, sampling: FragmentSampling, rank_weight: float) -> Loss:

@@ -146,10 +146,16 @@ def test_scores_of_a_users_list_are_not_called_synthetic(settings, capsys):
     assert "own, 4 clips" in capsys.readouterr().out
 
 
-def test_mini_ugc_is_found_by_name_and_called_synthetic(settings, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("cached", [True, False])
+def test_mini_ugc_is_known_by_name_and_called_synthetic(
+    settings, tmp_path, monkeypatch, capsys, cached
+):
     smallest = MiniUgcSettings(photographs=1, train_clips=2, test_clips=3, frames=4)
-    build_mini_ugc(tmp_path / "mini-ugc", smallest)
     monkeypatch.setattr(landscape, "DEFAULT_FOLDER", tmp_path / "mini-ugc")
+    if cached:  # the script must take it, although it is not of the default settings
+        build_mini_ugc(tmp_path / "mini-ugc", smallest)
+    else:
+        monkeypatch.setattr(landscape, "MiniUgcSettings", lambda: smallest)
 
     main(replace(settings, dataset="mini-ugc", part="test"))
 
