@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
+# By file: the code in README.md shares one namespace, and so do the processes of a file.
+PYTEST = python -m pytest -n 2 --dist loadfile $(PYTEST_FLAGS)
 OLDEST_TORCH = 2.6.0
 OLDEST = .venv-oldest
 PIP_INSTALL = pip install --quiet --disable-pip-version-check
@@ -25,11 +27,11 @@ types: $(VENV)/.dev
 	$(VENV)/bin/mypy
 
 tests: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest -n 2 $(PYTEST_FLAGS)
+	$(VENV)/bin/$(PYTEST)
 
 # The library's own tests on the lowest torch that it supports; the newest is in `make test`.
 test-oldest: $(OLDEST)/.installed
-	$(OLDEST)/bin/python -m pytest -n 2 torch_awp $(wildcard tests/test_*.py) $(PYTEST_FLAGS)
+	$(OLDEST)/bin/$(PYTEST) torch_awp $(wildcard tests/test_*.py)
 
 wheel: $(VENV)/.dev
 	$(VENV)/bin/python -m build
