@@ -274,9 +274,10 @@ def _document(
 
 
 def _curves(found: Mapping[str, Surroundings], title: str, settings: Landscape) -> Figure:
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
-    axes = figure.subplots()
     curves = {fill(name, _NAME_WIDTH): own.curves for name, own in found.items()}
+    legend = sum(1 + name.count("\n") for name in curves) / 2  # lines, in two columns
+    figure = Figure(figsize=(6.4, 4.0 + 0.2 * legend), layout="constrained")
+    axes = figure.subplots()
     draw_curves(axes, curve_positions(settings.landscape), curves)
     if settings.directions > 1:
         axes.set_ylabel(f"loss, mean and range over {settings.directions} directions")

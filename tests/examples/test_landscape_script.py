@@ -174,6 +174,15 @@ def test_models_that_would_be_called_alike_are_told_apart_by_file(settings, trai
     assert names == [f"plain AdamW, seed 0 ({Path(name, '0.pt')})" for name in "ab"]
 
 
+def test_the_picture_grows_with_the_number_of_models(settings, trained, tmp_path):
+    _, checkpoint = trained[0]
+    many = tuple(changed(checkpoint, tmp_path / f"{seed}.pt", seed=seed) for seed in range(40))
+
+    main(replace(settings, checkpoint=many))  # matplotlib would warn of axes without room
+
+    assert (settings.output / "curves.png").exists()
+
+
 def test_losses_that_do_not_compare_are_an_error_that_names_the_files(settings, trained, tmp_path):
     other = changed(trained[1][1], tmp_path / "other.pt", rank_weight=1.0)
 
