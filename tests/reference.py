@@ -1,6 +1,7 @@
 """The perturbation rules once more: one tensor at a time, float64, straight from the equations."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +62,21 @@ def closure_for(
         return loss
 
     return closure
+
+
+def one_step(optimizer: Any, closure: Callable[[], Tensor], form: str) -> None:
+    """Step a wrapper by its ``"closure"`` or its ``"block"`` form, whatever its mode."""
+    if form == "closure":
+        optimizer.step(closure)
+        return
+    if getattr(optimizer, "ascent", "") == "current":
+        closure()
+    with optimizer.perturb():
+        for _ in range(getattr(optimizer, "steps", 1) - 1):
+            closure()
+            optimizer.ascend()
+        closure()
+    optimizer.step()
 
 
 def weights_of(model: nn.Module) -> list[Tensor]:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from reference import batch, closure_for, loss_of, small_net, weights_of
+from reference import batch, closure_for, loss_of, one_step, small_net, weights_of
 from torch import Tensor, nn
 
 from torch_awp import AdversarialWeightPerturbation, RandomWeightPerturbation
@@ -37,16 +37,7 @@ def accumulating(model: nn.Module, data: tuple[Tensor, Tensor]) -> Callable[[], 
 
 def train(optimizer, closure: Callable[[], Tensor], form: str) -> None:
     for _ in range(4):
-        if form == "closure":
-            optimizer.step(closure)
-            continue
-        closure()
-        with optimizer.perturb():
-            for _ in range(getattr(optimizer, "steps", 1) - 1):
-                closure()
-                optimizer.ascend()
-            closure()
-        optimizer.step()
+        one_step(optimizer, closure, form)
 
 
 @pytest.mark.parametrize("form", ["closure", "block"])

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from reference import batch, loss_of, small_net, weights_of
+from reference import batch, loss_of, one_step, small_net, weights_of
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -34,16 +34,7 @@ def train(model: nn.Module, forward: nn.Module, optimizer, form: str) -> list[Te
             loss.backward()
             return loss
 
-        if form == "closure":
-            optimizer.step(closure)
-            continue
-        closure()
-        with optimizer.perturb():
-            for _ in range(getattr(optimizer, "steps", 1) - 1):
-                closure()
-                optimizer.ascend()
-            closure()
-        optimizer.step()
+        one_step(optimizer, closure, form)
     return weights_of(model)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from reference import loss_of, same_bits, small_net, weights_of
+from reference import loss_of, one_step, same_bits, small_net, weights_of
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -43,17 +43,7 @@ def train(optimizer: Any, model: nn.Module, data: tuple[Tensor, Tensor], form: s
         return loss
 
     for _ in range(4):
-        if form == "closure":
-            optimizer.step(closure)
-            continue
-        if getattr(optimizer, "ascent", "") == "current":
-            closure()
-        with optimizer.perturb():
-            for _ in range(getattr(optimizer, "steps", 1) - 1):
-                closure()
-                optimizer.ascend()
-            closure()
-        optimizer.step()
+        one_step(optimizer, closure, form)
     return weights_of(model)
 
 

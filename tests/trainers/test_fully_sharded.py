@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from ranks import Ranks
-from reference import closure_for, loss_of, same_bits, small_net, weights_of
+from reference import closure_for, loss_of, one_step, same_bits, small_net, weights_of
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -76,17 +76,7 @@ def local_weights(model: nn.Module) -> list[Tensor]:
 def train(optimizer: Optimizer, model: nn.Module, data: Any, form: str, steps: int = 4) -> None:
     closure = closure_for(model, data)
     for _ in range(steps):
-        if form == "closure":
-            optimizer.step(closure)
-            continue
-        if getattr(optimizer, "ascent", "") == "current":
-            closure()
-        with optimizer.perturb():
-            for _ in range(getattr(optimizer, "steps", 1) - 1):
-                closure()
-                optimizer.ascend()
-            closure()
-        optimizer.step()
+        one_step(optimizer, closure, form)
 
 
 def sharded_run(rank: int, mesh_shape: tuple[int, ...], wrap: str, form: str) -> list[Tensor]:
