@@ -121,6 +121,24 @@ def test_closures_may_clear_gradients_in_any_way(wrap, way):
     torch.testing.assert_close(weights_of(model), weights_of(twin))
 
 
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_closures_may_assign_gradients_that_they_computed_apart(wrap):
+    model, data = small_net(), batch()
+    twin = copy.deepcopy(model)
+
+    def closure() -> Tensor:
+        loss = loss_of(model, data)
+        params = list(model.parameters())
+        for param, gradient in zip(params, torch.autograd.grad(loss, params), strict=True):
+            param.grad = gradient
+        return loss
+
+    train(WRAPS[wrap](torch.optim.SGD(model.parameters(), lr=0.1)), closure, "closure")
+    reference = WRAPS[wrap](torch.optim.SGD(twin.parameters(), lr=0.1))
+    train(reference, closure_for(twin, data), "closure")
+    torch.testing.assert_close(weights_of(model), weights_of(twin))
+
+
 @pytest.mark.parametrize("wrap", ["rwp", "awp-previous"])
 def test_a_single_pass_may_follow_gradients_cleared_in_place(wrap):
     model, data = small_net(), batch()

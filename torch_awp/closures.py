@@ -30,19 +30,27 @@ def clearing(closure: Closure, params: Sequence[Tensor]) -> Closure:
 
 def _call_watching(closure: Closure, param: Tensor, older: Tensor) -> Any:
     version = older._version
+    first_time: list[bool] = []
     added: list[bool] = []
 
-    def just_before_adding(_: Tensor) -> None:
-        if not added:
+    def computed(_: Tensor) -> None:
+        if not first_time:
             untouched = param.grad is older and older._version == version
             # `grad.data.zero_()` leaves no trace but its zeros.
-            added.append(untouched and bool(older.any()))
+            first_time.append(untouched and bool(older.any()))
 
-    handle = param.register_hook(just_before_adding)  # type: ignore[no-untyped-call]
+    def accumulated(_: Tensor) -> None:  # torch.autograd.grad computes and accumulates nothing
+        added.extend(first_time)
+
+    handles = [
+        param.register_hook(computed),  # type: ignore[no-untyped-call]
+        param.register_post_accumulate_grad_hook(accumulated),  # type: ignore[no-untyped-call]
+    ]
     try:
         loss = closure()
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     if any(added):
         raise RuntimeError(
             "the closure added to gradients that were there before: clear them in it, and to "
