@@ -173,3 +173,19 @@ def test_closures_that_clear_cost_no_look_at_a_value(set_to_none):
 
     for _ in range(2):
         optimizer.step(closure)
+
+
+def test_closures_may_penalise_gradients_before_they_clear_them():
+    model, data = small_net(), batch()
+    optimizer = WRAPS["awp"](torch.optim.SGD(model.parameters(), lr=0.1))
+
+    def closure() -> Tensor:
+        loss = loss_of(model, data)
+        gradients = torch.autograd.grad(loss, list(model.parameters()), create_graph=True)
+        loss = loss + 0.1 * sum(gradient.square().sum() for gradient in gradients)
+        optimizer.zero_grad()
+        loss.backward()
+        return loss
+
+    for _ in range(2):
+        optimizer.step(closure)

@@ -372,3 +372,15 @@ def test_epsilon_enters_both_norms():
     moved = perturbed(weight, gradient, gamma=0.1, epsilon=0.5, step_size=0.01)
     expected = 0.01 * (weight.norm() + 0.5) * gradient / (gradient.norm() + 0.5)
     torch.testing.assert_close(moved - weight, expected)
+
+
+def test_a_lazily_conjugated_gradient_moves_like_its_values():
+    weight = torch.randn(3, 3, dtype=torch.complex128)
+    gradient = torch.randn(3, 3, dtype=torch.complex128)
+    param = nn.Parameter(weight.clone())
+    param.grad = gradient.conj()
+    optimizer = AdversarialWeightPerturbation(torch.optim.SGD([param], lr=0.1), 0.1)
+    with optimizer.perturb():
+        moved = param.detach().clone()
+    assert param.grad.is_conj()
+    torch.testing.assert_close(moved, perturbed(weight, gradient.conj().resolve_conj()))

@@ -4,6 +4,7 @@ import pytest
 import torch
 from landscape_models import Residual, image_loss, noise
 from reference import bits
+from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from torch_awp.landscape import interpolation_curve, loss_curve, loss_surface, sharpness
@@ -133,3 +134,10 @@ def test_after_an_interrupted_recalibration():
     with pytest.raises(KeyboardInterrupt):
         loss_curve(model, loss_fn, noise(model), ALPHAS)
     assert everything(model) == before
+
+
+def test_an_expanded_buffer_is_left_alone():
+    model = nn.Linear(2, 1)
+    model.register_buffer("shared", torch.zeros(1).expand(3))
+    curve = loss_curve(model, lambda m: m.weight.sum(), {"weight": torch.ones(1, 2)}, [0.0, 1.0])
+    torch.testing.assert_close(curve[1] - curve[0], torch.tensor(2.0))

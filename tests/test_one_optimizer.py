@@ -258,3 +258,48 @@ def test_names_reach_the_optimizer_of_a_named_module():
     model = nn.Sequential(nn.Linear(2, 2))
     optimizer = AdversarialWeightPerturbation(torch.optim.Adam(model.named_parameters()))
     assert optimizer.param_groups[0]["param_names"] == ["0.weight", "0.bias"]
+
+
+def test_zero_grad_takes_what_the_bases_takes():
+    class Bare(torch.optim.SGD):
+        def zero_grad(self):
+            super().zero_grad()
+
+    model = small_net()
+    optimizer = AdversarialWeightPerturbation(Bare(model.parameters(), lr=0.1), 0.1)
+    loss_of(model, batch()).backward()
+    optimizer.zero_grad()
+    assert model[0].weight.grad is None
+
+
+def realised(optimizer) -> list[float]:
+    with optimizer.perturb():
+        return [round(realised, 6) for _, realised in optimizer.realised_gammas()]
+
+
+def test_wrapping_a_base_again_uses_the_new_gamma_and_keeps_the_groups_own():
+    model = small_net()
+    groups = [{"params": [model[0].weight], "perturb_gamma": 0.3}, {"params": [model[2].weight]}]
+    base = torch.optim.SGD(groups, lr=0.1)
+    assert realised(RandomWeightPerturbation(base, 0.1)) == [0.3, 0.1]
+    assert realised(RandomWeightPerturbation(base, 0.2)) == [0.3, 0.2]
+
+
+def test_assigning_groups_in_another_order_keeps_the_count():
+    model, data = small_net(), batch()
+    groups = [{"params": [model[0].weight]}, {"params": [model[2].weight]}]
+    optimizer = RandomWeightPerturbation(torch.optim.SGD(groups, lr=0.1), 0.1, start_step=2)
+    for _ in range(2):
+        optimizer.step(closure_for(model, data))
+    optimizer.param_groups = optimizer.param_groups[::-1]
+    assert realised(optimizer) == [0.1, 0.1]
+
+
+def test_assigning_groups_without_names_under_select_is_an_error():
+    model = small_net()
+    base = torch.optim.SGD(model.named_parameters(), lr=0.1)
+    optimizer = RandomWeightPerturbation(base, 0.1, select=lambda name, param: "weight" in name)
+    optimizer.param_groups = [{**base.param_groups[0]}]
+    del optimizer.param_groups[0]["param_names"]
+    with pytest.raises(ValueError, match="needs parameter names"), optimizer.perturb():
+        pass

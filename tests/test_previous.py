@@ -142,3 +142,38 @@ def test_an_interrupted_block_keeps_the_gradient_to_climb():
         raise KeyboardInterrupt
     with optimizer.perturb():
         assert same_bits(weights_of(model), first)
+
+
+def test_a_base_that_keeps_single_values_in_its_state():
+    import pytorch_optimizer
+
+    model, data = small_net(), batch()
+    base = pytorch_optimizer.MADGRAD(model.parameters(), lr=0.1)
+    optimizer = AdversarialWeightPerturbation(base, 0.1, ascent="previous")
+    for _ in range(3):
+        optimizer.step(closure_for(model, data))
+
+
+def test_a_hook_that_takes_a_gradient_away_does_not_disturb_the_bases_state():
+    model, data = small_net(), batch()
+    base = torch.optim.Adam(model.parameters())
+    optimizer = AdversarialWeightPerturbation(base, 0.1, ascent="previous")
+
+    def take_away(*_):
+        model[0].weight.grad = None
+
+    handle = optimizer.register_step_pre_hook(take_away)
+    optimizer.step(closure_for(model, data))
+    handle.remove()
+    optimizer.step(closure_for(model, data))
+    assert "exp_avg" in base.state[model[0].weight]
+
+
+def test_a_wrapper_that_does_not_climb_it_does_not_keep_it():
+    model, data = small_net(), batch()
+    optimizer = previous(model)
+    optimizer.step(closure_for(model, data))
+    base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    current = AdversarialWeightPerturbation(base, 0.1)
+    current.load_state_dict(optimizer.state_dict())
+    assert not any("perturb_gradient" in state for state in current.state.values())

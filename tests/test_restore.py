@@ -174,3 +174,17 @@ def test_autocast_sees_moved_and_restored_weights():
         with optimizer.perturb():
             assert nn.functional.linear(x, weight).item() == 1.5 * clean
         assert nn.functional.linear(x, weight).item() == clean
+
+
+def test_parameters_sharing_memory_that_first_move_at_different_times_come_back():
+    early = nn.Parameter(torch.randn(4, 4))
+    late = nn.Parameter(early.data.view(2, 8))
+    before = early.detach().clone()
+    base = torch.optim.SGD([early, late], lr=0.1)
+    optimizer = AdversarialWeightPerturbation(base, 0.1, steps=2)
+    early.grad = torch.randn(4, 4)
+    with optimizer.perturb():
+        optimizer.zero_grad()
+        late.grad = torch.randn(2, 8)
+        optimizer.ascend()
+    assert same_bits([early], [before])

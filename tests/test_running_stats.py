@@ -139,3 +139,28 @@ def test_with_a_frozen_second_pass_statistics_move_once_a_step():
         model(x).square().sum().backward()
     optimizer.step()
     assert model[1].num_batches_tracked == 1
+
+
+def test_a_backward_pass_may_follow_the_context():
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("running_mean", torch.zeros(3))
+            self.register_buffer("running_var", torch.ones(3))
+
+        def forward(self, x):
+            mean, var = self.running_mean, self.running_var
+            return nn.functional.batch_norm(x, mean, var, training=True)
+
+    layer, x = Own(), torch.randn(4, 3, requires_grad=True)
+    with freeze_running_stats(layer):
+        loss = layer(x).square().sum()
+    loss.backward()
+    assert x.grad.isfinite().all()
+
+
+def test_a_lazy_layer_may_be_made_inside():
+    layer = nn.LazyBatchNorm1d()
+    with freeze_running_stats(layer):
+        layer(torch.randn(4, 3))
+    assert layer.running_mean.shape == (3,)

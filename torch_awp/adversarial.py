@@ -9,9 +9,7 @@ from torch.optim import Optimizer
 from torch_awp.arguments import Select, checked_choice, checked_integer, checked_real
 from torch_awp.block import Move
 from torch_awp.closures import Closure
-from torch_awp.wrapper import Constraint, WeightPerturbation
-
-GRADIENT_KEY = "perturb_gradient"
+from torch_awp.wrapper import GRADIENT_KEY, Constraint, WeightPerturbation, drop_gradients
 
 
 class AdversarialWeightPerturbation(WeightPerturbation):
@@ -154,14 +152,16 @@ class AdversarialWeightPerturbation(WeightPerturbation):
         gradients, self._shared.gradients = self._shared.gradients, None
         if gradients is None:
             return
-        for state in self.state.values():
-            state.pop(GRADIENT_KEY, None)
-        for group in self.param_groups:
-            for param in group["params"] if gradients else []:
-                # Touch every tensor's state: checkpoints want it for all of them or for none.
-                state = self.state[param]
-                if param in gradients:
-                    state[GRADIENT_KEY] = gradients[param]
+        drop_gradients(self.state)
+        if not gradients:
+            return
+        params = [param for group in self.param_groups for param in group["params"]]
+        states = [self.state[param] for param in params]  # checkpoints want all of them or none
+        stateless = not any(states)
+        for param, gradient in gradients.items():
+            # Where a hook took the gradient away the base still has to create its state.
+            if stateless or self.state[param] or param.grad is not None:
+                self.state[param][GRADIENT_KEY] = gradient
 
     def _describe(self) -> str:
         return f"{super()._describe()}, steps={self.steps}, ascent={self.ascent!r}"

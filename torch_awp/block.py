@@ -67,7 +67,7 @@ class Block:
     @torch.no_grad()
     def restore(self) -> None:
         """Bring every weight back bit for bit, in its own storage."""
-        for weights, backups in self._saved:
+        for weights, backups in reversed(self._saved):  # tensors that share memory: first is home
             torch._foreach_copy_(weights, backups)
         torch.clear_autocast_cache()
 
@@ -146,7 +146,7 @@ class Block:
 
 
 def _direction(move: Move) -> Tensor:
-    return _as_real(placed_like(move.direction.to(move.param.dtype), move.param))
+    return _as_real(placed_like(move.direction.to(move.param.dtype), move.param).resolve_conj())
 
 
 def _as_real(tensor: Tensor) -> Tensor:

@@ -30,17 +30,16 @@ def clearing(closure: Closure, params: Sequence[Tensor]) -> Closure:
 
 def _call_watching(closure: Closure, param: Tensor, older: Tensor) -> Any:
     version = older._version
-    first_time: list[bool] = []
+    last_computed: list[bool] = []
     added: list[bool] = []
 
     def computed(_: Tensor) -> None:
-        if not first_time:
-            untouched = param.grad is older and older._version == version
-            # `grad.data.zero_()` leaves no trace but its zeros.
-            first_time.append(untouched and bool(older.any()))
+        untouched = param.grad is older and older._version == version
+        # `grad.data.zero_()` leaves no trace but its zeros.
+        last_computed[:] = [untouched and bool(older.any())]
 
     def accumulated(_: Tensor) -> None:  # torch.autograd.grad computes and accumulates nothing
-        added.extend(first_time)
+        added.extend(last_computed)
 
     handles = [
         param.register_hook(computed),  # type: ignore[no-untyped-call]
@@ -51,7 +50,7 @@ def _call_watching(closure: Closure, param: Tensor, older: Tensor) -> Any:
     finally:
         for handle in handles:
             handle.remove()
-    if any(added):
+    if any(added) and param.grad is older:
         raise RuntimeError(
             "the closure added to gradients that were there before: clear them in it, and to "
             "accumulate over batches (Lightning's automatic accumulate_grad_batches, say) use the "

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.lazy import LazyModuleMixin
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -29,6 +29,8 @@ def freeze_running_stats(model: nn.Module) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for module in model.modules():
+            if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+                continue  # its first forward pass is what makes the statistics
             if isinstance(module, _BatchNorm):
                 # Read only while training: it then neither uses, updates nor counts.
                 stack.enter_context(_attribute(module, "track_running_stats", False))
@@ -58,6 +60,6 @@ def _buffers_restored(module: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        with torch.no_grad():
-            for name, value in before.items():
-                buffers[name].copy_(value)
+        for name, value in before.items():
+            # Unseen by autograd: a backward pass may still come that does not need the old values.
+            buffers[name].data.copy_(value)

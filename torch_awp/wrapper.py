@@ -25,6 +25,8 @@ Constraint = Literal["layer", "element"]
 
 GAMMA_KEY = "perturb_gamma"
 STEP_KEY = "perturb_step"
+DEFAULT_KEY = "perturb_default"
+GRADIENT_KEY = "perturb_gradient"
 
 # Below half the spacing between numbers most moves of a weight relative to itself round away.
 _SMALLEST_GAMMA = {dtype: torch.finfo(dtype).eps / 2 for dtype in (torch.bfloat16, torch.float16)}
@@ -78,6 +80,7 @@ class WeightPerturbation(Optimizer):
         self.start_step = checked_integer("start_step", start_step, minimum=0)
         self.epsilon = checked_real("epsilon", epsilon)
         self._connect()
+        self._forget_earlier_default()
         self._fill_groups([self.gamma] * len(self.param_groups))
 
     @abstractmethod
@@ -220,7 +223,7 @@ class WeightPerturbation(Optimizer):
 
     def _step_number(self) -> int:
         """The number of successful steps so far; it lives in a group to be part of checkpoints."""
-        return int(self.param_groups[0].get(STEP_KEY, 0))
+        return max(int(group.get(STEP_KEY, 0)) for group in self.param_groups)
 
     def _group_gammas(self) -> list[float]:
         return [
@@ -230,6 +233,7 @@ class WeightPerturbation(Optimizer):
 
     def _selected(self) -> Iterator[tuple[Tensor, float]]:
         """Every trainable tensor that may move, once, with its group's gamma."""
+        checked_select(self.select, self.base)  # groups can have been assigned since
         seen: set[Tensor] = set()
         for group, gamma in zip(self.param_groups, self._group_gammas(), strict=True):
             params = group["params"]
@@ -285,9 +289,9 @@ class WeightPerturbation(Optimizer):
     def defaults(self, defaults: dict[str, Any]) -> None:
         self.base.defaults = defaults
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """The base's."""
-        self.base.zero_grad(set_to_none=set_to_none)
+    def zero_grad(self, *args: Any, **kwargs: Any) -> None:
+        """The base's, whatever arguments it takes."""
+        self.base.zero_grad(*args, **kwargs)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """The base's; the group may bring its own ``"perturb_gamma"``."""
@@ -312,11 +316,21 @@ class WeightPerturbation(Optimizer):
         gammas = [group.get(GAMMA_KEY, self.gamma) for group in self.param_groups]
         self.base.load_state_dict(state_dict)
         self._fill_groups(gammas)
+        if getattr(self, "ascent", "current") == "current":
+            drop_gradients(self.state)
 
     def _fill_groups(self, gammas: list[float]) -> None:
         for group, gamma in zip(self.param_groups, gammas, strict=True):
             group.setdefault(GAMMA_KEY, gamma)
         self.param_groups[0].setdefault(STEP_KEY, 0)
+        self.param_groups[0].setdefault(DEFAULT_KEY, self.gamma)
+
+    def _forget_earlier_default(self) -> None:
+        """Let this wrapper's gamma replace what an earlier one of the same base filled in."""
+        earlier = self.param_groups[0].pop(DEFAULT_KEY, None)
+        for group in self.param_groups:
+            if earlier is not None and group.get(GAMMA_KEY) == earlier:
+                del group[GAMMA_KEY]
 
     def _connect(self) -> None:
         self._shared = Shared()
@@ -344,6 +358,13 @@ class WeightPerturbation(Optimizer):
 
     def _describe(self) -> str:
         return f"gamma={self.gamma:g}, constraint={self.constraint!r}"
+
+
+def drop_gradients(state: Any) -> None:
+    """Take the gradients that ``ascent="previous"`` keeps out of an optimizer's state."""
+    for values in state.values():
+        if isinstance(values, dict):  # some optimizers keep single values beside
+            values.pop(GRADIENT_KEY, None)
 
 
 def _checked_base(optimizer: Any) -> Optimizer:

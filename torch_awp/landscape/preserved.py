@@ -37,7 +37,9 @@ class Snapshot:
             for module in modules
             for name, buffer in module.named_buffers(recurse=False)
         ]
-        self._tensors = [*weights, *model.buffers()]
+        # A buffer whose elements share memory (an expanded one) cannot be written in place at all.
+        buffers = [b for b in model.buffers() if not (0 in b.stride() and b.numel() > 1)]
+        self._tensors = [*weights, *buffers]
         self._values = clone_tensors(self._tensors) if self._tensors else []
         self._params = [(param, param.grad, param.requires_grad) for param in model.parameters()]
         self._random_state = _random_state([*model.parameters(), *model.buffers()])
