@@ -21,6 +21,7 @@ def freeze_running_stats(model: nn.Module) -> Iterator[None]:
     Args:
         model: a module that may contain such layers, or be one.
 
+    >>> import torch
     >>> model = nn.BatchNorm1d(2)
     >>> with freeze_running_stats(model):
     ...     output = model(torch.tensor([[1.0, 2.0], [3.0, 6.0]]))
