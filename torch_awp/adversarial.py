@@ -129,9 +129,7 @@ class AdversarialWeightPerturbation(WeightPerturbation):
 
     def _evaluate(self, closure: Closure) -> tuple[Any, Any]:
         if self.ascent == "previous":
-            with self.perturb():
-                loss = closure()
-            return loss, loss
+            return self._evaluate_once(closure)
         clean_loss = closure()
         with self.perturb():
             perturbed_loss = closure()

@@ -93,9 +93,7 @@ class RandomWeightPerturbation(WeightPerturbation):
         return part_like(noise, param).to(param.device)
 
     def _evaluate(self, closure: Closure) -> tuple[Any, Any]:
-        with self.perturb():
-            loss = closure()
-        return loss, loss
+        return self._evaluate_once(closure)
 
     def state_dict(self) -> dict[str, Any]:
         """The base's state, with the few values of the wrapper in its parameter groups.

@@ -91,6 +91,12 @@ class WeightPerturbation(Optimizer):
     def _evaluate(self, closure: Closure) -> tuple[Any, Any]:
         """Leave the gradients to step with; return the first loss and the one they belong to."""
 
+    def _evaluate_once(self, closure: Closure) -> tuple[Any, Any]:
+        """:meth:`_evaluate` of a mode that needs no clean pass."""
+        with self.perturb():
+            loss = closure()
+        return loss, loss
+
     def _gradients_ready(self, is_probe: bool) -> None:
         """Called when the gradients that the base is about to use are there."""
 
@@ -164,7 +170,8 @@ class WeightPerturbation(Optimizer):
         block = Block(self.constraint, self.epsilon, active=self._perturbs_now())
         self._shared.block = block
         try:
-            self._move(block)
+            if block.active:
+                block.move(self._moves())
             yield
         finally:
             try:
@@ -174,10 +181,6 @@ class WeightPerturbation(Optimizer):
                 raise
             finally:
                 self._shared.block = None
-
-    def _move(self, block: Block) -> None:
-        if block.active:
-            block.move(self._moves())
 
     def realised_gammas(self) -> list[RealisedGamma]:
         """Measure how far the weights are from home now; inside a :meth:`perturb` block.
