@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import nn
 
+from vqa.models.formats import Drop, Format
+from vqa.models.published import LoadReport, PublishedWeightsError, load_published
 from vqa.models.tiny_fast_vqa import TinyFastVqa
 
-_MODELS: dict[str, type[nn.Module]] = {"tiny_fast_vqa": TinyFastVqa}
+__all__ = [
+    "Drop",
+    "Format",
+    "LoadReport",
+    "PublishedWeightsError",
+    "build_model",
+    "load_published",
+]
+
+_MODELS: dict[str, Callable[..., nn.Module]] = {
+    "tiny_fast_vqa": TinyFastVqa,
+}
 
 
 def build_model(name: str, **settings: int) -> nn.Module:
