@@ -24,6 +24,10 @@ def _nothing(name: str) -> None:
     return None
 
 
+def _as_is(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    return tensors
+
+
 @dataclass(frozen=True)
 class Format:
     """One kind of checkpoint file and where its tensors go.
@@ -45,6 +49,11 @@ class Format:
     """Model name -> why the file need not have it; `None` where it must."""
     copies: Callable[[str], str | None] = _nothing
     """Model name that the file may lack -> model name whose tensor it can take instead."""
+    convert: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = _as_is
+    """The file's tensors by its keys -> those that `place` gets, where a file joins or splits some.
+
+    It must not change what it is given.
+    """
 
 
 def own_names(model: nn.Module) -> Format:

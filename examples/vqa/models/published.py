@@ -182,7 +182,7 @@ def _place(
     """The file's tensors by the model's names, and what is dropped with the reason."""
     placed: dict[str, Tensor] = {}
     dropped: dict[str, str] = {}
-    for key, tensor in tensors.items():
+    for key, tensor in format_.convert(tensors).items():
         place = format_.place(key)
         if isinstance(place, Drop):
             dropped[key] = place.reason
