@@ -8,6 +8,8 @@ from torch import nn
 
 from vqa.models.formats import Drop, Format
 from vqa.models.published import LoadReport, PublishedWeightsError, load_published
+from vqa.models.sama_iqa import SamaIqa, TinySamaIqa
+from vqa.models.simple_vqa import SimpleVqa, TinySimpleVqa
 from vqa.models.tiny_fast_vqa import TinyFastVqa
 
 __all__ = [
@@ -20,7 +22,11 @@ __all__ = [
 ]
 
 _MODELS: dict[str, Callable[..., nn.Module]] = {
+    "sama_iqa": SamaIqa,
+    "simple_vqa": SimpleVqa,
     "tiny_fast_vqa": TinyFastVqa,
+    "tiny_sama_iqa": TinySamaIqa,
+    "tiny_simple_vqa": TinySimpleVqa,
 }
 
 

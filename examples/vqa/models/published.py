@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vqa.models.formats import Drop, Format, own_names
 
-_WRAPPERS = ("state_dict", "model", "weights")
+_WRAPPERS = ("state_dict", "model", "model_state", "weights")
 _NAMES_SHOWN = 8
 
 # Harmless kinds of number that published files hold beside the tensors, e.g. as test results;

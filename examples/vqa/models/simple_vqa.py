@@ -1,0 +1,183 @@
+"""SimpleVQA (Sun et al. 2022): what frames look like, from a ResNet-50, and how they move."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnet50  # type: ignore[import-untyped]
+
+from vqa.models.formats import Drop, Format
+
+
+class FrameScorer(nn.Module):
+    """Pooled stages of an image network and motion features -> a score for every frame.
+
+    Every stage's feature map is pooled by its mean and its (unbiased) standard deviation over
+    locations: mean of the first stage, deviation of the first stage, mean of the second, ... Then
+    follow the motion features, and two linear layers with nothing between them give the score.
+
+    Args:
+        stages: network [B, 3, H, W] -> feature maps [B, C_i, h_i, w_i], one for each stage.
+        channels: C_i of each stage.
+        motion: length of the motion features M.
+        hidden: outputs of the first linear layer.
+    """
+
+    def __init__(
+        self, stages: nn.Module, channels: Sequence[int], motion: int, hidden: int
+    ) -> None:
+        super().__init__()
+        self.backbone = stages
+        self.quality = nn.Sequential(
+            nn.Linear(2 * sum(channels) + motion, hidden), nn.Linear(hidden, 1)
+        )
+        self.motion = motion
+
+    def forward(self, frames: Tensor, motion: Tensor) -> Tensor:
+        """Scores [B] of videos: means of `frame_scores`, with the same arguments."""
+        return self.frame_scores(frames, motion).mean(dim=1)
+
+    def frame_scores(self, frames: Tensor, motion: Tensor) -> Tensor:
+        """Scores [B, N] of key frames.
+
+        Args:
+            frames: floating [B, N, 3, H, W], normalised as for ImageNet.
+            motion: floating [B, N, M], motion features of the clip that follows each frame.
+
+        Raises:
+            ValueError: the arguments do not fit each other or the network, or the frames are so
+                small that the last stage has one location and hence no deviation.
+        """
+        expected = (*frames.shape[:2], self.motion)
+        if motion.shape != expected:
+            raise ValueError(f"motion: expected shape {list(expected)}, got {list(motion.shape)}")
+        features = torch.cat([self.features(frames), motion], dim=2)
+        scores: Tensor = self.quality(features)
+        return scores.squeeze(2)
+
+    def features(self, frames: Tensor) -> Tensor:
+        """Pooled stages [B, N, 2 * sum of channels] of frames [B, N, 3, H, W]."""
+        maps: tuple[Tensor, ...] = self.backbone(frames.flatten(0, 1))
+        if maps[-1].shape[2:].numel() == 1:
+            raise ValueError(
+                "frames: expected frames whose last feature map has several locations, got"
+                f" {frames.shape[3]} x {frames.shape[4]} pixels"
+            )
+        pooled = [
+            statistic
+            for each in maps
+            for statistic in (each.mean(dim=(2, 3)), each.std(dim=(2, 3)))
+        ]
+        return torch.cat(pooled, dim=1).view(*frames.shape[:2], -1)
+
+
+class SimpleVqa(FrameScorer):
+    """The published network: ResNet-50 stages 2 to 4 and 2304 SlowFast features.
+
+    Args:
+        motion: length of the motion features, 2048 slow and 256 fast.
+    """
+
+    def __init__(self, motion: int = 2304) -> None:
+        super().__init__(_ResNet50Stages(), channels=(512, 1024, 2048), motion=motion, hidden=128)
+
+    @property
+    def published_formats(self) -> tuple[Format, ...]:
+        """The authors' file, and torchvision's ImageNet ResNet-50."""
+        return (_AUTHORS, _IMAGENET)
+
+
+class TinySimpleVqa(FrameScorer):
+    """The same on three small stages, to train in minutes without a GPU.
+
+    Args:
+        motion: length of the motion features.
+        width: channels of the first stage; the next have two and three times as many.
+    """
+
+    def __init__(self, motion: int, width: int = 16) -> None:
+        channels = (width, 2 * width, 3 * width)
+        super().__init__(_SmallStages(channels), channels, motion, hidden=2 * width)
+
+
+class _ResNet50Stages(nn.Module):
+    """Feature maps of stages 2, 3 and 4, under torchvision's names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        network = resnet50(weights=None)
+        for name, part in network.named_children():
+            if name not in ("avgpool", "fc"):
+                self.add_module(name, part)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        maps: dict[str, Tensor] = {}
+        features = images
+        for name, part in self.named_children():  # in the order of the network
+            features = part(features)
+            maps[name] = features
+        return maps["layer2"], maps["layer3"], maps["layer4"]
+
+
+class _SmallStages(nn.Module):
+    """Convolution, BatchNorm, ReLU; twice for the first stage, which halves each side twice."""
+
+    def __init__(self, channels: tuple[int, int, int]) -> None:
+        super().__init__()
+        first, second, third = channels
+        self.stages = nn.ModuleList(
+            [
+                nn.Sequential(*_halve(3, first), *_halve(first, first)),
+                nn.Sequential(*_halve(first, second)),
+                nn.Sequential(*_halve(second, third)),
+            ]
+        )
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        maps: list[Tensor] = []
+        for stage in self.stages:
+            maps.append(stage(maps[-1] if maps else images))
+        return tuple(maps)
+
+
+def _halve(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
+    convolution = nn.Conv2d(inputs, outputs, kernel_size=3, stride=2, padding=1, bias=False)
+    return convolution, nn.BatchNorm2d(outputs), nn.ReLU()
+
+
+def _place_in_trunk(key: str) -> str | Drop:
+    if key.startswith("fc."):
+        return Drop("the ImageNet classifier: the network ends before it")
+    return key if key.startswith("quality.") else f"backbone.{key}"
+
+
+def _keeps_count(name: str) -> str | None:
+    if name.endswith("num_batches_tracked"):
+        return "a count of training batches, which older files lack and nothing here reads"
+    return None
+
+
+def _keeps_head(name: str) -> str | None:
+    if name.startswith("quality."):
+        return "ImageNet files have no quality head"
+    return _keeps_count(name)
+
+
+def _is_trunk(tensors: Mapping[str, Tensor]) -> bool:
+    return "conv1.weight" in tensors and "layer4.2.conv3.weight" in tensors
+
+
+_AUTHORS = Format(
+    name="SimpleVQA, authors",
+    recognises=lambda tensors: _is_trunk(tensors) and "quality.0.weight" in tensors,
+    place=_place_in_trunk,
+    keeps=_keeps_count,
+)
+_IMAGENET = Format(
+    name="ResNet-50, ImageNet, torchvision",
+    recognises=lambda tensors: _is_trunk(tensors) and "quality.0.weight" not in tensors,
+    place=_place_in_trunk,
+    keeps=_keeps_head,
+)
