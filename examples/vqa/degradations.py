@@ -2,12 +2,14 @@
 
 Every degradation takes uint8 RGB frames [T, H, W, 3] and a strength in [0, 1] (0: hardly visible,
 1: very annoying) and returns frames of the same shape. A chain is a few of them in a row and, as
-its last link, the encoder whose real output is the delivered file.
+its last link, the encoder whose real output is the delivered file: H.264 or MPEG-4 for a clip, JPEG
+for a still.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from vqa.video import Codec, decode, encode
+from vqa.encoding import Codec, decode, encode
 
 Pixels = NDArray[np.uint8]
 Kind = Literal[
@@ -30,6 +32,7 @@ Kind = Literal[
     "stutter",
     "h264",
     "mpeg4",
+    "jpeg",
 ]
 
 FRAME_RATE = 24
@@ -53,10 +56,22 @@ class Chain:
 
 def degrade(clip: Pixels, chain: Chain, random: np.random.Generator) -> bytes:
     """Run a clip [T, H, W, 3] through a chain: the delivered .mp4 file."""
-    for link in chain.links:
-        clip = _DEGRADATIONS[link.kind](clip, link.strength, random)
     codec, quantiser = encoder_setting(chain.delivery)
-    return encode(clip, codec, quantiser, FRAME_RATE)
+    return encode(_through(clip, chain.links, random), codec, quantiser, FRAME_RATE)
+
+
+def degrade_still(image: Pixels, chain: Chain, random: np.random.Generator) -> bytes:
+    """Run an image [H, W, 3] through a chain: the delivered .jpg file."""
+    if chain.delivery.kind != "jpeg":
+        raise ValueError(f"kind: expected 'jpeg' as delivery, got {chain.delivery.kind!r}")
+    (frame,) = _through(image[None], chain.links, random)
+    return _encode_jpeg(frame, chain.delivery.strength)
+
+
+def _through(clip: Pixels, links: Sequence[Link], random: np.random.Generator) -> Pixels:
+    for link in links:
+        clip = _DEGRADATIONS[link.kind](clip, link.strength, random)
+    return clip
 
 
 def encoder_setting(link: Link) -> tuple[Codec, int]:
@@ -134,6 +149,18 @@ def stutter(clip: Pixels, strength: float, random: np.random.Generator) -> Pixel
     return clip[np.arange(len(clip)) // held * held]
 
 
+def jpeg(clip: Pixels, strength: float, random: np.random.Generator) -> Pixels:
+    """Every frame through a JPEG file of quality 95 .. 5."""
+    frames = [Image.open(io.BytesIO(_encode_jpeg(frame, strength))) for frame in clip]
+    return np.stack([np.asarray(frame) for frame in frames])
+
+
+def _encode_jpeg(image: Pixels, strength: float) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=round(95 - 90 * strength))
+    return file.getvalue()
+
+
 def transcode(kind: Codec) -> Callable[[Pixels, float, np.random.Generator], Pixels]:
     """An encoding in the middle of a chain: what is uploaded is encoded again on delivery."""
 
@@ -160,4 +187,5 @@ _DEGRADATIONS: dict[Kind, Callable[[Pixels, float, np.random.Generator], Pixels]
     "stutter": stutter,
     "h264": transcode("h264"),
     "mpeg4": transcode("mpeg4"),
+    "jpeg": jpeg,
 }

@@ -39,9 +39,21 @@ def read_label_list(path: Path, folder: Path | None = None) -> list[LabelledVide
         folder: what the video paths are relative to; the list's own folder by default.
 
     Raises:
+        LabelListError: as `parse_label_list`, or a video is missing.
+    """
+    videos = parse_label_list(path)
+    rows = {video.path: row for row, video in enumerate(videos, start=1)}
+    _check_presence(path, path.parent if folder is None else folder, rows)
+    return videos
+
+
+def parse_label_list(path: Path) -> list[LabelledVideo]:
+    """Read a label list and check every row, but not whether the videos exist.
+
+    Raises:
         LabelListError: no such list, not text, empty, or a row with another number of columns, a
-            number that is none, a score that is not finite, a video listed twice or missing.
-            Names the file, the row (from 1) and what was expected.
+            number that is none, a score that is not finite, a video listed twice. Names the file,
+            the row (from 1) and what was expected.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -60,7 +72,6 @@ def read_label_list(path: Path, folder: Path | None = None) -> list[LabelledVide
         videos.append(video)
     if not videos:
         raise LabelListError(f"{path}: expected at least one row, the list is empty")
-    _check_presence(path, path.parent if folder is None else folder, seen)
     return videos
 
 

@@ -1,4 +1,8 @@
-"""Losses that compare predicted with opinion scores of a batch (FAST-VQA, Wu et al. 2022)."""
+"""Losses that compare the predicted with the opinion scores of a batch.
+
+`quality_loss` and its terms train FAST-VQA (Wu et al. 2022) and SAMA, `l1_rank_loss` SimpleVQA (Sun
+et al. 2022). SAMA for images uses torch's own `smooth_l1_loss`.
+"""
 
 from __future__ import annotations
 
@@ -46,6 +50,35 @@ def rank_loss(predicted: Tensor, target: Tensor) -> Tensor:
 def quality_loss(predicted: Tensor, target: Tensor, rank_weight: float = 0.3) -> Tensor:
     """The loss of FAST-VQA and SAMA: `plcc_loss + rank_weight * rank_loss`; shapes as there."""
     return plcc_loss(predicted, target) + rank_weight * rank_loss(predicted, target)
+
+
+def l1_rank_loss(predicted: Tensor, target: Tensor, *, released_order: bool = False) -> Tensor:
+    r"""Mean absolute error plus the disorder of the pairs whose opinion scores are close.
+
+    `mean |p_i - q_i| + sum M_ij max(0, -sgn(q_i - q_j) (p_i - p_j)) / (sum M_ij + 1e-8)`, where
+    `M_ij = 1` for `0 < |q_i - q_j| < 1` and 0 otherwise.
+
+    Args:
+        predicted: scores, floating [B] or [B, 1].
+        target: opinion scores of the same shape.
+        released_order: exchange `p` and `q`, as SimpleVQA's training script does. The rank term
+            then depends on the predictions through signs only: it changes the value, but not the
+            gradient, which is that of the mean absolute error.
+
+    Returns:
+        A scalar of the dtype of `predicted`; the rank term is 0 where no pair is close.
+
+    >>> predicted, target = torch.tensor([2.0, 1.0]), torch.tensor([2.0, 2.5])
+    >>> l1_rank_loss(predicted, target).item()  # 1.5 / 2 for the error, 1 for the wrong order
+    1.75
+    """
+    p, q = predicted.flatten(), target.flatten()
+    if released_order:
+        p, q = q, p
+    difference = q[:, None] - q
+    close = (difference != 0) & (difference.abs() < 1)
+    disorder = torch.relu(-torch.sign(difference) * (p[:, None] - p))
+    return (p - q).abs().mean() + (close * disorder).sum() / (close.sum() + 1e-8)
 
 
 def _standardise(scores: Tensor) -> Tensor:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
+from scipy.optimize import OptimizeWarning, curve_fit
+from scipy.special import expit
+
+# The published evaluation sets no limit that matters; this one ends a hopeless fit within a second.
+_EVALUATIONS = 20_000
 
 
 @dataclass(frozen=True)
@@ -19,6 +25,10 @@ class Agreement:
     rmse: float
 
 
+class LogisticFitError(ValueError):
+    """No logistic curve describes how the opinion scores depend on the predictions."""
+
+
 def rescale(predicted: ArrayLike, target: ArrayLike) -> NDArray[np.float64]:
     """Predictions [N] moved to the mean and population standard deviation of the target [N]."""
     p, q = np.asarray(predicted, np.float64), np.asarray(target, np.float64)
@@ -26,8 +36,42 @@ def rescale(predicted: ArrayLike, target: ArrayLike) -> NDArray[np.float64]:
     return rescaled
 
 
-def agreement(predicted: ArrayLike, target: ArrayLike) -> Agreement:
-    """Agreement of predictions [N] with opinion scores [N]; the RMSE is taken after `rescale`.
+def fit_logistic(predicted: ArrayLike, target: ArrayLike) -> NDArray[np.float64]:
+    """Predictions [N] moved along the logistic curve that brings them closest to the target [N].
+
+    `y = b2 + (b1 - b2) / (1 + exp(-(x - b3) / |b4|))` by least squares from the published start
+    `b = (max y, min y, mean x, 1/2)`. The start does not follow the spread of the predictions, so
+    the result depends on their scale.
+
+    Raises:
+        LogisticFitError: fewer than four scores, a value that is not finite, the fit does not
+            converge, or it ends at a curve that is flat over the predictions.
+    """
+    p, q = np.asarray(predicted, np.float64), np.asarray(target, np.float64)
+    start = (q.max(), q.min(), p.mean(), 0.5)
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            # It concerns the uncertainty of the parameters, which nobody asks for.
+            warnings.simplefilter("ignore", OptimizeWarning)
+            parameters, _ = curve_fit(_logistic, p, q, p0=start, maxfev=_EVALUATIONS)
+    except (RuntimeError, TypeError, ValueError) as error:  # scipy raises one per cause
+        raise LogisticFitError(f"expected scores that a logistic curve fits ({error})") from error
+    fitted: NDArray[np.float64] = _logistic(p, *parameters)
+    if not np.isfinite(fitted).all() or np.ptp(fitted) <= 1e-9 * np.ptp(q):
+        raise LogisticFitError("expected scores that a logistic curve fits, it became flat")
+    return fitted
+
+
+def agreement(predicted: ArrayLike, target: ArrayLike, *, logistic_fit: bool = False) -> Agreement:
+    """Agreement of predictions [N] with opinion scores [N].
+
+    Args:
+        predicted: scores on any scale.
+        target: mean opinion scores.
+        logistic_fit: take PLCC and RMSE after `fit_logistic`, as SimpleVQA does; both are NaN
+            where no curve fits, which happens early in a training. Otherwise PLCC is taken of the
+            predictions as they are and the RMSE after `rescale`. SRCC and KRCC are always those of
+            the predictions as they are.
 
     Raises:
         ValueError: another shape, fewer than two scores, a value that is not finite, or all
@@ -39,9 +83,34 @@ def agreement(predicted: ArrayLike, target: ArrayLike) -> Agreement:
     for name, values in (("predicted", p), ("target", q)):
         if not np.isfinite(values).all() or np.ptp(values) == 0:
             raise ValueError(f"{name}: expected finite values that are not all equal")
+    plcc, rmse = _linear_agreement(p, q, logistic_fit)
     return Agreement(
         srcc=float(stats.spearmanr(p, q).statistic),
-        plcc=float(stats.pearsonr(p, q).statistic),
+        plcc=plcc,
         krcc=float(stats.kendalltau(p, q).statistic),
-        rmse=float(np.sqrt(np.mean((rescale(p, q) - q) ** 2))),
+        rmse=rmse,
     )
+
+
+def _linear_agreement(
+    p: NDArray[np.float64], q: NDArray[np.float64], logistic_fit: bool
+) -> tuple[float, float]:
+    """PLCC and RMSE."""
+    if not logistic_fit:
+        return float(stats.pearsonr(p, q).statistic), _rmse(rescale(p, q), q)
+    try:
+        fitted = fit_logistic(p, q)
+    except LogisticFitError:
+        return float("nan"), float("nan")
+    return float(stats.pearsonr(fitted, q).statistic), _rmse(fitted, q)
+
+
+def _rmse(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
+    return float(np.sqrt(np.mean((p - q) ** 2)))
+
+
+def _logistic(
+    x: NDArray[np.float64], highest: float, lowest: float, middle: float, width: float
+) -> NDArray[np.float64]:
+    curve: NDArray[np.float64] = lowest + (highest - lowest) * expit((x - middle) / abs(width))
+    return curve

@@ -12,10 +12,6 @@ set was made. The set is built in a temporary folder and renamed when it is comp
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -28,6 +24,7 @@ import torch
 
 from vqa.camera_motion import draw_camera_path, film
 from vqa.degradations import FRAME_RATE, Chain, Kind, Link, degrade
+from vqa.generated_folder import GeneratedFolder
 from vqa.labels import LabelledVideo, write_label_list
 from vqa.opinion import Content, Opinion, expected_quality, measure_content, rate
 from vqa.photographs import PHOTOGRAPHS, Photograph, load_photograph
@@ -42,7 +39,7 @@ VERSION = 1
 # Where the examples build it and look for it unless told otherwise; git ignores it.
 DEFAULT_FOLDER = Path(__file__).resolve().parents[2] / "data" / "mini-ugc"
 
-_RECORD = "mini_ugc.json"
+_FOLDER = GeneratedFolder("mini-UGC", "mini_ugc.json")
 
 
 @dataclass(frozen=True)
@@ -116,26 +113,12 @@ def build_mini_ugc(folder: Path, settings: MiniUgcSettings, processes: int = 1) 
         ValueError: `folder` holds something that is no mini-UGC set.
     """
     record = {"version": VERSION, "settings": asdict(settings)}
-    if _read_record(folder) == record:
-        return False
-    if folder.exists() and any(folder.iterdir()) and _read_record(folder) is None:
-        raise ValueError(f"{folder}: expected a mini-UGC set or an empty folder, found other files")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        _write_parts(unfinished, settings, processes)
-        (unfinished / _RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(unfinished, folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return True
+    return _FOLDER.build(folder, record, lambda empty: _write_parts(empty, settings, processes))
 
 
 def is_mini_ugc(folder: Path) -> bool:
     """Whether a complete set, however made, is in the folder."""
-    return _read_record(folder) is not None
+    return _FOLDER.is_complete(folder)
 
 
 def draw_chain(mix: Mix, random: np.random.Generator) -> Chain:
@@ -146,14 +129,6 @@ def draw_chain(mix: Mix, random: np.random.Generator) -> Chain:
     delivery = mix.deliveries[int(random.integers(len(mix.deliveries)))]
     strength = float(random.uniform(0.1, 1.0)) if random.random() < 0.5 else 0.05
     return Chain(links, Link(delivery, strength))
-
-
-def _read_record(folder: Path) -> object:
-    """How the set in `folder` was made, None where there is none."""
-    try:
-        return json.loads((folder / _RECORD).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return None
 
 
 def _write_parts(folder: Path, settings: MiniUgcSettings, processes: int) -> None:

@@ -23,7 +23,7 @@ from vqa.degradations import Chain, Kind, Link
 
 Pixels = NDArray[np.uint8]
 
-_HIDDEN_BY_TEXTURE: frozenset[Kind] = frozenset({"noise", "h264", "mpeg4"})
+_HIDDEN_BY_TEXTURE: frozenset[Kind] = frozenset({"noise", "h264", "mpeg4", "jpeg"})
 _HIDDEN_BY_SMOOTHNESS: frozenset[Kind] = frozenset({"rescale", "blur", "motion_blur"})
 _HIDDEN_BY_STILLNESS: frozenset[Kind] = frozenset({"frozen", "stutter"})
 _MILD: frozenset[Kind] = frozenset({"exposure", "fading"})

@@ -45,5 +45,5 @@ def test_the_order_of_frames_matters():
 
 
 def test_an_unknown_model_is_an_error_that_names_the_known_ones():
-    with pytest.raises(ValueError, match="expected one of .*tiny_fast_vqa.*, got 'slow_vqa'"):
+    with pytest.raises(ValueError, match=r"expected one of .*tiny_fast_vqa.*, got 'slow_vqa'"):
         build_model("slow_vqa")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from vqa.models.fast_vqa import FastVqa, FastVqaM
 from vqa.models.formats import Drop, Format
 from vqa.models.published import LoadReport, PublishedWeightsError, load_published
 from vqa.models.sama_iqa import SamaIqa, TinySamaIqa
@@ -22,7 +23,10 @@ __all__ = [
 ]
 
 _MODELS: dict[str, Callable[..., nn.Module]] = {
+    "fast_vqa": FastVqa,
+    "fast_vqa_m": FastVqaM,
     "sama_iqa": SamaIqa,
+    "sama_vqa": FastVqa,
     "simple_vqa": SimpleVqa,
     "tiny_fast_vqa": TinyFastVqa,
     "tiny_sama_iqa": TinySamaIqa,
@@ -32,6 +36,8 @@ _MODELS: dict[str, Callable[..., nn.Module]] = {
 
 def build_model(name: str, **settings: int) -> nn.Module:
     """A freshly initialised model; `settings` are its constructor's arguments.
+
+    SAMA scores video with FAST-VQA's model, on samples of its own; both names build it.
 
     Raises:
         ValueError: there is no model of that name; names those that exist.

@@ -1,0 +1,108 @@
+"""From the names in annotation files to the media files on disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+from vqa.datasets.annotations import Label
+from vqa.datasets.samples import DatasetError, MediaKind, Sample
+from vqa.datasets.specs import DataSetSpec
+
+_SHOWN = 10
+_IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+
+class FolderListings:
+    """Which files are in a folder, asked once per folder rather than once per file."""
+
+    def __init__(self) -> None:
+        self._names: dict[Path, dict[str, str]] = {}
+
+    def find(self, path: Path) -> Path | None:
+        """The file itself, or the one that differs in the case of the extension only."""
+        names = self._listing(path.parent)
+        name = names.get(path.name) or names.get(_fold_extension(path.name))
+        return None if name is None else path.with_name(name)
+
+    def _listing(self, folder: Path) -> dict[str, str]:
+        if folder not in self._names:
+            self._names[folder] = _list_files(folder)
+        return self._names[folder]
+
+
+def find_samples(
+    spec: DataSetSpec, root: Path, labels: Sequence[Label], drop_missing: bool
+) -> tuple[tuple[Sample, ...], int]:
+    """The samples whose files are there, and how many were left out because theirs are not.
+
+    Raises:
+        DatasetError: files are missing and `drop_missing` is false (all are counted, the first
+            ones named), none is there, or two rows mean the same file.
+    """
+    listings = FolderListings()
+    found = [_find_file(spec, root, label.name, listings) for label in labels]
+    missing = [label for label, path in zip(labels, found, strict=True) if path is None]
+    if missing and (not drop_missing or len(missing) == len(labels)):
+        raise DatasetError(_missing_message(spec, root, missing, len(labels)))
+    rows: dict[Path, Label] = {}
+    samples: list[Sample] = []
+    for label, path in zip(labels, found, strict=True):
+        if path is None:
+            continue
+        if path in rows:
+            raise DatasetError(
+                f"{label.place}: expected every file once, {path} is in {rows[path].place} too"
+            )
+        rows[path] = label
+        samples.append(Sample(path, label.score, label.part))
+    return tuple(samples), len(missing)
+
+
+def tell_kind(samples: Sequence[Sample]) -> MediaKind:
+    """Images if every file has an image's extension, otherwise videos."""
+    images = all(sample.path.suffix.lower() in _IMAGE_SUFFIXES for sample in samples)
+    return "image" if images else "video"
+
+
+def _find_file(spec: DataSetSpec, root: Path, name: str, listings: FolderListings) -> Path | None:
+    candidates = (listings.find(root / place) for place in _candidates(spec, name))
+    return next((path for path in candidates if path is not None), None)
+
+
+def _candidates(spec: DataSetSpec, name: str) -> Iterator[str]:
+    name = name.replace("\\", "/")
+    pure = PurePosixPath(name)
+    identifier = pure.name.split(".")[0].split("_")[0]
+    for folder in spec.folders:
+        for file in spec.files:
+            place = file.format(name=name, stem=pure.with_suffix("").as_posix(), id=identifier)
+            yield str(PurePosixPath(folder) / place)
+
+
+def _missing_message(spec: DataSetSpec, root: Path, missing: Sequence[Label], listed: int) -> str:
+    tried = " or ".join(dict.fromkeys(_candidates(spec, missing[0].name)))
+    lines = [
+        f"{spec.name}: {len(missing)} of {listed} listed files are missing under {root}"
+        f" (the first is expected as {tried}):"
+    ]
+    lines += [f"  {label.name} ({label.place})" for label in missing[:_SHOWN]]
+    if len(missing) > _SHOWN:
+        lines.append(f"  and {len(missing) - _SHOWN} more")
+    return "\n".join(lines)
+
+
+def _list_files(folder: Path) -> dict[str, str]:
+    """Name on disk for every name a file answers to; exact names win."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if entry.is_file()]
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    return {_fold_extension(name): name for name in names} | {name: name for name in names}
+
+
+def _fold_extension(name: str) -> str:
+    stem, extension = os.path.splitext(name)
+    return stem + extension.lower()

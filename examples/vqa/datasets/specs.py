@@ -1,0 +1,278 @@
+"""The data sets that the examples know: where their files lie and what they should hold.
+
+Counts and ranges are those of the lists that the published models were trained and tested with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vqa.datasets.samples import MediaKind, Part
+from vqa.mini_iqa import MiniIqaSettings, build_mini_iqa, is_mini_iqa
+from vqa.mini_ugc import MiniUgcSettings, build_mini_ugc, is_mini_ugc
+
+
+@dataclass(frozen=True)
+class AnnotationFile:
+    """Where an annotation file usually lies, relative to the data root, and whose rows it holds."""
+
+    names: tuple[str, ...]
+    part: Part | None = None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """How many samples a data set, or a part of it, should have, and its range of scores."""
+
+    count: int
+    mos: tuple[float, float] | None = None
+    part: Part | None = None
+    """None: all samples."""
+    scale: bool = False
+    """`mos` is the scale that scores lie on rather than their extremes."""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class DataSetSpec:
+    """How a data set lies on disk."""
+
+    name: str
+    kind: MediaKind | None
+    """None: tell by the file names."""
+    layouts: tuple[tuple[AnnotationFile, ...], ...]
+    """Sets of annotation files that together describe it; the first that is there is used."""
+    folders: tuple[str, ...] = ("",)
+    """Where the media files may be, relative to the data root."""
+    files: tuple[str, ...] = ("{name}",)
+    """Media file of a row: its {name}, the {stem} before the extension, the {id} before _ or '.'"""
+    scores: tuple[str, ...] = ("mos",)
+    """Score columns, best first."""
+    parts: tuple[str, ...] = ()
+    """Columns that say which part a row belongs to."""
+    part_files: tuple[str, ...] = ()
+    """A second annotation file that only says the part of every row of the first."""
+    only: Part | None = None
+    """Take this part only; rows that do not say their part belong to it."""
+    needs_parts: bool = False
+    first_column_names: bool = False
+    """Whether the first column holds the names if no column is called so."""
+    four_columns: bool = False
+    """Whether every annotation file is a four-column list."""
+    references: tuple[Reference, ...] = ()
+    build: Callable[[Path], None] | None = None
+    """Makes a generated data set, with synthetic scores, if it is not there."""
+
+
+def _one(*names: str) -> tuple[AnnotationFile, ...]:
+    return (AnnotationFile(names),)
+
+
+def _build_mini_ugc(folder: Path) -> None:
+    if not is_mini_ugc(folder):
+        build_mini_ugc(folder, MiniUgcSettings())
+
+
+def _build_mini_iqa(folder: Path) -> None:
+    if not is_mini_iqa(folder):
+        build_mini_iqa(folder, MiniIqaSettings())
+
+
+_FAST_VQA_LISTS = ("labels.txt", "labels.csv")
+_TWO_LISTS = (
+    AnnotationFile(("labels_train.txt", "train.txt"), "train"),
+    AnnotationFile(("labels_test.txt", "test.txt"), "test"),
+)
+
+_LSVQ_BOTH = AnnotationFile(("labels_train_test.csv",))
+_LSVQ_TRAIN = AnnotationFile(
+    ("LSVQ_whole_train.csv", "train_labels.txt", "labels_train.txt"), "train"
+)
+_LSVQ_TEST = AnnotationFile(("LSVQ_whole_test.csv", "labels_test.txt", "test_labels.txt"), "test")
+_LSVQ_1080P = AnnotationFile(
+    ("labels_test_1080p.csv", "labels_1080p.csv", "LSVQ_whole_test_1080p.csv", "labels_1080p.txt"),
+    "1080p",
+)
+
+_LSVQ = DataSetSpec(
+    name="lsvq",
+    kind="video",
+    layouts=((_LSVQ_BOTH, _LSVQ_1080P), (_LSVQ_TRAIN, _LSVQ_TEST, _LSVQ_1080P)),
+    folders=("", "videos", "LSVQ"),
+    files=("{name}", "{name}.mp4"),
+    parts=("is_test",),
+    needs_parts=True,
+    references=(
+        Reference(28056, (2.45, 90.52), "train"),
+        Reference(7186, (8.47, 91.03), "test", note="FAST-VQA"),
+        Reference(7182, None, "test", note="SAMA"),
+        Reference(7220, None, "test", note="SimpleVQA"),
+        Reference(3573, (17.7, 91.4), "1080p", note="FAST-VQA"),
+        Reference(3561, None, "1080p", note="SimpleVQA"),
+    ),
+)
+
+
+def _lsvq_part(part: Part, *layouts: tuple[AnnotationFile, ...]) -> DataSetSpec:
+    references = tuple(reference for reference in _LSVQ.references if reference.part == part)
+    return replace(_LSVQ, name=f"lsvq-{part}", layouts=layouts, only=part, references=references)
+
+
+_SPECS = (
+    _LSVQ,
+    _lsvq_part("train", (_LSVQ_BOTH,), (_LSVQ_TRAIN,)),
+    _lsvq_part("test", (_LSVQ_BOTH,), (_LSVQ_TEST,)),
+    _lsvq_part("1080p", (_LSVQ_1080P,)),
+    DataSetSpec(
+        name="konvid-1k",
+        kind="video",
+        layouts=(
+            _one(
+                "KoNViD_1k_attributes.csv",
+                "KoNViD_1k_metadata/KoNViD_1k_attributes.csv",
+                "KONVID_1K_metadata.csv",
+                *_FAST_VQA_LISTS,
+            ),
+            _TWO_LISTS,
+        ),
+        folders=("", "KoNViD_1k_videos"),
+        files=(
+            "{name}",
+            "{id}.mp4",
+            "{id}_original_centercrop_960x540_8s.mp4",
+            "{id}_centercrop_960x540_8s.mp4",
+        ),
+        references=(Reference(1200, (1.22, 4.64)),),
+    ),
+    DataSetSpec(
+        name="live-vqc",
+        kind="video",
+        layouts=(_one("data.mat", *_FAST_VQA_LISTS), _TWO_LISTS),
+        folders=("", "Video"),
+        files=("{name}", "{name}.mp4"),
+        references=(Reference(585, (6.22, 94.29)),),
+    ),
+    DataSetSpec(
+        name="youtube-ugc",
+        kind="video",
+        layouts=(
+            _one(
+                "original_videos_MOS_for_YouTube_UGC_dataset.xlsx",
+                "original_videos_MOS_for_YouTube_UGC_dataset.csv",
+                "MOS_for_YouTube_UGC_dataset.xlsx",
+                "MOS_for_YouTube_UGC_dataset.csv",
+                "mylabels.txt",
+                *_FAST_VQA_LISTS,
+            ),
+            _TWO_LISTS,
+        ),
+        folders=("", "original_videos", "original_videos_h264"),
+        files=("{name}", "{name}.mp4", "{name}_crf_10_ss_00_t_20.0.mp4", "{name}.mkv"),
+        scores=("mos_full", "mos"),
+        references=(
+            Reference(1147, (1.24, 4.68), note="FAST-VQA's list"),
+            Reference(1195, (1.0, 9.5), note="SAMA's mylabels.txt"),
+            Reference(1040, None, note="the paper's subset"),
+        ),
+    ),
+    DataSetSpec(
+        name="koniq-10k",
+        kind="image",
+        layouts=(
+            _one("koniq10k_scores_and_distributions.csv"),
+            _one("koniq10k_distributions_sets.csv"),
+            _one(*_FAST_VQA_LISTS),
+        ),
+        folders=("", "1024x768", "512x384", "images"),
+        scores=("mos_zscore", "mos"),
+        parts=("set", "split"),
+        part_files=("koniq10k_distributions_sets.csv",),
+        references=(
+            Reference(10073, (0.0, 100.0), scale=True, note="z-scores"),
+            Reference(10073, (1.0, 5.0), scale=True, note="MOS"),
+            Reference(7058, None, "train"),
+            Reference(1000, None, "validation"),
+            Reference(2015, None, "test"),
+        ),
+    ),
+    DataSetSpec(
+        name="spaq",
+        kind="image",
+        layouts=(
+            _one(
+                "Annotations/MOS and Image attribute scores.xlsx",
+                "MOS and Image attribute scores.xlsx",
+                *_FAST_VQA_LISTS,
+            ),
+        ),
+        folders=("", "TestImage"),
+        references=(Reference(11125, (0.0, 100.0), scale=True),),
+    ),
+    DataSetSpec(
+        name="biq2021",
+        kind="image",
+        layouts=(
+            (
+                AnnotationFile(("Train (Images and MOS).csv",), "train"),
+                AnnotationFile(("Test (Images and MOS).csv",), "test"),
+            ),
+            _one(*_FAST_VQA_LISTS),
+        ),
+        folders=("", "Images", "images"),
+        parts=("split",),
+        references=(
+            Reference(10000, (0.0, 1.0), "train", scale=True),
+            Reference(900, (0.0, 1.0), "train", scale=True, note="the subset of 1,349 images"),
+            Reference(2000, (0.0, 1.0), "test", scale=True),
+            Reference(449, (0.0, 1.0), "test", scale=True, note="the subset of 1,349 images"),
+        ),
+    ),
+    DataSetSpec(
+        name="mini-ugc",
+        kind="video",
+        layouts=(
+            (
+                AnnotationFile(("train.txt",), "train"),
+                AnnotationFile(("test.txt",), "test"),
+                AnnotationFile(("ood.txt",), "ood"),
+            ),
+        ),
+        references=(
+            Reference(120, (1.0, 5.0), "train", scale=True),
+            Reference(84, (1.0, 5.0), "test", scale=True),
+            Reference(84, (1.0, 5.0), "ood", scale=True),
+        ),
+        build=_build_mini_ugc,
+    ),
+    DataSetSpec(
+        name="mini-iqa",
+        kind="image",
+        layouts=(_one("labels.csv"),),
+        folders=("images",),
+        parts=("split",),
+        references=(
+            Reference(204, (1.0, 5.0), "train", scale=True),
+            Reference(105, (1.0, 5.0), "test", scale=True),
+        ),
+        build=_build_mini_iqa,
+    ),
+    DataSetSpec(
+        name="list",
+        kind=None,
+        layouts=(_one("labels.txt", "mylabels.txt", "list.txt"), _TWO_LISTS),
+        four_columns=True,
+    ),
+    DataSetSpec(
+        name="csv",
+        kind="image",
+        layouts=(_one("labels.csv", "mos.csv", "scores.csv", "annotations.csv"),),
+        folders=("", "images", "Images"),
+        scores=("mos", "score", "mos_zscore", "quality", "rating"),
+        parts=("split", "set", "part"),
+        first_column_names=True,
+    ),
+)
+
+SPECS: dict[str, DataSetSpec] = {spec.name: spec for spec in _SPECS}

@@ -1,0 +1,210 @@
+"""Annotation files as tables of text: CSV, four-column list, spreadsheet, MATLAB file.
+
+The kind of a file is recognised by its content, not by its name.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+import zipfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from openpyxl import load_workbook
+from openpyxl.utils.exceptions import InvalidFileException
+from scipy.io import loadmat
+
+from vqa.datasets.samples import DatasetError
+from vqa.labels import LabelListError, parse_label_list
+
+_LIST_COLUMNS = ("path", "duration", "fps", "mos")
+_MATLAB_COLUMNS = ("video_list", "mos")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table; `number` counts as an editor or a spreadsheet program does."""
+
+    number: int
+    cells: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A header and rows of as many cells."""
+
+    path: Path
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    sheet: str | None = None
+
+    def find_column(self, names: Iterable[str]) -> int | None:
+        """Index of the first of `names` that is a column.
+
+        Upper and lower case, blanks and underscores make no difference.
+        """
+        columns = [_simple(column) for column in self.columns]
+        wanted = (_simple(name) for name in names)
+        return next((columns.index(name) for name in wanted if name in columns), None)
+
+    def place(self, row: Row) -> str:
+        """Where a row is, for messages."""
+        sheet = "" if self.sheet is None else f", sheet {self.sheet}"
+        return f"{self.path}{sheet}, row {row.number}"
+
+    def text(self, row: Row, column: int) -> str:
+        """A cell that must not be empty."""
+        cell = row.cells[column]
+        if not cell:
+            raise DatasetError(
+                f"{self.place(row)}: expected a value in column {self.columns[column]!r}"
+            )
+        return cell
+
+    def number(self, row: Row, column: int) -> float:
+        """A cell that must be a finite number."""
+        cell = self.text(row, column)
+        try:
+            value = float(cell)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise DatasetError(
+                f"{self.place(row)}: expected a finite number in column"
+                f" {self.columns[column]!r}, got {cell!r}"
+            )
+        return value
+
+
+def read_tables(path: Path) -> tuple[Table, ...]:
+    """Every table of an annotation file; only a spreadsheet can have more than one.
+
+    A four-column list has the columns path, duration, fps and mos.
+
+    Raises:
+        DatasetError: the file cannot be read, has no rows, or a row has another number of cells
+            than the header.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DatasetError(f"{path}: expected a readable annotation file ({error})") from error
+    if content.startswith(b"PK\x03\x04"):
+        return _read_workbook(path, content)
+    if content.startswith(b"MATLAB"):
+        return (_read_matlab(path, content),)
+    return (_read_text(path, content),)
+
+
+def read_list(path: Path) -> Table:
+    """A four-column list, whatever its first row looks like.
+
+    Raises:
+        DatasetError: see `vqa.labels.parse_label_list`.
+    """
+    try:
+        videos = parse_label_list(path)
+    except LabelListError as error:
+        raise DatasetError(str(error)) from error
+    rows = (
+        Row(number, (v.path, repr(v.duration), repr(v.frame_rate), repr(v.score)))
+        for number, v in enumerate(videos, start=1)
+    )
+    return Table(path, _LIST_COLUMNS, tuple(rows))
+
+
+def _read_text(path: Path, content: bytes) -> Table:
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DatasetError(
+            f"{path}: expected a UTF-8 text, an .xlsx or a MATLAB file ({error})"
+        ) from error
+    reader = csv.reader(io.StringIO(text, newline=""))
+    lines = [(reader.line_num, cells) for cells in reader]
+    if lines and _is_list_row(lines[0][1]):
+        return read_list(path)
+    return _to_table(path, lines)
+
+
+def _is_list_row(cells: Sequence[str]) -> bool:
+    if len(cells) != len(_LIST_COLUMNS):
+        return False
+    try:
+        return all(math.isfinite(float(cell)) for cell in cells[1:])
+    except ValueError:
+        return False
+
+
+def _read_workbook(path: Path, content: bytes) -> tuple[Table, ...]:
+    try:
+        workbook = load_workbook(io.BytesIO(content), read_only=True, data_only=True)
+    except (InvalidFileException, zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise DatasetError(f"{path}: expected an .xlsx spreadsheet ({error})") from error
+    tables: list[Table] = []
+    for sheet in workbook.worksheets:
+        lines = list(enumerate(sheet.iter_rows(values_only=True), start=1))
+        if any(value is not None for _, values in lines for value in values):
+            texts = [(number, [_cell_text(v) for v in values]) for number, values in lines]
+            tables.append(_to_table(path, texts, sheet.title))
+    workbook.close()
+    if not tables:
+        raise DatasetError(f"{path}: expected a header and at least one row, all sheets are empty")
+    return tuple(tables)
+
+
+def _cell_text(value: object) -> str:
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))  # spreadsheets keep identifiers as floating-point numbers
+    return "" if value is None else str(value)
+
+
+def _read_matlab(path: Path, content: bytes) -> Table:
+    try:
+        variables = loadmat(io.BytesIO(content))
+    except (NotImplementedError, ValueError, TypeError, OSError) as error:
+        raise DatasetError(f"{path}: expected a MATLAB file up to version 7 ({error})") from error
+    if missing := [name for name in _MATLAB_COLUMNS if name not in variables]:
+        found = ", ".join(name for name in variables if not name.startswith("__")) or "none"
+        raise DatasetError(f"{path}: expected the variable {missing[0]!r}, found: {found}")
+    columns = [
+        [str(np.squeeze(item)) for item in np.ravel(variables[name])] for name in _MATLAB_COLUMNS
+    ]
+    if len(columns[0]) != len(columns[1]):
+        raise DatasetError(
+            f"{path}: expected a score for every video, found {len(columns[0])} videos and"
+            f" {len(columns[1])} scores"
+        )
+    lines = [(0, _MATLAB_COLUMNS), *enumerate(zip(*columns, strict=True), start=1)]
+    return _to_table(path, lines)
+
+
+def _to_table(
+    path: Path, lines: Iterable[tuple[int, Sequence[str]]], sheet: str | None = None
+) -> Table:
+    """The first line that is not empty is the header."""
+    filled = [
+        Row(number, tuple(cell.strip() for cell in cells))
+        for number, cells in lines
+        if any(cell.strip() for cell in cells)
+    ]
+    if len(filled) < 2:
+        raise DatasetError(f"{path}: expected a header and at least one row")
+    header, *rows = filled
+    table = Table(path, header.cells, tuple(rows), sheet)
+    for row in rows:
+        if len(row.cells) != len(header.cells):
+            raise DatasetError(
+                f"{table.place(row)}: expected {len(header.cells)} cells like the header, got"
+                f" {len(row.cells)}"
+            )
+    return table
+
+
+def _simple(column: str) -> str:
+    return re.sub(r"[\s_]", "", column).lower()
