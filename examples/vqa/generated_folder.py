@@ -1,4 +1,4 @@
-"""Folders of generated files that are there completely or not at all, and made again if outdated."""
+"""Folders of generated files: complete or not there, and made again when outdated."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def read_tables(path: Path) -> tuple[Table, ...]:
     if content.startswith(b"PK\x03\x04"):
         return _read_workbook(path, content)
     if content.startswith(b"MATLAB"):
-        return (_read_matlab(path, content),)
+        return (_read_matlab(path),)
     return (_read_text(path, content),)
 
 
@@ -164,9 +164,9 @@ def _cell_text(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def _read_matlab(path: Path, content: bytes) -> Table:
+def _read_matlab(path: Path) -> Table:
     try:
-        variables = loadmat(io.BytesIO(content))
+        variables = loadmat(str(path), appendmat=False)
     except (NotImplementedError, ValueError, TypeError, OSError) as error:
         raise DatasetError(f"{path}: expected a MATLAB file up to version 7 ({error})") from error
     if missing := [name for name in _MATLAB_COLUMNS if name not in variables]:
