@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from vqa.losses import plcc_loss, quality_loss, rank_loss
+from vqa.losses import l1_rank_loss, plcc_loss, quality_loss, rank_loss
 
 CONFORMANCE = np.load(Path(__file__).parents[1] / "data" / "losses_metrics.npz")
 CASES = sorted({key.split("/")[1] for key in CONFORMANCE.files if key.startswith("f64/")})
+SIMPLE_VQA = np.load(Path(__file__).parents[1] / "data" / "l1rankloss.npz")
+SIMPLE_VQA_CASES = sorted({key.split("/")[0] for key in SIMPLE_VQA.files})
+ORDERS = {"nominal_preds_first": False, "train_order_labels_first": True}
 LOSSES = {"plcc": plcc_loss, "rank": rank_loss, "total": quality_loss}
 
 
@@ -69,3 +72,47 @@ def test_a_linear_prediction_in_the_right_order_costs_nothing():
     target = torch.tensor([1.0, 2.0, 4.0])
 
     assert quality_loss(3 * target - 1, target).item() == pytest.approx(0.0, abs=1e-7)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("case", SIMPLE_VQA_CASES)
+def test_value_and_gradient_of_l1_rank_loss_are_the_published_ones(case, order):
+    predicted = torch.tensor(SIMPLE_VQA[f"{case}/outputs"], requires_grad=True)
+    target = torch.tensor(SIMPLE_VQA[f"{case}/labels"])
+
+    loss = l1_rank_loss(predicted, target, released_order=ORDERS[order])
+    (gradient,) = torch.autograd.grad(loss, predicted)
+
+    assert loss.item() == pytest.approx(float(SIMPLE_VQA[f"{case}/{order}"]), rel=1e-6)
+    published_gradient = SIMPLE_VQA[f"{case}/{order}/grad_wrt_outputs"]
+    np.testing.assert_allclose(gradient, published_gradient, atol=1e-7)
+
+
+def test_in_the_released_order_only_the_absolute_error_has_a_gradient():
+    predicted = torch.tensor([1.0, 1.2, 0.9], dtype=torch.float64, requires_grad=True)
+    target = torch.tensor([0.5, 0.4, 1.0], dtype=torch.float64)
+
+    loss = l1_rank_loss(predicted, target, released_order=True)
+    gradient = torch.autograd.grad(loss, predicted)[0]
+
+    error = (predicted - target).abs().mean()
+    assert loss > error
+    assert torch.equal(gradient, torch.autograd.grad(error, predicted)[0])
+
+
+def test_l1_rank_loss_compares_only_pairs_with_close_opinion_scores():
+    predicted, target = [4.0, 1.0, 3.0, 3.5], [1.0, 1.5, 3.0, 1.5]
+    pairs = [(0, 1), (0, 3)]  # (1, 3) are equal, the third is a point or more from the others
+    disorder = [max(0.0, predicted[low] - predicted[high]) for low, high in pairs]
+    error = np.abs(np.subtract(predicted, target)).mean()
+
+    loss = l1_rank_loss(torch.tensor(predicted), torch.tensor(target))
+
+    assert loss.item() == pytest.approx(error + sum(disorder) / len(pairs))
+
+
+@pytest.mark.parametrize("released_order", [False, True])
+def test_l1_rank_loss_of_one_clip_is_its_absolute_error(released_order):
+    loss = l1_rank_loss(torch.tensor([[3.0]]), torch.tensor([[4.5]]), released_order=released_order)
+
+    assert loss.item() == 1.5

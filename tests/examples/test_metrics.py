@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from vqa.metrics import agreement, rescale
+from vqa.metrics import LogisticFitError, agreement, fit_logistic, rescale
 
 CONFORMANCE = np.load(Path(__file__).parents[1] / "data" / "losses_metrics.npz")
 
@@ -64,3 +65,70 @@ def test_rmse_follows_from_plcc_after_rescaling():
 def test_undefined_correlations_are_errors(predicted, target):
     with pytest.raises(ValueError, match="expected"):
         agreement(predicted, target)
+
+
+@pytest.mark.parametrize("case", ["fit", "fit2"])
+def test_the_logistic_fit_is_the_published_one(case):
+    fitted = fit_logistic(CONFORMANCE[f"{case}/outputs"], CONFORMANCE[f"{case}/labels"])
+
+    np.testing.assert_allclose(fitted, CONFORMANCE[f"{case}/fitted"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("case", ["fit", "fit2"])
+def test_agreement_after_a_logistic_fit_is_the_published_one(case):
+    result = agreement(
+        CONFORMANCE[f"{case}/outputs"], CONFORMANCE[f"{case}/labels"], logistic_fit=True
+    )
+
+    found = [result.plcc, result.srcc, result.krcc, result.rmse]
+    np.testing.assert_allclose(found, CONFORMANCE[f"{case}/plcc_srcc_krcc_rmse"], rtol=1e-7)
+
+
+def test_scores_on_a_logistic_curve_are_met():
+    predicted = np.linspace(-3, 3, 40)  # mean 1.8e-16, on which finite differences get stuck
+    target = 1 + 4 / (1 + np.exp(-(predicted - 0.3) / 0.8))
+
+    np.testing.assert_allclose(fit_logistic(predicted, target), target, atol=1e-6)
+
+
+def test_a_logistic_fit_leaves_ranks_as_they_are():
+    random = np.random.default_rng(3)
+    predicted = random.normal(size=50)
+    target = np.tanh(predicted) + 0.3 * random.normal(size=50)
+
+    raw, fitted = (agreement(predicted, target, logistic_fit=fit) for fit in (False, True))
+
+    assert (fitted.srcc, fitted.krcc) == (raw.srcc, raw.krcc)
+    assert fitted.plcc > raw.plcc
+
+
+@pytest.mark.parametrize(
+    ("predicted", "target"),
+    [
+        (np.array([1.0, 2.0, 3.0]), np.array([2.0, 1.0, 3.0])),
+        (np.linspace(0, 1e-9, 30), np.tile([1.0, 5.0], 15)),
+        (np.array([1.0, np.nan, 2.0, 3.0, 4.0]), np.arange(5.0)),
+    ],
+    ids=["fewer scores than parameters", "flat", "not finite"],
+)
+def test_scores_that_no_logistic_curve_fits_are_an_error(predicted, target):
+    with pytest.raises(LogisticFitError, match="expected scores that a logistic curve fits"):
+        fit_logistic(predicted, target)
+
+
+def test_agreement_has_no_plcc_where_no_logistic_curve_fits():
+    result = agreement([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], logistic_fit=True)
+
+    assert np.isnan([result.plcc, result.rmse]).all()
+    assert result.srcc == pytest.approx(1)
+    assert result.krcc == pytest.approx(1)
+
+
+def test_correlations_are_those_of_scipy():
+    random = np.random.default_rng(4)
+    predicted, target = random.integers(0, 9, size=(2, 40)) / 2  # with ties
+    result = agreement(predicted, target)
+
+    assert result.srcc == stats.spearmanr(predicted, target).statistic
+    assert result.plcc == stats.pearsonr(predicted, target).statistic
+    assert result.krcc == stats.kendalltau(predicted, target, variant="b").statistic
