@@ -185,15 +185,14 @@ def _read_part(table: Table, row: Row, column: int) -> Part:
 
 
 def _read_parts(spec: DataSetSpec, path: Path) -> dict[str, Part]:
-    for table in read_tables(path):
-        name, part = table.find_column(_NAME_COLUMNS), table.find_column(spec.parts)
-        if name is not None and part is not None:
-            return {table.text(row, name): _read_part(table, row, part) for row in table.rows}
-        break
-    raise DatasetError(
-        f"{path}: expected a column of file names and one of parts ({', '.join(spec.parts)}),"
-        f" found the columns: {', '.join(table.columns)}"
-    )
+    table = read_tables(path)[0]
+    name, part = table.find_column(_NAME_COLUMNS), table.find_column(spec.parts)
+    if name is None or part is None:
+        raise DatasetError(
+            f"{path}: expected a column of file names and one of parts ({', '.join(spec.parts)}),"
+            f" found the columns: {', '.join(table.columns)}"
+        )
+    return {table.text(row, name): _read_part(table, row, part) for row in table.rows}
 
 
 def _add_parts(labels: Sequence[Label], parts: Mapping[str, Part], part_file: Path) -> list[Label]:

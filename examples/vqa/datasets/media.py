@@ -73,12 +73,10 @@ def _find_file(spec: DataSetSpec, root: Path, name: str, listings: FolderListing
 
 def _candidates(spec: DataSetSpec, name: str) -> Iterator[str]:
     name = name.replace("\\", "/")
-    pure = PurePosixPath(name)
-    identifier = pure.name.split(".")[0].split("_")[0]
+    identifier = PurePosixPath(name).name.split(".")[0].split("_")[0]
     for folder in spec.folders:
         for file in spec.files:
-            place = file.format(name=name, stem=pure.with_suffix("").as_posix(), id=identifier)
-            yield str(PurePosixPath(folder) / place)
+            yield str(PurePosixPath(folder) / file.format(name=name, id=identifier))
 
 
 def _missing_message(spec: DataSetSpec, root: Path, missing: Sequence[Label], listed: int) -> str:

@@ -47,7 +47,7 @@ class DataSetSpec:
     folders: tuple[str, ...] = ("",)
     """Where the media files may be, relative to the data root."""
     files: tuple[str, ...] = ("{name}",)
-    """Media file of a row: its {name}, the {stem} before the extension, the {id} before _ or '.'"""
+    """Media file of a row: its {name}, or the {id} before the first '_' or '.' in it."""
     scores: tuple[str, ...] = ("mos",)
     """Score columns, best first."""
     parts: tuple[str, ...] = ()

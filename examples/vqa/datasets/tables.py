@@ -10,20 +10,24 @@ import io
 import math
 import re
 import zipfile
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from xml.etree.ElementTree import ParseError
 
 import numpy as np
 from openpyxl import load_workbook
 from openpyxl.utils.exceptions import InvalidFileException
 from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
 
 from vqa.datasets.samples import DatasetError
 from vqa.labels import LabelListError, parse_label_list
 
 _LIST_COLUMNS = ("path", "duration", "fps", "mos")
 _MATLAB_COLUMNS = ("video_list", "mos")
+_UNREADABLE_MATLAB = (NotImplementedError, MatReadError, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,12 @@ def _read_text(path: Path, content: bytes) -> Table:
             f"{path}: expected a UTF-8 text, an .xlsx or a MATLAB file ({error})"
         ) from error
     reader = csv.reader(io.StringIO(text, newline=""))
-    lines = [(reader.line_num, cells) for cells in reader]
+    try:
+        lines = [(reader.line_num, cells) for cells in reader]
+    except csv.Error as error:
+        raise DatasetError(
+            f"{path}, row {reader.line_num}: expected a CSV row ({error})"
+        ) from error
     if lines and _is_list_row(lines[0][1]):
         return read_list(path)
     return _to_table(path, lines)
@@ -143,19 +152,26 @@ def _is_list_row(cells: Sequence[str]) -> bool:
 
 def _read_workbook(path: Path, content: bytes) -> tuple[Table, ...]:
     try:
-        workbook = load_workbook(io.BytesIO(content), read_only=True, data_only=True)
-    except (InvalidFileException, zipfile.BadZipFile, KeyError, ValueError) as error:
+        sheets = list(_sheets(content))
+    except (InvalidFileException, zipfile.BadZipFile, ParseError, KeyError, ValueError) as error:
         raise DatasetError(f"{path}: expected an .xlsx spreadsheet ({error})") from error
-    tables: list[Table] = []
-    for sheet in workbook.worksheets:
-        lines = list(enumerate(sheet.iter_rows(values_only=True), start=1))
-        if any(value is not None for _, values in lines for value in values):
-            texts = [(number, [_cell_text(v) for v in values]) for number, values in lines]
-            tables.append(_to_table(path, texts, sheet.title))
-    workbook.close()
+    tables = [_to_table(path, lines, title) for title, lines in sheets if _is_filled(lines)]
     if not tables:
         raise DatasetError(f"{path}: expected a header and at least one row, all sheets are empty")
     return tuple(tables)
+
+
+def _sheets(content: bytes) -> Iterator[tuple[str, list[tuple[int, list[str]]]]]:
+    """Title and numbered lines of every sheet."""
+    workbook = load_workbook(io.BytesIO(content), read_only=True, data_only=True)
+    for sheet in workbook.worksheets:
+        lines = enumerate(sheet.iter_rows(values_only=True), start=1)
+        yield sheet.title, [(number, [_cell_text(v) for v in values]) for number, values in lines]
+    workbook.close()
+
+
+def _is_filled(lines: Iterable[tuple[int, Sequence[str]]]) -> bool:
+    return any(cell for _, cells in lines for cell in cells)
 
 
 def _cell_text(value: object) -> str:
@@ -167,7 +183,7 @@ def _cell_text(value: object) -> str:
 def _read_matlab(path: Path) -> Table:
     try:
         variables = loadmat(str(path), appendmat=False)
-    except (NotImplementedError, ValueError, TypeError, OSError) as error:
+    except (*_UNREADABLE_MATLAB, ValueError, TypeError, OSError) as error:
         raise DatasetError(f"{path}: expected a MATLAB file up to version 7 ({error})") from error
     if missing := [name for name in _MATLAB_COLUMNS if name not in variables]:
         found = ", ".join(name for name in variables if not name.startswith("__")) or "none"
