@@ -20,6 +20,8 @@ from vqa.labels import LabelListError, read_label_list
 from vqa.quality_planes import PLANES, quality_planes
 from vqa.video import VideoError, read_frames
 
+_TEST_SEED = 0
+
 
 @dataclass(frozen=True)
 class LumaClips:
@@ -110,6 +112,31 @@ def sample_fragments(
         else draw_offsets(len(which), grid, slack, generator=generator)
     )
     return cut_fragments(frames, *offsets, (sampling.patch, sampling.patch)).float()
+
+
+def read_planes(
+    path: Path, generator: torch.Generator | None, sampling: FragmentSampling, test_views: int
+) -> tuple[Tensor]:
+    """Fragments of one video file's quality planes.
+
+    Args:
+        path: the video.
+        generator: draws one training view; with `None` the test views are drawn, the same ones
+            each time and of every video of the same size.
+        sampling: how fragments are cut.
+        test_views: how many test views.
+
+    Returns:
+        float32 [1 or test_views, C, frames, grid * patch, grid * patch].
+
+    Raises:
+        VideoError: the file cannot be read; names it.
+    """
+    luma = read_frames(path, pixels="gray")
+    clips = to_planes(LumaClips(luma, torch.zeros(1)))
+    if generator is None:
+        return (fixed_views(clips, sampling, test_views, _TEST_SEED)[:, 0],)
+    return (sample_fragments(clips, torch.tensor([0]), sampling, generator),)
 
 
 def fixed_views(clips: PlaneClips, sampling: FragmentSampling, views: int, seed: int) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from torch_awp import AdversarialWeightPerturbation, RandomWeightPerturbation
 
@@ -18,23 +20,67 @@ METHOD_NAMES: dict[Method, str] = {
 }
 
 
+@dataclass(frozen=True)
+class PerturbationRule:
+    """How a perturbation of a given gamma is made; the defaults are those of `torch_awp`."""
+
+    steps: int = 1
+    """Ascent steps of `"awp"`."""
+    constraint: Literal["layer", "element"] = "layer"
+    named_weight: bool = False
+    """Move the tensors whose name contains "weight", not those with more than one dimension."""
+    epsilon: float = 0.0
+    """Added to both norms."""
+
+
+# What the paper's released code does (its text projects onto the ball of each layer).
+RELEASED_RULE = PerturbationRule(constraint="element", named_weight=True, epsilon=1e-6)
+
+_DEFAULT_RULE = PerturbationRule()
+
+
 def perturbed(
-    optimizer: torch.optim.Optimizer, method: Method, gamma: float, seed: int
+    optimizer: torch.optim.Optimizer,
+    method: Method,
+    gamma: float,
+    seed: int,
+    rule: PerturbationRule = _DEFAULT_RULE,
 ) -> torch.optim.Optimizer:
     """Wrap an optimizer as a method demands; `"plain"` is the optimizer itself.
 
     Args:
-        optimizer: the base.
+        optimizer: the base, built with `named_parameters()` if the rule asks for names.
         method: `"rwp"` moves the weights at random, `"awp"` uphill along the current gradient (one
-            more pass), `"awp-previous"` along the previous step's gradient (no more passes).
+            more pass for each of the rule's steps), `"awp-previous"` along the previous step's
+            gradient (no more passes).
         gamma: size of the perturbation relative to each weight tensor.
         seed: of the random perturbation.
+        rule: how the perturbation is made.
     """
+    select = _is_named_weight if rule.named_weight else None
+    constraint, epsilon = rule.constraint, rule.epsilon
+    if method == "plain":
+        return optimizer
     if method == "rwp":
-        generator = torch.Generator().manual_seed(seed)
-        return RandomWeightPerturbation(optimizer, gamma, generator=generator)
-    if method == "awp":
-        return AdversarialWeightPerturbation(optimizer, gamma)
-    if method == "awp-previous":
-        return AdversarialWeightPerturbation(optimizer, gamma, ascent="previous")
-    return optimizer
+        device = optimizer.param_groups[0]["params"][0].device
+        return RandomWeightPerturbation(
+            optimizer,
+            gamma,
+            constraint=constraint,
+            select=select,
+            epsilon=epsilon,
+            generator=torch.Generator(device).manual_seed(seed),
+        )
+    return AdversarialWeightPerturbation(
+        optimizer,
+        gamma,
+        steps=rule.steps if method == "awp" else 1,
+        ascent="current" if method == "awp" else "previous",
+        constraint=constraint,
+        select=select,
+        epsilon=epsilon,
+    )
+
+
+def _is_named_weight(name: str, parameter: Tensor) -> bool:
+    return "weight" in name

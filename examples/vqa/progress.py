@@ -11,7 +11,19 @@ from tqdm import tqdm
 _SECONDS_ON_SCREEN, _SECONDS_IN_LOG = 0.1, 5.0
 
 
-def progress_bar(description: str, total: int, unit: str) -> tqdm[NoReturn]:
-    """A bar on stderr, to be used in a `with` block and moved by `update()`."""
+def progress_bar(
+    description: str, total: int, unit: str, leave: bool = True, disable: bool = False
+) -> tqdm[NoReturn]:
+    """A bar on stderr, to be used in a `with` block and moved by `update()`.
+
+    Args:
+        description: what stands before it.
+        total: updates until it is full.
+        unit: what an update is.
+        leave: whether it stays on the screen when it is full.
+        disable: show nothing, as in all processes but the first.
+    """
     seconds = _SECONDS_ON_SCREEN if sys.stderr.isatty() else _SECONDS_IN_LOG
-    return tqdm(desc=description, total=total, unit=unit, mininterval=seconds)
+    return tqdm(
+        desc=description, total=total, unit=unit, mininterval=seconds, leave=leave, disable=disable
+    )

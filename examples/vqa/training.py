@@ -1,8 +1,7 @@
-"""A training loop for any model, any optimizer and any weight perturbation."""
+"""The demo's training loop: clips in memory, any model, optimizer and weight perturbation."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ from torch import Tensor, nn
 
 from vqa.clips import FragmentSampling, PlaneClips, sample_fragments, shuffled_batches
 from vqa.losses import quality_loss
+from vqa.schedules import warm_up_cosine
+from vqa.training_step import Objective, TrainingStep
 
 
 @dataclass(frozen=True)
@@ -25,18 +26,6 @@ class TrainingSettings:
     warm_up: float = 0.1
     """Part of the steps over which the learning rate rises."""
     rank_weight: float = 0.3
-
-
-def warm_up_cosine(step: int, steps: int, warm_up: float) -> float:
-    """Learning-rate multiplier: a linear rise to 1 over `warm_up * steps`, then a cosine to 0.
-
-    >>> [round(warm_up_cosine(step, 10, 0.2), 2) for step in (0, 1, 2, 6, 9)]
-    [0.5, 1.0, 1.0, 0.5, 0.04]
-    """
-    rise = max(1, round(warm_up * steps))
-    if step < rise:
-        return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
 def adamw(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
@@ -69,34 +58,27 @@ def train(
     Returns:
         Wall time of every optimizer step in seconds, without cutting the fragments.
     """
+    rise = max(1, round(settings.warm_up * settings.steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: warm_up_cosine(step, settings.steps, settings.warm_up)
+        optimizer, lambda step: warm_up_cosine(step, settings.steps, rise)
     )
     batches = shuffled_batches(len(clips.scores), settings.batch, generator)
+    step = TrainingStep(_objective(model, settings.rank_weight), optimizer)
     model.train()
     seconds: list[float] = []
     for _, which in zip(range(settings.steps), batches, strict=False):
         fragments = sample_fragments(clips, which, sampling, generator)
-        closure = _closure(model, optimizer, fragments, clips.scores[which], settings.rank_weight)
         began = time.perf_counter()
-        optimizer.step(closure)
+        step([(fragments, clips.scores[which])])
         seconds.append(time.perf_counter() - began)
         schedule.step()
         on_step()
     return seconds
 
 
-def _closure(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    fragments: Tensor,
-    scores: Tensor,
-    rank_weight: float,
-) -> Callable[[], float]:
-    def evaluate() -> float:
-        optimizer.zero_grad()
-        loss = quality_loss(model(fragments), scores, rank_weight)
-        torch.autograd.backward(loss)
-        return loss.item()
+def _objective(model: nn.Module, rank_weight: float) -> Objective[tuple[Tensor, Tensor]]:
+    def loss(batch: tuple[Tensor, Tensor], clean: bool) -> Tensor:
+        fragments, scores = batch
+        return quality_loss(model(fragments), scores, rank_weight)
 
-    return evaluate
+    return loss

@@ -10,7 +10,7 @@ from vqa.clips import FragmentSampling, PlaneClips
 from vqa.losses import quality_loss
 from vqa.models import build_model
 from vqa.perturbation import Method, perturbed
-from vqa.training import TrainingSettings, adamw, train, warm_up_cosine
+from vqa.training import TrainingSettings, adamw, train
 
 SAMPLING = FragmentSampling(grid=2, patch=8, frames=2)
 SETTINGS = TrainingSettings(steps=3, batch=4)
@@ -103,13 +103,6 @@ def test_every_step_is_timed_and_announced():
 
     assert len(seconds) == len(steps) == 3
     assert min(seconds) > 0
-
-
-def test_the_learning_rate_rises_linearly_and_falls_as_a_cosine():
-    rates = torch.tensor([warm_up_cosine(step, 100, 0.1) for step in range(100)])
-
-    torch.testing.assert_close(rates[:10], torch.arange(1, 11) / 10)
-    torch.testing.assert_close(rates[10:], torch.cos(torch.arange(90) / 90 * torch.pi / 2) ** 2)
 
 
 def test_models_stay_in_training_mode_while_trained():

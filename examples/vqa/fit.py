@@ -1,0 +1,122 @@
+"""Train to the end with logs, checkpoints and the choice of an epoch."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from vqa.datasets import Sample
+from vqa.files import replacing
+from vqa.metrics import Agreement
+from vqa.prediction import measured, predict
+from vqa.progress import progress_bar
+from vqa.run_log import RunLog
+from vqa.training_run import TrainingRun
+
+
+def fit(run: TrainingRun, chooses: Sequence[Sample], folder: Path) -> None:
+    """Train a run to its end, from where an earlier session stopped; load the chosen weights.
+
+    Args:
+        run: what is trained.
+        chooses: samples whose SRCC + PLCC chooses the epoch; empty for the last one.
+        folder: of last.pt (all it takes to go on), best.pt (the chosen weights), log.csv and the
+            events.
+
+    Raises:
+        RunStateError: last.pt cannot be gone on from.
+    """
+    last, best = folder / "last.pt", folder / "best.pt"
+    if run.settings.resume == "auto" and last.is_file():
+        run.load(last)
+    log = RunLog(folder, run.counters.step) if run.place.is_first else None
+    try:
+        while run.counters.epoch < run.epochs:
+            losses = _train_epoch(run, last, log)
+            chosen = _choose(run, chooses, best)
+            _write_history(run, losses, chosen, log)
+            run.save(last)
+    finally:
+        if log is not None:
+            log.close()
+    run.place.wait_for_all()
+    saved = torch.load(best, map_location="cpu", weights_only=True)
+    run.tested_model.load_state_dict(saved["state_dict"])
+
+
+def _train_epoch(run: TrainingRun, last: Path, log: RunLog | None) -> float:
+    """Train for the rest of an epoch; the mean loss over all of its steps."""
+    counters, first = run.counters, run.place.is_first
+    title = f"epoch {counters.epoch + 1}/{run.epochs}"
+    ticked = time.perf_counter()
+    with progress_bar(title, run.batches_per_epoch, "batch", leave=False, disable=not first) as bar:
+        bar.update(counters.batch)
+        for step in run.steps():
+            now = time.perf_counter()
+            counters.seconds, ticked = counters.seconds + now - ticked, now
+            counters.losses.append(step.loss.item())
+            counters.step_seconds.append(step.seconds)
+            bar.update(step.batches)
+            bar.set_postfix(loss=f"{counters.losses[-1]:.4f}", refresh=False)
+            if log is not None:
+                log.step(counters.step, counters.losses[-1], run.learning_rates())
+            if run.settings.save_every and counters.step % run.settings.save_every == 0:
+                run.save(last)
+    loss = sum(counters.losses) / max(1, len(counters.losses))
+    counters.losses = []
+    return loss
+
+
+def _choose(run: TrainingRun, chooses: Sequence[Sample], best: Path) -> Agreement | None:
+    """Score the epoch, and keep its weights if it is the best so far (or if nothing chooses)."""
+    counters, chosen = run.counters, None
+    if chooses:
+        predictions = predict(
+            run.tested_model, run.recipe, chooses, run.settings, run.place, "choose"
+        )
+        chosen = measured(predictions, run.recipe.logistic_fit)
+    score = math.inf if chosen is None else chosen.srcc + chosen.plcc
+    # Not a number is never better; but there must be one to fall back on.
+    if chosen is None or score > counters.best or counters.best_epoch == 0:
+        counters.best = score if math.isfinite(score) else -math.inf
+        counters.best_epoch = counters.epoch
+        if run.place.is_first:
+            _save_weights(run, best)
+    return chosen
+
+
+def _save_weights(run: TrainingRun, path: Path) -> None:
+    with replacing(path) as unfinished:
+        torch.save(
+            {
+                "format": "torch-awp examples, weights",
+                "script": run.recipe.script,
+                "epoch": run.counters.epoch,
+                "state_dict": run.tested_model.state_dict(),
+            },
+            unfinished,
+        )
+
+
+def _write_history(
+    run: TrainingRun, loss: float, chosen: Agreement | None, log: RunLog | None
+) -> None:
+    counters = run.counters
+    scores = {} if chosen is None else {f"selection_{k}": v for k, v in asdict(chosen).items()}
+    counters.history.append(
+        {
+            "epoch": counters.epoch,
+            "step": counters.step,
+            "loss": loss,
+            "learning_rate": max(run.learning_rates()),
+            "seconds": counters.seconds,
+            **scores,
+        }
+    )
+    if log is not None:
+        log.epoch(counters.history, counters.step)

@@ -1,0 +1,156 @@
+"""One call of a training script: data, every split, results."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from vqa.datasets import SPECS, DataSet, load_dataset, summary
+from vqa.dry_run import dry_run
+from vqa.files import write_json
+from vqa.fit import fit
+from vqa.metrics import Agreement
+from vqa.models import load_published
+from vqa.parts import Parts, Samples, load_also, parts_of
+from vqa.prediction import measured, predict
+from vqa.processes import Place, joined_processes
+from vqa.provenance import provenance
+from vqa.recipe import Recipe
+from vqa.results import SplitResult, medians, peak_memory, table
+from vqa.settings import RUNS, Settings
+from vqa.training_loss import landscape_of
+from vqa.training_run import TrainingRun
+
+
+def run_script(settings: Settings, recipe: Recipe) -> Path | None:
+    """Do what the settings ask for.
+
+    Returns:
+        The results file; None after a dry run.
+    """
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    with joined_processes(settings.device) as place:
+        torch.backends.cudnn.benchmark = False
+        dataset, also = _load_data(settings, place)
+        if settings.dry_run:
+            dry_run(recipe, settings, parts_of(dataset, also, settings, settings.splits[0]), place)
+            return None
+        return _run_splits(recipe, settings, dataset, also, place)
+
+
+def output_folder(recipe: Recipe, settings: Settings) -> Path:
+    """Where the results go."""
+    named = f"{settings.dataset}-{settings.perturb}"
+    return settings.output or RUNS / recipe.script / named
+
+
+def _load_data(settings: Settings, place: Place) -> tuple[DataSet, dict[str, DataSet]]:
+    if not place.is_first:  # what has to be built is built once
+        place.wait_for_all()
+    drop_missing = settings.missing_files == "skip"
+    dataset = load_dataset(
+        settings.dataset,
+        settings.data_root,
+        settings.annotations,
+        score_column=settings.score_column,
+        drop_missing=drop_missing,
+    )
+    if place.is_first:
+        place.wait_for_all()
+    also = load_also(settings)
+    if place.is_first:
+        for each in (dataset, *also.values()):
+            print(summary(each))
+    return dataset, also
+
+
+def _run_splits(
+    recipe: Recipe,
+    settings: Settings,
+    dataset: DataSet,
+    also: Mapping[str, DataSet],
+    place: Place,
+) -> Path:
+    began, folder = time.perf_counter(), output_folder(recipe, settings)
+    results = []
+    for split in settings.splits:
+        parts = parts_of(dataset, also, settings, split)
+        results.append(_run_split(recipe, settings, parts, split, folder / f"split-{split}", place))
+        if place.is_first:
+            print(f"split {split}:\n{table(results[-1:])}")
+    path = folder / "results.json"
+    if place.is_first:
+        write_json(
+            path,
+            {
+                "script": recipe.script,
+                "dataset": dataset.name,
+                "opinion_scores": "human" if SPECS[dataset.name].build is None else "synthetic",
+                "settings": _plain(asdict(settings)),
+                "median": medians(results),
+                "splits": [result.document() for result in results],
+                "seconds": time.perf_counter() - began,
+                "processes": place.processes,
+                "provenance": provenance(place.device),
+            },
+        )
+        if len(results) > 1:
+            print(f"median of {len(results)} splits:\n{table(results)}")
+        print(f"Results: {path}")
+    return path
+
+
+def _run_split(
+    recipe: Recipe, settings: Settings, parts: Parts, split: int, folder: Path, place: Place
+) -> SplitResult:
+    run = TrainingRun(recipe, settings, parts.train, split, place)
+    if settings.evaluate is None:
+        fit(run, parts.chooses(settings), folder)
+    else:
+        report = load_published(run.tested_model, settings.evaluate)
+        if place.is_first:
+            print(report)
+    return _score(run, parts, split)
+
+
+def _score(run: TrainingRun, parts: Parts, split: int) -> SplitResult:
+    settings, counters = run.settings, run.counters
+    wanted: dict[str, Samples] = {"test": parts.test, **parts.also}
+    if settings.train_score:
+        wanted["train"] = parts.train
+    if settings.select_on == "validation":
+        wanted["validation"] = parts.validation
+    scores: dict[str, Agreement] = {}
+    bad_files, sizes = list(run.place.gather(counters.bad_files)), {}
+    for name, samples in wanted.items():
+        predictions = predict(run.tested_model, run.recipe, samples, settings, run.place, name)
+        scores[name] = measured(predictions, run.recipe.logistic_fit)
+        sizes[name] = len(predictions.scores)
+        bad_files += predictions.bad_files
+    return SplitResult(
+        split=split,
+        test=scores["test"],
+        train=scores.get("train"),
+        validation=scores.get("validation"),
+        also={name: scores[name] for name in parts.also},
+        best_epoch=counters.best_epoch or None,
+        steps=counters.step,
+        seconds=counters.seconds,
+        median_step_seconds=(
+            statistics.median(counters.step_seconds) if counters.step_seconds else None
+        ),
+        peak_memory_bytes=peak_memory(run.place.device),
+        sizes=sizes,
+        bad_files=sorted(set(bad_files)),
+        landscape=landscape_of(run, parts.train),
+    )
+
+
+def _plain(values: dict[str, object]) -> dict[str, object]:
+    return {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}

@@ -1,0 +1,216 @@
+"""A training run stops and goes on bit for bit, alone or beside other processes."""
+
+import copy
+import itertools
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from toy_recipe import SETTINGS, toy_recipe, toy_samples, with_settings
+
+from vqa.perturbation import METHOD_NAMES
+from vqa.processes import Place
+from vqa.run_state import RunStateError
+from vqa.training_run import TrainingRun
+
+HERE = Place(torch.device("cpu"))
+PERTURB = ["none", "rwp", "awp", "awp-previous"]
+
+
+def new_run(settings=SETTINGS, samples=None, place=HERE, split=0):
+    samples = toy_samples(18) if samples is None else samples
+    return TrainingRun(toy_recipe(settings), settings, samples, split, place)
+
+
+def train(run, epochs=1):
+    losses = []
+    for _ in range(epochs):
+        losses += [step.loss for step in run.steps()]
+    return losses
+
+
+def everything(run):
+    states = [run.model.state_dict(), run.tested_model.state_dict()]
+    return [copy.deepcopy(state) for state in states]
+
+
+def assert_equal(first, second):
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("perturb", PERTURB)
+@pytest.mark.parametrize("stop", [1, 4, 5, 7])
+def test_a_run_goes_on_bit_for_bit_wherever_it_stopped(tmp_path, perturb, stop):
+    settings = with_settings(perturb=perturb)
+    whole = new_run(settings)
+    whole_losses = train(whole, 3)
+
+    interrupted, losses = new_run(settings), []
+    for step in itertools.chain.from_iterable(interrupted.steps() for _ in range(3)):
+        losses.append(step.loss)
+        if len(losses) == stop:
+            interrupted.save(tmp_path / "last.pt")
+            break
+    torch.manual_seed(99)
+    resumed = new_run(settings)
+    resumed.load(tmp_path / "last.pt")
+    losses += train(resumed, 3 - resumed.counters.epoch)
+
+    assert losses == whole_losses
+    assert_equal(everything(resumed), everything(whole))
+
+
+def test_the_number_of_workers_does_not_show():
+    alone = train(new_run(), 2)
+
+    assert train(new_run(with_settings(workers=2)), 2) == alone
+
+
+def test_a_run_with_other_settings_or_labels_is_not_gone_on_from(tmp_path):
+    new_run().save(tmp_path / "last.pt")
+
+    for other in (
+        new_run(with_settings(gamma=0.02)),
+        new_run(split=1),
+        new_run(samples=toy_samples(17)),
+    ):
+        with pytest.raises(RunStateError, match=r"last\.pt: expected a run with these settings"):
+            other.load(tmp_path / "last.pt")
+    new_run(with_settings(workers=1, output=tmp_path)).load(tmp_path / "last.pt")
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint"])
+def test_a_damaged_state_is_named(tmp_path, content):
+    (tmp_path / "last.pt").write_bytes(content)
+
+    with pytest.raises(RunStateError, match=r"last\.pt: expected a checkpoint, cannot be read"):
+        new_run().load(tmp_path / "last.pt")
+
+
+def test_the_checkpoint_of_weights_is_no_state(tmp_path):
+    torch.save({"state_dict": {}}, tmp_path / "best.pt")
+
+    with pytest.raises(RunStateError, match=r"best\.pt: expected the checkpoint of a run"):
+        new_run().load(tmp_path / "best.pt")
+
+
+def test_the_average_begins_with_the_first_weights_and_decays():
+    run = new_run(with_settings(schedule="sound"))
+    expected = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+
+    for _ in run.steps():
+        for name, p in run.model.named_parameters():
+            expected[name] = 0.9 * expected[name] + 0.1 * p.detach()
+
+    torch.testing.assert_close(dict(run.tested_model.named_parameters()), expected)
+
+
+def test_without_an_average_the_model_itself_is_tested():
+    run = new_run(with_settings(ema=0.0))
+
+    assert run.tested_model is run.model
+
+
+def test_the_published_schedule_leaves_the_first_step_without_effect():
+    run = new_run()
+    before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+
+    next(run.steps())
+
+    assert_equal(dict(run.model.named_parameters()), before)
+
+
+def test_learning_rates_follow_the_schedule_and_the_group():
+    run = new_run(with_settings(backbone_factor=0.1))
+    rates = [run.learning_rates() for _ in run.steps()]
+
+    assert rates[1] == pytest.approx([0.002 / 2, 0.02 / 2])
+    assert rates[2] == pytest.approx([0.002, 0.02])
+
+
+def test_only_the_head_learns_in_linear_epochs():
+    run = new_run(with_settings(linear_epochs=1, epochs=1, schedule="sound"))
+    before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+    changed = []
+    for _ in range(2):
+        train(run)
+        now = dict(run.model.named_parameters())
+        changed.append({name for name in now if not now[name].equal(before[name])})
+
+    assert changed[0] == {"head.1.weight", "head.1.bias"}
+    assert changed[1] == set(before)
+
+
+def test_batch_statistics_stand_still_in_perturbed_passes_unless_the_recipe_lets_them_move():
+    counts = []
+    for freeze in (True, False):
+        recipe = replace(toy_recipe(), freeze_statistics=freeze)
+        run = TrainingRun(recipe, SETTINGS, toy_samples(18), 0, HERE)
+        steps = len(train(run))
+        counts.append(int(run.model.backbone[1].num_batches_tracked) / steps)
+
+    assert counts == [1, 2]
+
+
+def test_bad_files_are_left_out_and_counted():
+    samples = toy_samples(18, bad=(3, 11))
+    run = new_run(with_settings(bad_files="skip"), samples)
+
+    losses = train(run)
+
+    assert all(math.isfinite(loss) for loss in losses)
+    assert len(run.counters.bad_files) == 2
+    assert all("cannot be decoded" in message for message in run.counters.bad_files)
+
+
+def test_a_bad_file_stops_a_run_that_was_not_told_to_skip_it():
+    with pytest.raises(ValueError, match="bad-3-3: cannot be decoded"):
+        train(new_run(samples=toy_samples(18, bad=(3,))))
+
+
+def test_bf16_and_compile_are_within_rounding_of_float32():
+    plain = torch.stack(train(new_run()))
+    half = torch.stack(train(new_run(with_settings(amp="bf16"))))
+
+    assert not half.equal(plain)
+    torch.testing.assert_close(half, plain, rtol=0.1, atol=0.02)
+
+
+def run_of_rank(rank, perturb):
+    place = Place(torch.device("cpu"), rank, 2)
+    # Dropout and batch statistics differ between processes by nature; without them all is equal.
+    settings = with_settings(perturb=perturb, batch=6, schedule="sound")
+    recipe = toy_recipe(settings)
+    run = TrainingRun(
+        replace(recipe, build=lambda: _without_noise(recipe)),
+        settings,
+        toy_samples(20),
+        0,
+        place if rank is not None else HERE,
+    )
+    losses = torch.stack([step.loss for step in run.steps()])
+    # The loss does not see the last bias: its gradient is rounding, which AdamW makes large.
+    weights = {name: p.detach() for name, p in run.model.named_parameters()}
+    return losses, {name: weights[name] for name in weights if name != "head.1.bias"}
+
+
+def _without_noise(recipe):
+    model = recipe.build()
+    model.head[0].p = 0.0
+    model.backbone[1] = torch.nn.LayerNorm(8)
+    return model
+
+
+@pytest.mark.parametrize("perturb", PERTURB)
+def test_two_processes_train_as_one_does(two_ranks, perturb):
+    (losses, weights), (other_losses, other_weights) = two_ranks.run(run_of_rank, perturb)
+    alone_losses, alone_weights = run_of_rank(None, perturb)
+
+    assert_equal([losses, weights], [other_losses, other_weights])
+    torch.testing.assert_close(losses, alone_losses, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(weights, alone_weights, rtol=1e-3, atol=1e-4)
+
+
+def test_every_method_has_a_setting():
+    assert {with_settings(perturb=perturb).method for perturb in PERTURB} == set(METHOD_NAMES)
