@@ -22,7 +22,7 @@ from vqa.degradations import (
     rescale,
     stutter,
 )
-from vqa.video import decode
+from vqa.encoding import decode
 
 SPATIAL = [rescale, blur, motion_blur, noise, exposure, fading]
 RANDOM = np.random.default_rng(0)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from video_files import numbered_clip, textured_clip, write_video
 
-from vqa.video import VideoError, decode, encode, read_frames
+from vqa.encoding import decode, encode
+from vqa.video import VideoError, read_frames
 
 
 @pytest.mark.parametrize("codec", ["h264", "mpeg4"])

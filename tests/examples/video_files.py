@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vqa.video import Codec, encode
+from vqa.encoding import Codec, encode
 
 Pixels = NDArray[np.uint8]
 

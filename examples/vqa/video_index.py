@@ -1,0 +1,123 @@
+"""Which packet of a video file holds which frame, and where decoding can begin.
+
+The index is had by reading the file's packets without decoding them. A frame's number is the place
+of its presentation time among all presentation times: containers store frames in decoding order,
+may begin at any time (negative ones too), and need not have a constant frame rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+Place = tuple[int | None, int | None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Packets to decode in one go, by their numbers, and the frames wanted from them."""
+
+    first: int
+    """A key frame's packet."""
+    last: int
+    frames: dict[int, int]
+    """Frame number by presentation time."""
+
+
+@dataclass(frozen=True)
+class FrameIndex:
+    """The packets of a video stream in decoding order.
+
+    `random_access` says whether the packets tell which frames decoding gives. Where they do not
+    (no or repeated presentation times, frames before the first key frame, packets without a frame
+    to show), frames have to be counted while decoding from the start.
+    """
+
+    times: NDArray[np.int64]
+    """Presentation time of every packet."""
+    key: NDArray[np.bool_]
+    """Packets of frames at which decoding can begin."""
+    shown: NDArray[np.int64]
+    """Packets in the order in which their frames are presented; an edit list hides some."""
+    seek_times: tuple[int, ...]
+    """Decoding time, where there is one, else presentation time of every packet."""
+    numbers: dict[Place, int]
+    """Packet number by position in the file and presentation time."""
+    end: int
+    """When the last frame's presentation ends."""
+    random_access: bool
+
+    @property
+    def frames(self) -> int:
+        """Number of frames that are presented."""
+        return len(self.shown)
+
+    def runs(self, wanted: Iterable[int]) -> Iterator[Run]:
+        """How to decode as little as possible for some frames.
+
+        A frame needs the last key frame that neither is decoded nor presented after it (the
+        frames between a key frame of an open group of pictures and its predecessors in
+        presentation need the group before), and everything from there to its own packet.
+        """
+        run: Run | None = None
+        for number in sorted(set(wanted)):
+            packet = int(self.shown[number])
+            before = self.key[: packet + 1] & (self.times[: packet + 1] <= self.times[packet])
+            first = int(np.flatnonzero(before)[-1])
+            frames = {int(self.times[packet]): number}
+            if run is None:
+                run = Run(first, packet, frames)
+            elif first > run.last:
+                yield run
+                run = Run(first, packet, frames)
+            else:
+                run = Run(min(first, run.first), max(packet, run.last), run.frames | frames)
+        if run is not None:
+            yield run
+
+
+def index_packets(packets: Iterable[av.Packet[av.VideoStream]], ordered: bool) -> FrameIndex:
+    """The index of a stream's packets, in the order in which the file holds them.
+
+    Args:
+        packets: all packets of one video stream.
+        ordered: whether the container and the codec can be trusted to name every frame's time.
+    """
+    rows = [
+        (packet.pts, packet.dts, packet.pos, packet.is_keyframe, packet.is_discard, packet.duration)
+        for packet in packets
+        if packet.size
+    ]
+    times = np.array([0 if row[0] is None else row[0] for row in rows], np.int64)
+    key = np.array([row[3] for row in rows], np.bool_)
+    visible = np.flatnonzero([not row[4] for row in rows])
+    shown = visible[np.argsort(times[visible], kind="stable")]
+    numbers: dict[Place, int] = {(row[2], row[0]): number for number, row in enumerate(rows)}
+    return FrameIndex(
+        times=times,
+        key=key,
+        shown=shown,
+        seek_times=tuple((row[0] or 0) if row[1] is None else row[1] for row in rows),
+        numbers=numbers,
+        end=_end(times[shown], rows[int(shown[-1])][5] or 0) if len(shown) else 0,
+        random_access=(
+            ordered
+            and len(shown) > 0
+            and all(row[0] is not None for row in rows)
+            and len(numbers) == len(rows)
+            and bool(np.all(np.diff(times[shown]) > 0))
+            and bool(key[0])
+            and times[shown[0]] >= times[0]
+        ),
+    )
+
+
+def _end(times: Sequence[int] | NDArray[np.int64], last: int) -> int:
+    """End of the last frame, which lasts as long as the mean if the file does not say."""
+    if last == 0 and len(times) > 1:
+        last = round((int(times[-1]) - int(times[0])) / (len(times) - 1))
+    return int(times[-1]) + last
