@@ -2,10 +2,13 @@
 
 import csv
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from openpyxl import Workbook
 from scipy.io import savemat
 
@@ -116,15 +119,15 @@ def test_lsvq_loads_from_the_lists_of_fast_vqa(tmp_path):
 
 
 def test_lsvq_loads_from_the_csvs_of_simple_vqa_with_a_byte_order_mark(tmp_path):
-    parts = {"": "train", "_test": "test", "_test_1080p": "1080p"}
     names = ("LSVQ_whole_train.csv", "LSVQ_whole_test.csv", "LSVQ_whole_test_1080p.csv")
     for number, name in enumerate(names):
-        write_csv(tmp_path / name, ("name", "mos"), (f"b/{number}", 50), encoding="utf-8-sig")
+        rows = [("name", "mos", "is_test"), (f"b/{number}", 50, number > 0)]
+        write_csv(tmp_path / name, *rows, encoding="utf-8-sig")
         touch(tmp_path, f"b/{number}.mp4")
 
     dataset = load_dataset("lsvq", tmp_path)
 
-    assert [sample.part for sample in dataset.samples] == list(parts.values())
+    assert [sample.part for sample in dataset.samples] == ["train", "test", "1080p"]
 
 
 def test_lsvq_rows_of_unknown_part_are_an_error_but_may_be_loaded_as_one(lsvq):
@@ -389,6 +392,24 @@ def test_mini_ugc_is_built_only_if_it_is_not_there(tmp_path):
 
     assert [sample.part for sample in dataset.samples] == ["train", "test", "ood"]
     assert dataset.synthetic
+
+
+FILE_NAMES = st.text(
+    st.characters(exclude_categories=["C", "Z"], exclude_characters="/\\\ufeff"), min_size=1
+).map(lambda name: f"{name[:40]}.png")
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.dictionaries(FILE_NAMES, st.floats(-1e6, 1e6), min_size=1, max_size=5))
+def test_whatever_a_csv_can_hold_is_read_back(scores):
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        write_csv(root / "labels.csv", ("image_name", "mos"), *scores.items())
+        touch(root, *(f"images/{name}" for name in scores))
+
+        dataset = load_dataset("csv", root)
+
+    assert {sample.path.name: sample.score for sample in dataset.samples} == scores
 
 
 # What is wrong

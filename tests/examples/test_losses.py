@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vqa.losses import l1_rank_loss, plcc_loss, quality_loss, rank_loss
 
@@ -116,3 +118,18 @@ def test_l1_rank_loss_of_one_clip_is_its_absolute_error(released_order):
     loss = l1_rank_loss(torch.tensor([[3.0]]), torch.tensor([[4.5]]), released_order=released_order)
 
     assert loss.item() == 1.5
+
+
+SCORES = st.lists(st.floats(-5, 5, width=32), min_size=2, max_size=8)
+
+
+@settings(deadline=None)
+@given(SCORES, st.integers(0, 9), st.randoms(use_true_random=False))
+def test_no_loss_depends_on_the_order_of_the_clips(scores, seed, random):
+    target = torch.tensor(scores, dtype=torch.float64)
+    predicted = torch.randn(len(scores), generator=torch.Generator().manual_seed(seed)).double()
+    order = torch.tensor(random.sample(range(len(scores)), len(scores)))
+
+    for loss in (quality_loss, l1_rank_loss):
+        here, elsewhere = loss(predicted, target), loss(predicted[order], target[order])
+        assert elsewhere.item() == pytest.approx(here.item(), rel=1e-9, abs=1e-12)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from vqa.metrics import LogisticFitError, agreement, fit_logistic, rescale
@@ -132,3 +134,13 @@ def test_correlations_are_those_of_scipy():
     assert result.srcc == stats.spearmanr(predicted, target).statistic
     assert result.plcc == stats.pearsonr(predicted, target).statistic
     assert result.krcc == stats.kendalltau(predicted, target, variant="b").statistic
+
+
+@settings(deadline=None)
+@given(st.integers(0, 99), st.floats(0.01, 100), st.floats(-100, 100))
+def test_agreement_does_not_depend_on_the_scale_of_the_predictions(seed, factor, shift):
+    predicted, target = np.random.default_rng(seed).normal(size=(2, 12))
+    moved, here = agreement(factor * predicted + shift, target), agreement(predicted, target)
+
+    for name in ("srcc", "plcc", "krcc", "rmse"):
+        assert getattr(moved, name) == pytest.approx(getattr(here, name), abs=1e-9)

@@ -39,7 +39,7 @@ _TRUTH: Mapping[str, bool] = {"true": True, "1": True, "false": False, "0": Fals
 
 @dataclass(frozen=True)
 class FoundAnnotation:
-    """An annotation file that is there, and the part that rows belong to unless they say."""
+    """An annotation file that is there, and the part of its rows; None if the rows say it."""
 
     path: Path
     part: Part | None
@@ -149,7 +149,7 @@ def _read_file(
         yield Label(
             table.text(row, name),
             table.number(row, score),
-            file.part if part is None else _read_part(table, row, part),
+            file.part or (None if part is None else _read_part(table, row, part)),
             table.place(row),
         )
 
