@@ -1,0 +1,192 @@
+"""A call of a script: data in, every split trained, results out; killed and started again."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from toy_recipe import toy_recipe, toy_samples, with_settings
+
+from vqa.run_state import RunStateError
+from vqa.session import run_script
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A data set in the four-column format whose files hold nothing."""
+    root = tmp_path / "data"
+    root.mkdir()
+    rows = []
+    for sample in toy_samples(40):
+        (root / sample.path).touch()
+        rows.append(f"{sample.path}, -1, -1, {sample.score}\n")
+    (root / "labels.txt").write_text("".join(rows))
+    return root
+
+
+def settings_for(data, tmp_path, **changes):
+    usual = {
+        "dataset": "list",
+        "data_root": data,
+        "annotations": data / "labels.txt",
+        "output": tmp_path / "out",
+        "epochs": 2,
+    }
+    return with_settings(**{**usual, **changes})
+
+
+def run(settings, **changes):
+    path = run_script(settings, toy_recipe(settings))
+    assert path is not None
+    return json.loads(path.read_text())
+
+
+def test_results_hold_scores_gap_settings_and_where_they_come_from(data, tmp_path, capsys):
+    results = run(settings_for(data, tmp_path))
+
+    split = results["splits"][0]
+    assert split["sizes"] == {"train": 29, "validation": 3, "test": 8}
+    assert split["gap"]["srcc"] == pytest.approx(split["train"]["srcc"] - split["test"]["srcc"])
+    assert results["opinion_scores"] == "human"
+    assert results["settings"]["gamma"] == 0.01
+    assert torch.__version__.startswith(results["provenance"]["versions"]["torch"])
+    assert results["median"]["test"] == split["test"]
+    assert "SRCC" in capsys.readouterr().out
+
+
+def test_every_split_is_trained_and_the_median_reported(data, tmp_path):
+    results = run(settings_for(data, tmp_path, splits=(0, 1, 2), protocol="sama"))
+
+    scores = sorted(split["test"]["srcc"] for split in results["splits"])
+    assert len(set(scores)) > 1
+    assert results["median"]["test"]["srcc"] == scores[1]
+
+
+def test_other_data_sets_are_tested_too(data, tmp_path):
+    results = run(settings_for(data, tmp_path, also_test=(f"list={data},{data / 'labels.txt'}",)))
+
+    assert results["splits"][0]["sizes"]["list"] == 40
+    assert set(results["median"]["list"]) == {"srcc", "plcc", "krcc", "rmse"}
+
+
+@pytest.mark.parametrize("entry", ["live-vqc", "=x", "live-vqc=", "list=a,"])
+def test_another_data_set_must_be_named_and_placed(data, tmp_path, entry):
+    with pytest.raises(ValueError, match="also_test: expected NAME=ROOT"):
+        run(settings_for(data, tmp_path, also_test=(entry,)))
+
+
+def test_the_epoch_is_chosen_on_validation_samples_unless_told_otherwise(data, tmp_path):
+    by_validation = run(settings_for(data, tmp_path, output=tmp_path / "a"))["splits"][0]
+    by_test = run(settings_for(data, tmp_path, output=tmp_path / "b", select_on="test"))
+    by_test = by_test["splits"][0]
+    last = run(settings_for(data, tmp_path, output=tmp_path / "c", select_on="last"))["splits"][0]
+
+    assert "validation" in by_validation["sizes"]
+    assert by_validation["validation"] is not None
+    assert by_test["sizes"] == {"train": 32, "test": 8}
+    assert last["best_epoch"] == 2
+    log = (tmp_path / "b" / "split-0" / "log.csv").read_text().splitlines()
+    epochs = {int(row["epoch"]): float(row["selection_srcc"]) for row in csv.DictReader(log)}
+    assert by_test["test"]["srcc"] == pytest.approx(epochs[by_test["best_epoch"]])
+
+
+def test_a_finished_run_is_not_trained_again(data, tmp_path):
+    settings = settings_for(data, tmp_path)
+    first = run(settings)
+    saved = (tmp_path / "out" / "split-0" / "last.pt").stat().st_mtime_ns
+
+    second = run(settings)
+
+    assert (tmp_path / "out" / "split-0" / "last.pt").stat().st_mtime_ns == saved
+    assert second["splits"] == first["splits"] or _equal_but_memory(first, second)
+
+
+def _equal_but_memory(first, second):
+    for results in (first, second):
+        for split in results["splits"]:
+            del split["peak_memory_bytes"]
+    return first["splits"] == second["splits"]
+
+
+def test_an_interrupted_run_gives_the_same_scores(data, tmp_path, monkeypatch):
+    whole = run(settings_for(data, tmp_path, output=tmp_path / "whole"))
+    settings = settings_for(data, tmp_path, save_every=3)
+    saves = []
+
+    def save_and_die(self, path, save=None):
+        original(self, path)
+        saves.append(self.counters.step)
+        if len(saves) == 2:
+            raise KeyboardInterrupt
+
+    from vqa.training_run import TrainingRun
+
+    original = TrainingRun.save
+    monkeypatch.setattr(TrainingRun, "save", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        run(settings)
+    monkeypatch.undo()
+    resumed = run(settings)
+
+    for part in ("train", "validation", "test"):
+        assert resumed["splits"][0][part] == whole["splits"][0][part]
+    assert 0 < saves[1] < resumed["splits"][0]["steps"]
+
+
+def test_a_folder_of_other_settings_is_refused_unless_the_run_begins_again(data, tmp_path):
+    run(settings_for(data, tmp_path))
+    other = {"gamma": 0.02}
+
+    with pytest.raises(RunStateError, match="choose another --output, or --resume never"):
+        run(settings_for(data, tmp_path, **other))
+    assert run(settings_for(data, tmp_path, resume="never", **other))["settings"]["gamma"] == 0.02
+
+
+def test_trained_weights_can_be_tested_alone(data, tmp_path):
+    trained = run(settings_for(data, tmp_path))
+    best = tmp_path / "out" / "split-0" / "best.pt"
+
+    tested = run(settings_for(data, tmp_path, evaluate=best, output=tmp_path / "tested"))
+
+    assert tested["splits"][0]["test"] == trained["splits"][0]["test"]
+    assert tested["splits"][0]["steps"] == 0
+
+
+def test_bad_files_are_counted_at_the_end(data, tmp_path):
+    text = (data / "labels.txt").read_text()
+    (data / "bad-50-3").touch()
+    (data / "labels.txt").write_text(text + "bad-50-3, -1, -1, 3\n")
+
+    results = run(settings_for(data, tmp_path, bad_files="skip"))
+
+    assert len(results["splits"][0]["bad_files"]) == 1
+    assert "bad-50-3" in results["splits"][0]["bad_files"][0]
+
+
+def test_predictions_that_come_to_nothing_give_no_score_but_a_result(data, tmp_path):
+    settings = settings_for(data, tmp_path, learning_rate=1e30, schedule="sound")
+
+    split = run(settings)["splits"][0]
+
+    assert split["test"] == {"srcc": None, "plcc": None, "krcc": None, "rmse": None}
+
+
+def test_the_landscape_is_measured_on_request(data, tmp_path):
+    landscape = run(settings_for(data, tmp_path, landscape_points=5))["splits"][0]["landscape"]
+
+    assert len(landscape["losses"]) == len(landscape["positions"]) == 5
+    assert landscape["sharpness"] > 0
+    assert all(math.isfinite(loss) for loss in landscape["losses"])
+
+
+def test_a_dry_run_tells_all_and_writes_nothing(data, tmp_path, capsys):
+    settings = settings_for(data, tmp_path, dry_run=True)
+
+    assert run_script(settings, toy_recipe(settings)) is None
+
+    told = capsys.readouterr().out
+    for what in ("29 train", "3 validation", "8 test", "Toy", "inputs [4, 6]", "GiB", "steps of"):
+        assert what in told
+    assert not (tmp_path / "out").exists()
