@@ -1,0 +1,161 @@
+"""Reproduce the paper's tables and figures: one command runs what is missing and reports.
+
+    python examples/reproduce.py table5 --data-root DATA --weights fast_vqa=swin_tiny.pth --dry-run
+    python examples/reproduce.py table5 table9 --data-root DATA --weights fast_vqa=swin_tiny.pth
+    python examples/reproduce.py all --data mini-ugc --jobs 2
+
+The plan comes first; `--dry-run` stops there. Runs are kept under a name that says what they are,
+so a command given again, or with more tables, seeds or splits, runs only what is new. DATA holds
+one folder for each data set, of its name. `mini-ugc` needs no data: tiny models on generated clips
+with synthetic opinion scores, which show that everything works and do not compare with the paper.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from vqa.datasets import load_dataset
+from vqa.reproduction.catalogue import Exhibit, catalogue
+from vqa.reproduction.data_choice import GENERATED, DataName, data_choice
+from vqa.reproduction.inputs import Inputs, read_roots, read_weights
+from vqa.reproduction.launch import Failure, Machine, execute
+from vqa.reproduction.plan import Plan, describe_plan, make_plan
+from vqa.reproduction.report import terminal_report, write_report
+from vqa.reproduction.store import Store
+from vqa.reproduction.sweep import Behaviour, Sweep, check_labels, needed_runs, shard
+
+_REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """What to reproduce, with what, and how."""
+
+    exhibits: tyro.conf.Positional[tuple[str, ...]]
+    """table1 to table13, figure1 to figure4, or all."""
+    data: DataName = "paper"
+    """The paper's data sets, or generated stand-ins on which tiny models run anywhere."""
+    data_root: Path = _REPOSITORY / "data"
+    """Folder with one folder for each data set: lsvq, konvid-1k, live-vqc, youtube-ugc, koniq-10k,
+    spaq."""
+    roots: tuple[str, ...] = ()
+    """Data sets that lie elsewhere: NAME=PATH or NAME=PATH,ANNOTATIONS."""
+    weights: tuple[str, ...] = ()
+    """What models start from: fast_vqa=FILE, sama_vqa=FILE, sama_iqa=FILE, simple_vqa=FILE,
+    slowfast=FILE."""
+    from_scratch: bool = False
+    """Start from random weights where none are given, which the paper does not."""
+    only: tuple[str, ...] = ()
+    """Run only what these rows or curves need; by their labels in the report."""
+    seeds: tuple[int, ...] = (42,)
+    splits: tuple[int, ...] | None = None
+    """Instead of every table's own: the first of the data set, ten in Table 8."""
+    behaviour: Behaviour | None = None
+    """`paper` samples and chooses epochs as the published code does (on the test part); `sound`
+    does not. By default `paper` for the paper's data, `sound` for mini-ugc."""
+    settings: str = ""
+    """More settings of every run, in one string: --settings="--epochs 5"."""
+    machine: str = ""
+    """The same for settings that change no result: --machine="--workers 8 --amp none"."""
+    jobs: int = 1
+    """Runs side by side."""
+    gpus: tuple[str, ...] = ()
+    """GPUs that the jobs divide among themselves, by number."""
+    torchrun: int = 0
+    """Processes (GPUs) of every run; 0: one, without torchrun."""
+    shard: str = "1/1"
+    """I/N: the share of machine I of N with the same output folder."""
+    output: Path = _REPOSITORY / "runs" / "reproduce"
+    """Where runs and reports go, into a folder for each choice of data."""
+    dry_run: bool = False
+    """Show the plan and stop."""
+    report_only: bool = False
+    """Run nothing, report what is finished."""
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "splits"):
+            values = getattr(self, name)
+            if values is not None and (not values or len(set(values)) < len(values)):
+                raise ValueError(f"{name}: expected one or more, each once, got {values}")
+
+
+def main(settings: Reproduce) -> tuple[Failure, ...]:
+    """Plan, run and report; the runs that failed."""
+    exhibits = chosen(settings.exhibits)
+    check_labels(exhibits, settings.only)
+    inputs = _inputs(settings)
+    sweep, store = _sweep(settings, inputs), Store(settings.output / settings.data / "runs")
+    runs = shard(needed_runs(exhibits, sweep, settings.only), *_shard(settings.shard))
+    plan = make_plan(runs, store, inputs.missing)
+    print(describe_plan(plan, exhibits, sweep, settings.only))
+    if settings.dry_run:
+        return ()
+    failures = () if settings.report_only else _run(plan, inputs, settings, store)
+    command = {name: _plain(value) for name, value in asdict(settings).items()}
+    folder = settings.output / settings.data
+    paths = write_report(folder, exhibits, sweep, store, failures, command)
+    print(f"\n{terminal_report(exhibits, sweep, store, failures)}\n\nWritten:", *paths, sep="\n  ")
+    return failures
+
+
+def chosen(names: tuple[str, ...]) -> tuple[Exhibit, ...]:
+    """Tables and figures by their names.
+
+    Raises:
+        ValueError: there is none of that name, or no name.
+    """
+    known = catalogue()
+    for name in names or ("nothing",):
+        if name != "all" and name not in known:
+            raise ValueError(f"exhibits: expected some of {', '.join(known)} or all, got {name!r}")
+    return tuple(own for name, own in known.items() if name in names or "all" in names)
+
+
+def _inputs(settings: Reproduce) -> Inputs:
+    roots, annotations = read_roots(settings.roots)
+    weights = read_weights(settings.weights)
+    return Inputs(settings.data_root, roots, annotations, weights, settings.from_scratch)
+
+
+def _sweep(settings: Reproduce, inputs: Inputs) -> Sweep:
+    data = data_choice(settings.data)
+    default: Literal["paper", "sound"] = "paper" if data.comparable else "sound"
+    return Sweep(
+        data,
+        settings.seeds,
+        settings.splits,
+        settings.behaviour or default,
+        tuple(shlex.split(settings.settings)),
+        inputs.digests(),
+    )
+
+
+def _shard(text: str) -> tuple[int, int]:
+    number, slash, of = text.partition("/")
+    if not (slash and number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise ValueError(f"shard: expected I/N with I from 1 to N, got {text!r}")
+    return int(number), int(of)
+
+
+def _run(plan: Plan, inputs: Inputs, settings: Reproduce, store: Store) -> tuple[Failure, ...]:
+    # Before several runs find it missing at a time.
+    for dataset in dict.fromkeys(run.dataset for run in plan.to_run):
+        if dataset in GENERATED:
+            load_dataset(dataset, inputs.root(dataset))
+    machine = Machine(
+        settings.jobs, settings.torchrun, settings.gpus, tuple(shlex.split(settings.machine))
+    )
+    return execute(plan.to_run, inputs, machine, store)
+
+
+def _plain(value: object) -> object:
+    return str(value) if isinstance(value, Path) else value
+
+
+if __name__ == "__main__":
+    raise SystemExit(1 if main(tyro.cli(Reproduce, description=__doc__)) else 0)

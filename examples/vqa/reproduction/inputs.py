@@ -1,0 +1,112 @@
+"""Files that runs read: data sets and pretrained weights, where they are and whether they are."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vqa.datasets import SPECS
+from vqa.reproduction.data_choice import GENERATED
+from vqa.reproduction.trainings import PlannedRun
+
+# What a model starts from, by script; `slowfast` computes SimpleVQA's motion features.
+WEIGHTS: Mapping[str, str] = {
+    "fast_vqa": "Video Swin-T, Kinetics-400",
+    "sama_vqa": "Video Swin-T, Kinetics-400",
+    "sama_iqa": "SwinV2-T (window 8, 256 pixels), ImageNet",
+    "simple_vqa": "ResNet-50, ImageNet",
+    "slowfast": "SlowFast-R50 (8x8), Kinetics-400",
+}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Places of files."""
+
+    data_root: Path
+    """Folder with one folder for each data set, of its name."""
+    roots: Mapping[str, Path] = field(default_factory=dict)
+    """Data sets that lie elsewhere."""
+    annotations: Mapping[str, Path] = field(default_factory=dict)
+    """Annotation files that are not in their usual places."""
+    weights: Mapping[str, Path] = field(default_factory=dict)
+    """By script."""
+    from_scratch: bool = False
+    """Train from random weights where none are given."""
+
+    def root(self, dataset: str) -> Path:
+        """Folder of a data set."""
+        return self.roots.get(dataset, self.data_root / dataset)
+
+    def missing(self, run: PlannedRun) -> str | None:
+        """What a run lacks, the run that it starts from aside; None if it lacks nothing."""
+        for dataset in (run.dataset, *run.also_test):
+            if dataset not in GENERATED and not self.root(dataset).is_dir():
+                return f"no data set {dataset} in {self.root(dataset)}"
+        if run.start is not None or run.preset == "tiny" or self.from_scratch:
+            return None
+        for name in (run.script, *(("slowfast",) if run.script == "simple_vqa" else ())):
+            if name not in self.weights:
+                return f"no --weights {name}=FILE ({WEIGHTS[name]}) and no --from-scratch"
+        return None
+
+    def digests(self) -> dict[str, str]:
+        """Digests of weights and of annotation files that were named."""
+        return {
+            name: _digest(file) for name, file in (*self.weights.items(), *self.annotations.items())
+        }
+
+
+def read_roots(entries: Sequence[str]) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Roots and annotation files from entries `NAME=PATH` or `NAME=PATH,ANNOTATIONS`.
+
+    Raises:
+        ValueError: another form, an unknown data set, or a file that is not there.
+    """
+    roots, annotations = {}, {}
+    for name, place in _named("roots", entries, tuple(SPECS)):
+        root, comma, file = place.partition(",")
+        roots[name] = Path(root)
+        if comma:
+            annotations[name] = _existing("roots", Path(file))
+    return roots, annotations
+
+
+def read_weights(entries: Sequence[str]) -> dict[str, Path]:
+    """Weight files from entries `SCRIPT=FILE`.
+
+    Raises:
+        ValueError: another form, an unknown script, or a file that is not there.
+    """
+    return {
+        name: _existing("weights", Path(file))
+        for name, file in _named("weights", entries, tuple(WEIGHTS))
+    }
+
+
+def _named(argument: str, entries: Sequence[str], names: Sequence[str]) -> list[tuple[str, str]]:
+    pairs = []
+    for entry in entries:
+        name, equals, value = entry.partition("=")
+        if not (equals and value) or name not in names:
+            raise ValueError(
+                f"{argument}: expected NAME=PATH with a NAME of {', '.join(names)}, got {entry!r}"
+            )
+        pairs.append((name, value))
+    return pairs
+
+
+def _existing(argument: str, file: Path) -> Path:
+    if not file.is_file():
+        raise ValueError(f"{argument}: expected a file, there is none: {file}")
+    return file
+
+
+def _digest(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()[:16]

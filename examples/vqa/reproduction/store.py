@@ -1,0 +1,119 @@
+"""Finished runs on disk, found by what they are."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vqa.files import write_json
+from vqa.reproduction.trainings import PlannedRun
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a finished run left behind in its results.json."""
+
+    file: Path
+    document: Mapping[str, Any]
+
+    @property
+    def device_seconds(self) -> float:
+        """Time of all processes together."""
+        split = self.document["splits"][0]
+        # A run that was interrupted counts its last session only, but all of its training.
+        seconds = max(self.document["seconds"], split["seconds"])
+        return float(seconds * self.document.get("processes", 1))
+
+    @property
+    def landscape(self) -> Mapping[str, Any] | None:
+        """Positions, losses and sharpness of the loss around the weights."""
+        found: Mapping[str, Any] | None = self.document["splits"][0]["landscape"]
+        return found
+
+    def score(self, part: str, metric: str) -> float:
+        """One score; NaN where it was not defined.
+
+        Args:
+            part: `train`, `test`, `validation`, `gap`, or a further data set.
+            metric: `srcc`, `plcc`, `krcc` or `rmse`.
+
+        Raises:
+            ValueError: there are no such scores.
+        """
+        split = self.document["splits"][0]
+        scores = split[part] if part in _PARTS else split["also"].get(part)
+        if scores is None or metric not in scores:
+            raise ValueError(f"{self.file}: expected {metric} of {part!r}, there is none")
+        value = scores[metric]
+        return math.nan if value is None else float(value)
+
+
+_PARTS = frozenset({"train", "test", "validation", "gap"})
+
+
+class Store:
+    """One folder for each run.
+
+    Args:
+        folder: where they lie.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def folder(self, run: PlannedRun) -> Path:
+        """Where a run writes."""
+        return self._folder / run.name
+
+    def log(self, run: PlannedRun) -> Path:
+        """What a run prints."""
+        return self.folder(run) / "log.txt"
+
+    def weights(self, run: PlannedRun) -> Path:
+        """The chosen weights of a finished run."""
+        return self.folder(run) / f"split-{run.split}" / "best.pt"
+
+    def results(self, run: PlannedRun) -> Results | None:
+        """Results of a finished run; None of any other.
+
+        Raises:
+            ValueError: its file is none of ours.
+        """
+        return _read(self.folder(run) / "results.json")
+
+    def has_begun(self, run: PlannedRun) -> bool:
+        """Whether a run was interrupted after its first checkpoint."""
+        return (self.folder(run) / f"split-{run.split}" / "last.pt").is_file()
+
+    def note(self, run: PlannedRun, command: list[str]) -> None:
+        """Write down what a folder is for, before anything else is in it."""
+        write_json(
+            self.folder(run) / "run.json",
+            {"run": asdict(run), "passes": run.passes, "command": command},
+        )
+
+    def finished(self) -> list[tuple[Mapping[str, Any], Results, int]]:
+        """Every finished run, whoever asked for it: its run.json, its results, its bytes."""
+        found = []
+        for note in sorted(self._folder.glob("*/run.json")):
+            results = _read(note.with_name("results.json"))
+            if results is not None:
+                size = sum(f.stat().st_size for f in note.parent.rglob("*") if f.is_file())
+                found.append((json.loads(note.read_text(encoding="utf-8")), results, size))
+        return found
+
+
+def _read(file: Path) -> Results | None:
+    if not file.is_file():
+        return None
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+        results = Results(file, document)
+        results.score("test", "srcc")
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"{file}: expected the results of a training script ({error})") from error
+    return results
