@@ -1,0 +1,96 @@
+"""Extract what SimpleVQA reads from the videos of a data set, once before training.
+
+    python examples/simple_vqa_features.py paper --dataset konvid-1k --data-root KoNViD-1k \
+        --output features --slowfast-weights SLOWFAST_8x8_R50.pyth --processes 8
+    python examples/simple_vqa_features.py tiny
+
+Key frames and motion features of every video go into the output folder, which serves any number of
+data sets. Run it again after an interruption or when videos changed: what is there is kept. `tiny`
+is for mini-UGC and needs no weights.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+
+from vqa.datasets import load_dataset
+from vqa.feature_extraction import Extraction, extract_features
+from vqa.mini_ugc import DEFAULT_FOLDER
+from vqa.simple_vqa_features import TINY, YOUTUBE_UGC, FeatureSettings
+
+DATA = DEFAULT_FOLDER.parent
+
+
+@dataclass(frozen=True)
+class ExtractFeatures:
+    """What to extract, from which videos, and where it goes."""
+
+    output: Path = DATA / "features"
+    """Folder of the features."""
+    dataset: str = "konvid-1k"
+    """Name of the data set, or `list` for one of your own."""
+    data_root: Path = Path("KoNViD-1k")
+    """Where it lies."""
+    annotations: Path | None = None
+    """Its annotation file; looked for in the usual places if not given."""
+    missing_files: Literal["stop", "skip"] = "stop"
+    """Stop when annotated files are missing, or go on without them."""
+    bad_files: Literal["stop", "skip"] = "stop"
+    """Stop at a video that cannot be read, or leave it out and count it."""
+    features: FeatureSettings = field(default_factory=FeatureSettings)
+    """What is read from every video."""
+    slowfast_weights: Path | None = None
+    """The published slowfast_r50 of PyTorchVideo, trained on Kinetics-400."""
+    processes: int = os.cpu_count() or 1
+    """Videos worked on at a time."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the motion network runs."""
+
+
+PRESETS = {
+    "paper": ("As published, for most data sets.", ExtractFeatures()),
+    "youtube-ugc": (
+        "As published for YouTube-UGC: 20 key frames.",
+        ExtractFeatures(
+            DATA / "youtube-ugc-features", "youtube-ugc", Path("YouTube-UGC"), features=YOUTUBE_UGC
+        ),
+    ),
+    "tiny": (
+        "For mini-UGC: four key frames and frame differences, without any weights.",
+        ExtractFeatures(DATA / "mini-ugc-features", "mini-ugc", DEFAULT_FOLDER, features=TINY),
+    ),
+}
+
+
+def main(settings: ExtractFeatures) -> Extraction:
+    """Extract, and say how many videos were worked on."""
+    dataset = load_dataset(
+        settings.dataset,
+        settings.data_root,
+        settings.annotations,
+        drop_missing=settings.missing_files == "skip",
+    )
+    use_gpu = settings.device != "cpu" and torch.cuda.is_available()
+    done = extract_features(
+        [sample.path for sample in dataset.samples],
+        settings.output,
+        settings.features,
+        settings.slowfast_weights,
+        settings.processes,
+        "cuda" if use_gpu else "cpu",
+        skip_bad_files=settings.bad_files == "skip",
+    )
+    print(f"{settings.output}: features of {done.extracted} videos extracted, {done.reused} reused")
+    for message in done.bad_files:
+        print(f"left out: {message}")
+    return done
+
+
+if __name__ == "__main__":
+    main(tyro.extras.overridable_config_cli(PRESETS, description=__doc__))
