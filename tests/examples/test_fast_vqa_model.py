@@ -191,9 +191,9 @@ def test_clips_of_another_shape_are_an_error(fast_vqa, shape):
         fast_vqa(torch.zeros(shape))
 
 
-@pytest.mark.parametrize("checkpoint_activations", [False, True])
-def test_an_adversarial_step_moves_names_with_weight_and_gives_all_back(checkpoint_activations):
-    model = build_model("fast_vqa", checkpoint_activations=checkpoint_activations).train()
+def test_an_adversarial_step_moves_names_with_weight_and_gives_all_back():
+    # Checkpointed blocks run again in the backward pass, while the weights are perturbed.
+    model = build_model("fast_vqa", checkpoint_activations=True).train()
     optimizer = AdversarialWeightPerturbation(
         torch.optim.AdamW(model.named_parameters(), lr=1e-3),
         gamma=1e-4,

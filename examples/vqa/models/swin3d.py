@@ -13,6 +13,7 @@ width of the feature map, for a window of h x w tokens. And the window shrinks w
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -156,7 +157,7 @@ class FragmentAttention(ShiftedWindowAttention3d):  # type: ignore[misc]  # torc
         fragment = self._looked_up(self.fragment_position_bias_table, window)
         clips, *size, _ = tokens.shape
         times, rows, columns = (
-            -(-length // side) for length, side in zip(size, window, strict=True)
+            math.ceil(length / side) for length, side in zip(size, window, strict=True)
         )
         distance = fragment_distance(
             (rows * window[1], columns * window[2]),
@@ -164,10 +165,10 @@ class FragmentAttention(ShiftedWindowAttention3d):  # type: ignore[misc]  # torc
             (shift[1], shift[2]),
             tokens.device,
         ).to(relative.dtype)
-        # F + G (R - F): [windows in a frame, heads, d, h * w, d, h * w].
-        gated = fragment + distance[:, None, None, :, None, :] * (relative - fragment)
-        every_window = gated.flatten(4, 5).flatten(2, 3).expand(clips, times, *[-1] * 4)
-        return every_window.flatten(0, 2)
+        # F + G (R - F), for every window at once: it may be as large as the logits themselves.
+        distance = distance[:, None, None, :, None, :].expand(clips, times, *[-1] * 6)
+        gated = torch.addcmul(fragment, distance, relative - fragment)
+        return gated.flatten(6, 7).flatten(4, 5).flatten(0, 2)
 
     def _looked_up(self, table: Tensor, window: list[int]) -> Tensor:
         """A table's bias for each pair of tokens of a window: [heads, d, h * w, d, h * w].
@@ -178,7 +179,7 @@ class FragmentAttention(ShiftedWindowAttention3d):  # type: ignore[misc]  # torc
         index = self.relative_position_index.view(*self.window_size, *self.window_size)
         index = index[time, rows, columns, time, rows, columns]
         index = index.flatten(4, 5).flatten(1, 2)
-        return table[index].permute(4, 0, 1, 2, 3)
+        return table[index].permute(4, 0, 1, 2, 3).contiguous()
 
 
 class FragmentBlock(SwinTransformerBlock):  # type: ignore[misc]
