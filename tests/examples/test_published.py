@@ -3,6 +3,7 @@
 import json
 from collections import OrderedDict
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -163,9 +164,13 @@ def test_errors_name_the_file(tmp_path):
             load_published(Toy(), tmp_path / name)
 
 
-def test_numpy_numbers_beside_the_weights_are_read(tmp_path):
+@pytest.mark.parametrize("address", [b"numpy._core.multiarray", b"numpy.core.multiarray"])
+def test_numbers_of_new_and_old_numpy_beside_the_weights_are_read(tmp_path, address):
     results = {"srcc": np.float64(0.87), "plcc": [np.float32(0.88)], "epoch": np.int64(3)}
-    torch.save({"state_dict": toy_file(), "validation_results": results}, tmp_path / "toy.pth")
+    torch.save({"state_dict": toy_file(), "validation_results": results}, tmp_path / "new.pth")
+    with ZipFile(tmp_path / "new.pth") as new, ZipFile(tmp_path / "toy.pth", "w") as toy:
+        for name in new.namelist():
+            toy.writestr(name, new.read(name).replace(b"numpy._core.multiarray", address))
 
     assert load_published(Toy(), tmp_path / "toy.pth").format == "toy file"
 
