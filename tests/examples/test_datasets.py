@@ -156,6 +156,7 @@ def test_a_part_of_lsvq_without_rows_is_an_error(lsvq):
         ("KoNViD_1k_attributes.csv", ("file_name", "MOS"), "77.mp4"),
         ("KONVID_1K_metadata.csv", ("flickr_id", "mos"), "77"),
         ("labels.txt", None, "77.mp4, 8, 24, 3.5\n"),
+        ("labels.csv", None, "77_original_centercrop_960x540_8s.mp4,-1,-1,3.5\n"),
     ],
 )
 def test_konvid_videos_are_found_under_every_name_they_were_released_with(
@@ -219,6 +220,15 @@ def test_youtube_ugc_loads_from_the_sheet_of_its_workbook_that_has_the_scores(tm
     touch(tmp_path, YOUTUBE_FILE)
 
     assert found(load_dataset("youtube-ugc", tmp_path), tmp_path) == [(YOUTUBE_FILE, 3.25, None)]
+
+
+def test_numbers_in_a_spreadsheet_can_be_names(tmp_path):
+    path = write_workbook(tmp_path / "s.xlsx", MOS=[("vid", "mos"), (3339962845.0, 2), ("b", 3)])
+    touch(tmp_path, "3339962845.mp4", "b.mp4")
+
+    dataset = load_dataset("youtube-ugc", tmp_path, path)
+
+    assert [sample.path.stem for sample in dataset.samples] == ["3339962845", "b"]
 
 
 @pytest.mark.parametrize(
@@ -440,6 +450,13 @@ def test_a_bad_row_is_an_error_that_names_file_and_row(tmp_path, row, message):
     assert str(error.value).startswith(str(tmp_path / "labels.csv"))
 
 
+def test_a_list_is_a_list_even_if_its_first_row_is_bad(tmp_path):
+    (tmp_path / "labels.txt").write_text("a.mp4, 1, 24, good\n")
+
+    with pytest.raises(DatasetError, match=r"row 1: expected a number, got 'good'"):
+        load_dataset("list", tmp_path)
+
+
 def test_a_bad_row_of_a_list_or_of_a_sheet_is_named_too(tmp_path):
     path = tmp_path / "labels.txt"
     path.write_text("a.mp4, 1, 24, 3\nb.mp4, 1, 24\n")
@@ -449,6 +466,13 @@ def test_a_bad_row_of_a_list_or_of_a_sheet_is_named_too(tmp_path):
         load_dataset("list", tmp_path)
     with pytest.raises(DatasetError, match=r"s\.xlsx, sheet Scores, row 3: .*'MOS full', got 'x'"):
         load_dataset("youtube-ugc", tmp_path, sheet)
+
+
+def test_the_column_of_scores_is_none_of_names(tmp_path):
+    write_csv(tmp_path / "labels.csv", ("mos", "photo"), (3.5, "a.png"))
+
+    with pytest.raises(DatasetError, match=r"expected a column of file names .*: mos, photo"):
+        load_dataset("csv", tmp_path)
 
 
 def test_a_file_without_the_needed_columns_is_an_error_that_lists_those_it_has(tmp_path):
@@ -622,14 +646,26 @@ def test_a_summary_tells_the_three_lists_of_youtube_ugc_apart(count, low, high, 
     assert note in line
 
 
-def test_scores_may_lie_anywhere_on_a_reference_scale_but_not_beside_it():
-    inside, outside = (
-        summary_of("spaq", *samples_of(None, 11125, low, high))[1]
-        for low, high in ((1.8, 96.1), (1.8, 101.0))
-    )
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (1.8, 96.1, "as expected"),
+        (1.8, 101.0, "DIFFERS: expected 11125 on the scale 0 .. 100"),
+        (-1.0, 96.1, "DIFFERS: expected 11125 on the scale 0 .. 100"),
+    ],
+)
+def test_scores_may_lie_anywhere_on_a_reference_scale_but_not_beside_it(low, high, verdict):
+    assert summary_of("spaq", *samples_of(None, 11125, low, high))[1].endswith(verdict)
 
-    assert inside.endswith("as expected")
-    assert "DIFFERS: expected 11125 on the scale 0 .. 100" in outside
+
+def test_a_summary_misses_parts_that_no_sample_says():
+    lines = summary_of("biq2021", *samples_of(None, 12000, 0, 1))
+
+    assert lines[1].split() == ["all", "12000", "MOS", "0", "..", "1"]
+    assert [line.split()[:3] for line in lines[2:]] == [
+        ["train", "0", "DIFFERS:"],
+        ["test", "0", "DIFFERS:"],
+    ]
 
 
 def test_a_data_set_without_a_reference_is_only_described():

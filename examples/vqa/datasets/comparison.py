@@ -36,12 +36,12 @@ def _lines(dataset: DataSet) -> Iterator[str]:
 
 
 def _parts(dataset: DataSet, references: Sequence[Reference]) -> list[Part | None]:
-    """All samples first, then the parts that the samples or the references name."""
+    """All samples if there is a reference for all or no part, then the parts that are named."""
     named = dict.fromkeys(sample.part for sample in dataset.samples if sample.part is not None)
     if named or all(reference.part is not None for reference in references):
         named |= dict.fromkeys(r.part for r in references if r.part is not None)
-    whole = any(reference.part is None for reference in references)
-    return [None, *named] if whole or not named else [*named]
+    whole = any(each.part is None for each in (*references, *dataset.samples))
+    return [None, *named] if whole else [*named]
 
 
 def _amount(samples: Sequence[Sample], kind: str) -> str:
