@@ -1,0 +1,105 @@
+"""Ways to train that are compared: what each does to plain training, and what it may tune."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+Kind = Literal["none", "rwp", "awp", "sam"]
+Tuned = Literal["magnitude", "dropout", "weight_decay", "length"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to train; what it leaves out is as the ground's plain training does it."""
+
+    perturbation: Kind = "none"
+    magnitude: float = 0.0
+    """gamma of RWP and AWP, rho of SAM."""
+    steps: int = 1
+    interval: int = 1
+    ascent: Literal["current", "previous"] = "current"
+    constraint: Literal["layer", "element"] = "layer"
+    dropout: float = 0.0
+    weight_decay: float | None = None
+    """None: the ground's."""
+    length: float = 1.0
+    """Optimizer steps in units of plain training's."""
+
+    @property
+    def passes(self) -> float:
+        """Forward and backward passes in units of plain training's.
+
+        >>> Recipe("awp", 0.01, steps=3, interval=2, length=0.5).passes
+        1.25
+        """
+        if self.perturbation == "sam":
+            return 2 * self.length
+        climbs = self.perturbation == "awp" and self.ascent == "current"
+        return self.length * (1 + climbs * self.steps / self.interval)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A recipe, of which one value may be open."""
+
+    title: str
+    recipe: Recipe
+    tuned: Tuned | None = None
+    grid: str = ""
+    """Which of the ground's grids the open value comes from."""
+
+    def candidates(self, grids: Mapping[str, tuple[float, ...]]) -> dict[float, Recipe]:
+        """Value -> recipe with that value; empty where nothing is open."""
+        if self.tuned is None:
+            return {}
+        changes: list[dict[str, Any]] = [{self.tuned: value} for value in grids[self.grid]]
+        return {change[self.tuned]: replace(self.recipe, **change) for change in changes}
+
+
+PLAIN = "plain"
+ORDINARY = ("fewer-steps", "dropout", "weight-decay")
+"""Regularisers that every framework has; none costs a pass."""
+
+
+def _awp(title: str, recipe: Recipe) -> Method:
+    return Method(title, recipe, "magnitude", "gamma")
+
+
+INDEPENDENT: dict[str, Method] = {
+    PLAIN: Method("plain", Recipe()),
+    "fewer-steps": Method("plain, stopped early", Recipe(), "length", "length"),
+    "double": Method("plain, twice as long", Recipe(length=2.0)),
+    "dropout": Method("dropout", Recipe(), "dropout", "dropout"),
+    "weight-decay": Method("weight decay", Recipe(), "weight_decay", "weight_decay"),
+    "rwp": Method("RWP", Recipe("rwp"), "magnitude", "rwp"),
+    "sam": Method("SAM", Recipe("sam"), "magnitude", "rho"),
+    "awp": _awp("AWP", Recipe("awp")),
+    "awp-previous": _awp('AWP, ascent="previous"', Recipe("awp", ascent="previous")),
+    "awp-element": _awp("AWP, element constraint", Recipe("awp", constraint="element")),
+}
+"""Methods that can be tuned before anything is known of the others."""
+
+
+def dependent(chosen: Mapping[str, Recipe], ordinary: str) -> dict[str, Method]:
+    """Methods that build on choices made for others: at AWP's gamma, or beside a regulariser.
+
+    Args:
+        chosen: the tuned recipes of `INDEPENDENT`.
+        ordinary: the best of `ORDINARY`.
+    """
+    gamma, base = chosen["awp"].magnitude, chosen[ordinary]
+    on_top = INDEPENDENT[ordinary].title
+    return {
+        "rwp-awp-gamma": Method("RWP at AWP's gamma", Recipe("rwp", gamma)),
+        "awp-3": Method("AWP, 3 steps", Recipe("awp", gamma, steps=3)),
+        "awp-every-2": Method("AWP, interval 2", Recipe("awp", gamma, interval=2)),
+        "awp-every-4": Method("AWP, interval 4", Recipe("awp", gamma, interval=4)),
+        "awp-every-8": Method("AWP, interval 8", Recipe("awp", gamma, interval=8)),
+        "ordinary+awp": _awp(f"{on_top} + AWP", replace(base, perturbation="awp")),
+        "ordinary+previous": _awp(
+            f'{on_top} + AWP, ascent="previous"',
+            replace(base, perturbation="awp", ascent="previous"),
+        ),
+    }

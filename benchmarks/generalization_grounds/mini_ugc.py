@@ -1,0 +1,122 @@
+"""Small real videos with synthetic scores: the demo's model at half its width, on two frames."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.generalization_grounds.ground import Outcome, Part, metered
+from benchmarks.generalization_grounds.methods import Recipe
+from benchmarks.generalization_grounds.optimizers import build_optimizer
+from vqa.clips import FragmentSampling, PlaneClips, fixed_views, load_clips, to_planes
+from vqa.evaluation import evaluate
+from vqa.labels import read_label_list
+from vqa.mini_ugc import MiniUgcSettings, build_mini_ugc
+from vqa.models import build_model
+from vqa.training import TrainingSettings, train
+
+_VERSION = 1
+_VIEW_SEED, _VIEWS = 0, 4
+_GRIDS: Mapping[str, tuple[float, ...]] = {
+    "gamma": (0.01, 0.02, 0.04),
+    "rwp": (0.02, 0.1, 0.3),
+    "rho": (0.05, 0.1, 0.2),
+    "dropout": (0.1, 0.25, 0.5),
+    "weight_decay": (0.3, 1.0, 3.0),
+    "length": (0.35, 0.5, 0.7),
+}
+
+
+@dataclass(frozen=True)
+class PhotographedClips:
+    """Clips, and of which photograph each is, int64 [N]."""
+
+    clips: PlaneClips
+    photographs: Tensor
+
+    def of(self, photographs: Tensor) -> PlaneClips:
+        """The clips of some photographs."""
+        which = torch.isin(self.photographs, photographs)
+        return PlaneClips(self.clips.planes[which], self.clips.scores[which])
+
+
+class MiniUgc:
+    """SRCC of a FAST-VQA of some ten thousand parameters, fitted to nine of twelve photographs."""
+
+    metric = "SRCC"
+    grids = _GRIDS
+    seeds = 10
+    tuning_seeds = 3
+
+    def __init__(
+        self,
+        folder: Path,
+        data: MiniUgcSettings = MiniUgcSettings(),  # noqa: B008
+        training: TrainingSettings = TrainingSettings(steps=160, batch=8),  # noqa: B008
+        left_out: int = 3,
+        width: int = 8,
+    ) -> None:
+        build_mini_ugc(folder, data)
+        self._data, self._training, self._left_out, self._width = data, training, left_out, width
+        self._sampling = FragmentSampling(frames=2)
+        self._train, self._test = (load_part(folder / f"{part}.txt") for part in ("train", "test"))
+
+    def describe(self) -> dict[str, object]:
+        """Settings and the version of the code."""
+        return {
+            "ground": "mini-ugc",
+            "version": _VERSION,
+            "left_out": self._left_out,
+            "width": self._width,
+            "data": asdict(self._data),
+            "sampling": asdict(self._sampling),
+            "training": asdict(self._training),
+        }
+
+    def run(self, recipe: Recipe, seed: int, part: Part) -> Outcome:
+        """See `Ground.run`; whole photographs are left out, so that no content is in both."""
+        fitted, left_out = self._split(seed)
+        held = left_out if part == "validation" else self._test.clips
+        torch.manual_seed(seed)
+        model = build_model("tiny_fast_vqa", planes=fitted.planes.shape[1], width=self._width)
+        add_dropout(model, recipe.dropout)
+        training = replace(self._training, steps=round(recipe.length * self._training.steps))
+        optimizer = build_optimizer(
+            model, recipe, training.learning_rate, training.weight_decay, seed
+        )
+        generator = torch.Generator().manual_seed(seed)
+        with metered(model) as meter:
+            train(model, optimizer, fitted, self._sampling, training, generator)
+        return Outcome(
+            self._srcc(model, held), self._srcc(model, fitted), meter.passes, meter.cpu_seconds
+        )
+
+    def _split(self, seed: int) -> tuple[PlaneClips, PlaneClips]:
+        generator = torch.Generator().manual_seed(seed)
+        photographs = torch.unique(self._train.photographs)
+        order = photographs[torch.randperm(len(photographs), generator=generator)]
+        fitted, left_out = order[self._left_out :], order[: self._left_out]
+        return self._train.of(fitted), self._train.of(left_out)
+
+    def _srcc(self, model: nn.Module, clips: PlaneClips) -> float:
+        views = fixed_views(clips, self._sampling, _VIEWS, _VIEW_SEED)
+        return evaluate(model, views, clips.scores).srcc
+
+
+def load_part(label_list: Path) -> PhotographedClips:
+    """A part of mini-UGC; clips are named `<part>/<photograph>_<number>.mp4`."""
+    names = [Path(video.path).stem.rsplit("_", 1)[0] for video in read_label_list(label_list)]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    photographs = torch.tensor([numbers[name] for name in names])
+    return PhotographedClips(to_planes(load_clips(label_list)), photographs)
+
+
+def add_dropout(model: nn.Module, probability: float) -> None:
+    """Put dropout before both layers of the head of a tiny_fast_vqa, as FAST-VQA's head has it."""
+    hidden, activation, last = model.get_submodule("head").children()
+    dropout = nn.Dropout(probability)
+    model.set_submodule("head", nn.Sequential(dropout, hidden, activation, dropout, last))

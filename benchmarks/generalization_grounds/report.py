@@ -1,0 +1,125 @@
+"""Table, CSV file and figure of the rows."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.generalization_grounds.comparison import Comparison
+from benchmarks.generalization_grounds.methods import PLAIN
+from benchmarks.generalization_grounds.rows import Row
+from vqa.files import replacing
+
+# Okabe and Ito's colours, told apart by everybody: ordinary, RWP, SAM, AWP, AWP in one pass, both.
+_GREY, _ORANGE, _GREEN, _BLUE, _SKY, _PINK = (
+    "#555555", "#e69f00", "#009e73", "#0072b2", "#56b4e9", "#cc79a7",
+)  # fmt: skip
+_STYLES: Mapping[str, tuple[str, str]] = {
+    "fewer-steps": (_GREY, "v"),
+    "double": (_GREY, ">"),
+    "dropout": (_GREY, "D"),
+    "weight-decay": (_GREY, "s"),
+    "rwp": (_ORANGE, "o"),
+    "rwp-awp-gamma": (_ORANGE, "x"),
+    "sam": (_GREEN, "o"),
+    "awp": (_BLUE, "o"),
+    "awp-3": (_BLUE, "^"),
+    "awp-every-2": (_BLUE, "s"),
+    "awp-every-4": (_BLUE, "D"),
+    "awp-every-8": (_BLUE, "v"),
+    "awp-element": (_BLUE, "P"),
+    "awp-previous": (_SKY, "o"),
+    "ordinary+awp": (_PINK, "o"),
+    "ordinary+previous": (_PINK, "s"),
+}
+
+
+def markdown_table(rows: Sequence[Row], metric: str) -> str:
+    """The rows of one ground."""
+    lines = [
+        f"| method | chosen | test {metric} | difference to plain (95 %) | better on | p | p (Holm)"
+        f" | train {metric} | passes | CPU time |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        scores = f"| {row.title} | {row.setting} | {row.score:.3f} ± {row.spread:.3f} "
+        costs = f"| {row.train_score:.3f} | {row.passes:.2f} | {row.cpu_time:.2f} |"
+        test = "| | | | "
+        if row.p_value is not None:
+            test = (
+                f"| {row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f})"
+                f" | {row.wins} of {row.n} | {row.p_value:.2g} | {row.p_holm:.2g} "
+            )
+        lines.append(scores + test + costs)
+    return "\n".join(lines)
+
+
+def sentences(comparisons: Sequence[Comparison], titles: Mapping[str, str]) -> list[str]:
+    """The contrasts in words, read off the numbers."""
+    lines = []
+    for test in comparisons:
+        clear = test.p_holm < 0.05
+        verdict = (
+            ("better than" if test.difference > 0 else "worse than")
+            if clear
+            else ("not clearly different from")
+        )
+        lines.append(
+            f"{titles[test.method]} is {verdict} {titles[test.baseline]}:"
+            f" {test.difference:+.3f} ({test.low:+.3f} to {test.high:+.3f}),"
+            f" p = {test.p_value:.2g}, {test.p_holm:.2g} after Holm's correction"
+        )
+    return lines
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """One line for each ground and method."""
+    with replacing(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(asdict(rows[0])))
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+
+
+def write_figure(path: Path, rows: Mapping[str, Sequence[Row]]) -> None:
+    """Benefit against cost with paired 95 % intervals, one panel for each ground."""
+    figure = Figure(figsize=(1.5 + 4.2 * len(rows), 6.5), layout="constrained")
+    panels = figure.subplots(1, len(rows), squeeze=False)[0]
+    for axes, (ground, own) in zip(panels, rows.items(), strict=True):
+        draw_benefit(axes, own)
+        axes.set_title(f"{ground}, {own[0].n} seeds", fontsize="medium")
+    panels[0].set_ylabel("test score minus plain's, mean and paired 95 % interval")
+    handles, labels = panels[0].get_legend_handles_labels()
+    if len({tuple(row.title for row in own) for own in rows.values()}) > 1:
+        labels = [_general(row) for row in next(iter(rows.values())) if row.method != PLAIN]
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize="small")
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, dpi=110, format="png")
+
+
+def draw_benefit(axes: Axes, rows: Sequence[Row]) -> None:
+    """Difference to plain over cost for the rows of one ground."""
+    axes.axhline(0, color="black", linewidth=0.8)
+    for row in rows:
+        if row.method == PLAIN:
+            continue
+        colour, marker = _STYLES[row.method]
+        reach = [[row.difference - row.low], [row.high - row.difference]]
+        axes.errorbar(
+            row.cpu_time, row.difference, reach, fmt=marker, color=colour, label=row.title,
+            markersize=6, capsize=2, linewidth=0.8,
+        )  # fmt: skip
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("processor time of the training, plain = 1")
+
+
+def _general(row: Row) -> str:
+    """A title that is right on every ground, whichever its best ordinary regulariser."""
+    if row.method.startswith("ordinary+"):
+        return "best ordinary regulariser + " + row.title.split(" + ", 1)[1]
+    return row.title

@@ -1,0 +1,99 @@
+"""Many runs, each kept on disk when it is finished, so that an interrupted benchmark goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from benchmarks.generalization_grounds.biq2021 import Biq2021, load_table
+from benchmarks.generalization_grounds.digits import Digits
+from benchmarks.generalization_grounds.ground import Ground, Outcome, Part
+from benchmarks.generalization_grounds.methods import Recipe
+from benchmarks.generalization_grounds.mini_ugc import MiniUgc
+from vqa.files import replacing
+from vqa.progress import progress_bar
+
+GroundName = Literal["biq2021", "digits", "mini-ugc"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training by one recipe from one seed, scored on one part."""
+
+    recipe: Recipe
+    seed: int
+    part: Part
+
+
+@cache
+def build_ground(name: GroundName, mini_ugc: Path) -> Ground:
+    """A ground with its data loaded; `mini_ugc` is where that set lies or is built."""
+    if name == "biq2021":
+        return Biq2021(load_table())
+    return Digits() if name == "digits" else MiniUgc(mini_ugc)
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Runs jobs on one ground.
+
+    Outcomes made with other settings of the ground or another torch are not picked up; an edited
+    library or ground is not noticed, hence the version in a ground's description.
+    """
+
+    ground: GroundName
+    mini_ugc: Path
+    folder: Path
+    processes: int = 1
+
+    def outcomes(self, jobs: Sequence[Job], title: str) -> dict[Job, Outcome]:
+        """Every job's outcome, from disk where it is finished already, otherwise run now."""
+        known = {job: outcome for job in jobs if (outcome := self._load(job)) is not None}
+        missing = [job for job in dict.fromkeys(jobs) if job not in known]
+        if missing:
+            with progress_bar(f"{self.ground}, {title}", len(missing), "run") as bar:
+                for job, outcome in self._run(missing):
+                    known[job] = outcome
+                    bar.update()
+        return known
+
+    def run(self, job: Job) -> tuple[Job, Outcome]:
+        """Run one job here and keep what it gave."""
+        outcome = build_ground(self.ground, self.mini_ugc).run(job.recipe, job.seed, job.part)
+        with replacing(self._path(job)) as unfinished:
+            text = json.dumps({"job": asdict(job), "outcome": asdict(outcome)})
+            unfinished.write_text(text, encoding="utf-8")
+        return job, outcome
+
+    def _run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Outcome]]:
+        if self.processes == 1:
+            yield from map(self.run, jobs)
+            return
+        context = get_context("spawn")
+        with ProcessPoolExecutor(self.processes, context, torch.set_num_threads, (1,)) as pool:
+            try:
+                yield from pool.map(self.run, jobs)
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _load(self, job: Job) -> Outcome | None:
+        try:
+            kept = json.loads(self._path(job).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        return Outcome(**kept["outcome"])
+
+    def _path(self, job: Job) -> Path:
+        ground = build_ground(self.ground, self.mini_ugc).describe()
+        decides = {"ground": ground, "job": asdict(job), "torch": torch.__version__}
+        digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+        return self.folder / self.ground / f"{digest[:24]}.json"
