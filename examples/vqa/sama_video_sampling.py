@@ -82,30 +82,30 @@ def scale_and_mask(
     at a random place, which is the same share of the way through the cell at all scales.
 
     Args:
-        frames: uint8 or floating [3, clips * frames, H, W], 0..255, clip after clip.
-        sampling: variant, clips and mosaic.
+        frames: uint8 or floating [clips, 3, T, H, W], 0..255, any number of clips and of frames;
+            as fast with channels last in memory, as decoders give them.
+        sampling: variant and mosaic.
         generator: draws the places of the patches; `None` for testing.
 
     Returns:
-        float32 [clips, 3, frames, S, S] on 0..255 with S = grid * patch; not rounded to integers,
+        float32 [clips, 3, T, S, S] on 0..255 with S = grid * patch; not rounded to integers,
         except for uint8 `frames` enlarged for plain fragments, which published code cuts off.
 
     Raises:
-        ValueError: `frames` has another shape than the sampling says.
+        ValueError: `frames` has not five dimensions.
     """
-    if frames.ndim != 4 or frames.shape[1] != sampling.clips * sampling.frames:
-        raise ValueError(
-            f"frames: expected [3, {sampling.clips} clips * {sampling.frames}, H, W],"
-            f" got {list(frames.shape)}"
-        )
-    pixels_of = _full_size(frames, sampling) if sampling.variant == "fragments" else None
-    offsets = cell_offsets(sampling.mosaic, sampling.clips, generator, pixels_of)
-    clips = torch.split(frames, sampling.frames, dim=1)
-    mosaics = [_sample(clip, sampling, own) for clip, own in zip(clips, offsets, strict=True)]
-    enlarged = min(frames.shape[-2:]) < sampling.mosaic.side
-    if enlarged and sampling.variant == "fragments" and frames.dtype == torch.uint8:
-        mosaics = [mosaic.floor_() for mosaic in mosaics]
-    return torch.stack(mosaics)
+    if frames.ndim != 5:
+        raise ValueError(f"frames: expected [clips, 3, T, H, W], got {list(frames.shape)}")
+    plain = sampling.variant == "fragments"
+    pixels_of = _full_size(frames, sampling) if plain else None
+    offsets = cell_offsets(sampling.mosaic, len(frames), generator, pixels_of)
+    side = sampling.mosaic.side
+    mosaics = torch.empty(*frames.shape[:3], side, side)
+    for mosaic, clip, own in zip(mosaics, frames, offsets, strict=True):
+        _sample(clip, sampling, own, mosaic)
+    if plain and frames.dtype == torch.uint8 and min(frames.shape[-2:]) < side:
+        mosaics.floor_()
+    return mosaics
 
 
 def ladder(variant: Variant, frames: int, smallest: float) -> list[float]:
@@ -131,17 +131,13 @@ def _full_size(frames: Tensor, sampling: SamaSampling) -> tuple[int, int]:
     return (height, width) if ratio >= 1 else (round(height / ratio), round(width / ratio))
 
 
-def _sample(clip: Tensor, sampling: SamaSampling, offsets: Offsets) -> Tensor:
-    """The mosaics [3, T, S, S] of one clip [3, T, H, W]."""
-    side = sampling.mosaic.side
-    height, width = _full_size(clip, sampling)
-    smallest = min(1.0, 1 / (min(height, width) / side))
-    mosaics = torch.empty(len(clip), sampling.frames, side * side)
-    pairs = (torch.split(frames, FRAMES_PER_STEP, dim=1) for frames in (clip, mosaics))
-    scales = ladder(sampling.variant, sampling.frames, smallest)
+def _sample(clip: Tensor, sampling: SamaSampling, offsets: Offsets, mosaics: Tensor) -> None:
+    """Write the mosaics [3, T, S, S] of one clip [3, T, H, W]."""
+    smallest = 1 / (min(_full_size(clip, sampling)) / sampling.mosaic.side)
+    scales = ladder(sampling.variant, clip.shape[1], smallest)
+    pairs = (torch.split(tensor, FRAMES_PER_STEP, dim=1) for tensor in (clip, mosaics.flatten(2)))
     for pair, mosaic, scale in zip(*pairs, scales, strict=True):
         mosaic.copy_(read_pixels(pair, _places(pair, scale, sampling, offsets)))
-    return mosaics.view(-1, sampling.frames, side, side)
 
 
 def _places(frames: Tensor, scale: float, sampling: SamaSampling, offsets: Offsets) -> Places:

@@ -23,12 +23,17 @@ seeds = st.none() | st.integers(0, 99)
 sides = st.integers(1, 40)
 
 
-def tiny(variant="sama", frames=5, clips=1):
-    return SamaSampling(variant, frames=frames, clips=clips, grid=2, patch=8)
+def tiny(variant="sama"):
+    return SamaSampling(variant, grid=2, patch=8)
 
 
 def generator_of(seed):
     return None if seed is None else torch.Generator().manual_seed(seed)
+
+
+def clips_of(frames, clips=1):
+    """[3, clips * T, H, W] -> [clips, 3, T, H, W]"""
+    return frames.unflatten(1, (clips, -1)).transpose(0, 1)
 
 
 def noise(frames, height, width):
@@ -48,8 +53,8 @@ def test_mosaics_are_the_published_ones(key):
     frames = formula_video(32 * clips, *map(int, size.split("x")))
 
     mosaics = scale_and_mask(
-        frames.float() if variant == "fragments_float" else frames,
-        SamaSampling(variant.split("_")[0], clips=clips),
+        clips_of(frames.float() if variant == "fragments_float" else frames, clips),
+        SamaSampling(variant.split("_")[0]),
         generator_of(0) if phase == "train" else None,
     )
 
@@ -77,7 +82,7 @@ def test_patches_lie_where_the_published_ones_do(key):
         ]
     )
 
-    mosaics = scale_and_mask(ramps[:, None].expand(-1, 32, -1, -1), SamaSampling())[0]
+    mosaics = scale_and_mask(ramps[None, :, None].expand(-1, -1, 32, -1, -1), SamaSampling())[0]
 
     resized_h, resized_w, _, _, offset_y, offset_x, last_y, last_x = PUBLISHED[key].T
     rows = (last_y + offset_y + 0.5) * height / resized_h - 0.5
@@ -116,7 +121,7 @@ def test_the_smallest_step_is_the_resized_frame_where_the_mosaic_covers_it():
     frames = noise(2, 48, 48)
     resized = interpolate(frames.float().transpose(0, 1), size=(16, 16), mode="bilinear")
 
-    mosaics = scale_and_mask(frames.repeat(1, 2, 1, 1), tiny(frames=4))[0]
+    mosaics = scale_and_mask(clips_of(frames.repeat(1, 2, 1, 1)), tiny())[0]
 
     assert_allclose(mosaics[:, 2:], resized.transpose(0, 1), atol=1e-3)
 
@@ -125,7 +130,7 @@ def test_the_smallest_step_is_the_resized_frame_where_the_mosaic_covers_it():
 def test_a_frame_of_the_mosaic_s_size_is_left_alone(variant):
     frames = noise(5, 16, 16)
 
-    assert scale_and_mask(frames, tiny(variant), generator_of(0))[0].equal(frames.float())
+    assert scale_and_mask(frames[None], tiny(variant), generator_of(0))[0].equal(frames.float())
 
 
 @pytest.mark.parametrize(("variant", "square"), [("sama-spm", 4), ("sama-swm", 8)])
@@ -136,21 +141,21 @@ def test_masks_show_full_resolution_on_even_squares_and_the_ladder_on_odd_ones(v
     )
 
     masked, ladder_only = (
-        scale_and_mask(frames, tiny(name), generator_of(1))[0] for name in (variant, "sama")
+        scale_and_mask(frames[None], tiny(name), generator_of(1))[0] for name in (variant, "sama")
     )
     still = frames[:, :1].expand_as(frames)
-    full = scale_and_mask(still, tiny("sama"), generator_of(1))[0][:, 0]
+    full = scale_and_mask(still[None], tiny("sama"), generator_of(1))[0][:, 0]
 
     assert masked[:, :, ~even].equal(ladder_only[:, :, ~even])
-    still_masked = scale_and_mask(still, tiny(variant), generator_of(1))[0]
+    still_masked = scale_and_mask(still[None], tiny(variant), generator_of(1))[0]
     assert still_masked[:, :, even].equal(full[:, None].expand_as(still_masked)[:, :, even])
 
 
 def test_a_clip_is_sampled_alike_alone_and_among_others():
     frames = noise(10, 30, 41)
 
-    together = scale_and_mask(frames, tiny(clips=2))
-    alone = [scale_and_mask(frames[:, first : first + 5], tiny())[0] for first in (0, 5)]
+    together = scale_and_mask(clips_of(frames, 2), tiny())
+    alone = [scale_and_mask(frames[None, :, first : first + 5], tiny())[0] for first in (0, 5)]
 
     assert together.equal(torch.stack(alone))
 
@@ -158,7 +163,7 @@ def test_a_clip_is_sampled_alike_alone_and_among_others():
 def test_clips_of_a_training_sample_are_cut_at_places_of_their_own():
     clip = noise(5, 90, 90)
 
-    first, second = scale_and_mask(clip.repeat(1, 2, 1, 1), tiny(clips=2), generator_of(0))
+    first, second = scale_and_mask(torch.stack([clip, clip]), tiny(), generator_of(0))
 
     assert not first.equal(second)
 
@@ -167,7 +172,9 @@ def test_all_draws_come_from_the_generator():
     frames = noise(5, 90, 90)
     state = torch.get_rng_state()
 
-    first, again, other = (scale_and_mask(frames, tiny(), generator_of(seed)) for seed in (3, 3, 4))
+    first, again, other = (
+        scale_and_mask(frames[None], tiny(), generator_of(seed)) for seed in (3, 3, 4)
+    )
 
     assert first.equal(again)
     assert not first.equal(other)
@@ -178,13 +185,15 @@ def test_the_order_of_channels_in_memory_does_not_matter():
     frames = noise(5, 30, 41)
     channels_last = frames.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
 
-    assert scale_and_mask(channels_last, tiny()).equal(scale_and_mask(frames, tiny()))
+    first, last = (scale_and_mask(layout[None], tiny()) for layout in (frames, channels_last))
+
+    assert first.equal(last)
 
 
 @settings(deadline=None, max_examples=50)
 @given(variant=variants, seed=seeds, height=sides, width=sides, level=st.integers(0, 255))
 def test_a_constant_video_stays_constant(variant, seed, height, width, level):
-    frames = torch.full((3, 5, height, width), level, dtype=torch.uint8)
+    frames = torch.full((1, 3, 5, height, width), level, dtype=torch.uint8)
 
     mosaics = scale_and_mask(frames, tiny(variant), generator_of(seed))
 
@@ -204,9 +213,8 @@ def test_any_size_gives_finite_mosaics_within_the_range_of_the_frames(
     variant, seed, height, width, frames, clips
 ):
     video = 50 + noise(frames * clips, height, width) // 2
-    each = SamaSampling(variant, frames=frames, clips=clips, grid=2, patch=8)
 
-    mosaics = scale_and_mask(video, each, generator_of(seed))
+    mosaics = scale_and_mask(clips_of(video, clips), tiny(variant), generator_of(seed))
 
     assert mosaics.shape == (clips, 3, frames, 16, 16)
     assert mosaics.dtype == torch.float32
@@ -216,7 +224,7 @@ def test_any_size_gives_finite_mosaics_within_the_range_of_the_frames(
 
 @settings(deadline=None, max_examples=30)
 @given(height=st.integers(16, 60), width=st.integers(16, 60))
-def test_training_places_the_patches_in_the_middle_if_the_draw_is_a_half(height, width):
+def test_the_last_step_holds_patches_from_the_middle_of_the_resized_frame_s_cells(height, width):
     frames = noise(6, height, width)
     resized = interpolate(
         frames[:, 4:].float(),
@@ -224,7 +232,7 @@ def test_training_places_the_patches_in_the_middle_if_the_draw_is_a_half(height,
         mode="bilinear",
     )
 
-    last = scale_and_mask(frames, tiny(frames=6))[0][:, 4:]
+    last = scale_and_mask(frames[None], tiny())[0][:, 4:]
 
     for i, j in np.ndindex(2, 2):
         top, left = (
@@ -249,6 +257,6 @@ def test_numbers_below_one_are_errors(name):
         SamaSampling(**{name: 0})
 
 
-def test_a_number_of_frames_that_is_not_the_clips_is_an_error():
-    with pytest.raises(ValueError, match=r"2 clips \* 5, H, W\], got \[3, 9, 20, 20\]"):
-        scale_and_mask(noise(9, 20, 20), tiny(clips=2))
+def test_a_clip_without_its_batch_dimension_is_an_error():
+    with pytest.raises(ValueError, match=r"\[clips, 3, T, H, W\], got \[3, 9, 20, 20\]"):
+        scale_and_mask(noise(9, 20, 20), tiny())
