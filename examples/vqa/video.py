@@ -93,7 +93,6 @@ def read_frames(
     with Video.open(path, threads) as video:
         order = range(video.frames) if indices is None else indices
         kept = dict(video.decode(order, pixels))
-        video.check_same_size(kept.values())
         # The frames as channels first are a view: copying them here would cost as much as decoding.
         frames = torch.from_numpy(np.stack([kept[number] for number in order]))
     return frames[None] if pixels == "gray" else frames.permute(3, 0, 1, 2)
@@ -169,18 +168,18 @@ class Video:
                 f"{self.path}: frame {beyond[0]} is missing, the file has {self.frames} frames"
             )
         reformatter = VideoReformatter()
+        size: tuple[int, int] | None = None
         with _errors_that_name(self.path):
             for number, frame in self._wanted_frames(wanted):
                 # One conversion thread: more were not faster, and loaders run in parallel.
                 converted = reformatter.reformat(frame, format=pixels, threads=1)
                 array = converted.to_ndarray().astype(np.uint8, copy=False)
-                yield number, _as_displayed(array, _display_matrix(frame))
-
-    def check_same_size(self, frames: Iterable[Pixels]) -> None:
-        """Refuse frames of unlike sizes, as files have whose resolution changes."""
-        sizes = {frame.shape[:2] for frame in frames}
-        if len(sizes) > 1:
-            raise VideoError(f"{self.path}: the size of frames changes, found {sorted(sizes)}")
+                displayed = _as_displayed(array, _display_matrix(frame))
+                size = size or (displayed.shape[0], displayed.shape[1])
+                if displayed.shape[:2] != size:
+                    found = f"{size[0]} x {size[1]}, {displayed.shape[0]} x {displayed.shape[1]}"
+                    raise VideoError(f"{self.path}: the size of the frames changes ({found})")
+                yield number, displayed
 
     def _wanted_frames(self, wanted: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         missing = set(wanted)
