@@ -79,7 +79,7 @@ def _choose(run: TrainingRun, chooses: Sequence[Sample], best: Path) -> Agreemen
         predictions = predict(
             run.tested_model, run.recipe, chooses, run.settings, run.place, "choose"
         )
-        chosen = measured(predictions, run.recipe.logistic_fit)
+        chosen = measured(predictions, run.settings.logistic_fit)
     score = math.inf if chosen is None else chosen.srcc + chosen.plcc
     # Not a number is never better; but there must be one to fall back on.
     if chosen is None or score > counters.best or counters.best_epoch == 0:

@@ -14,6 +14,9 @@ from vqa.models.slowfast import FRAMES, SIZE, SlowFastR50
 
 MotionKind = Literal["slowfast_r50", "frame_differences"]
 
+FRAME_DIFFERENCES = 15
+"""Length of the features of that kind."""
+
 
 class MotionExtractor(Protocol):
     """What turns a clip into motion features."""

@@ -35,8 +35,6 @@ class Recipe:
     """Factor of the learning rates from the step's number and the steps per epoch."""
     head: str = "head"
     """Name of the part of the model that alone learns in `linear_epochs`."""
-    logistic_fit: bool = False
-    """Fit the four-parameter logistic before PLCC and RMSE."""
     freeze_statistics: bool = True
     """Whether BatchNorm's running statistics stand still in perturbed passes."""
     test_batch: int = 1

@@ -130,7 +130,7 @@ def _score(run: TrainingRun, parts: Parts, split: int) -> SplitResult:
     bad_files, sizes = list(run.place.gather(counters.bad_files)), {}
     for name, samples in wanted.items():
         predictions = predict(run.tested_model, run.recipe, samples, settings, run.place, name)
-        scores[name] = measured(predictions, run.recipe.logistic_fit)
+        scores[name] = measured(predictions, settings.logistic_fit)
         sizes[name] = len(predictions.scores)
         bad_files += predictions.bad_files
     return SplitResult(

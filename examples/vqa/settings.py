@@ -39,6 +39,9 @@ class Settings:
     flatters; `last` does not choose."""
     validation_share: float = 0.1
     """Part of the training samples set aside to choose on."""
+    logistic_fit: bool = False
+    """Fit a four-parameter logistic before PLCC and RMSE, as SimpleVQA does; the others only move
+    predictions to the mean and deviation of the opinion scores before RMSE."""
     missing_files: Literal["stop", "skip"] = "stop"
     """Stop when annotated files are missing, or go on without them."""
     bad_files: Literal["stop", "skip"] = "stop"
@@ -65,7 +68,7 @@ class Settings:
     """Epochs before these in which only the head learns."""
     warm_up_epochs: float = 2.5
     """Epochs over which the learning rate rises."""
-    schedule: Literal["published", "sound"] = "published"
+    schedule: Literal["published", "sound"] = "sound"
     """The published cosine begins at 0, so that the first step changes nothing, and does not come
     down to 0; the sound one begins above and ends there."""
     batch: int = 16

@@ -17,6 +17,7 @@ from vqa.settings import Settings
 SETTINGS = Settings(
     epochs=3,
     warm_up_epochs=0.5,
+    schedule="published",
     batch=4,
     learning_rate=0.02,
     ema=0.9,

@@ -1,0 +1,154 @@
+"""Train, fine-tune and test SimpleVQA (Sun et al. 2022), with or without weight perturbation.
+
+    python examples/simple_vqa_features.py paper --dataset lsvq --data-root LSVQ ...
+    python examples/simple_vqa.py paper --data-root LSVQ --pretrained resnet50.pth
+    python examples/simple_vqa.py finetune --data-root KoNViD-1k --finetune-from best.pt
+    python examples/simple_vqa.py tiny
+
+The first command extracts once what the others read. `tiny` runs anywhere: it extracts simple
+motion features itself and trains a small model on mini-UGC, whose opinion scores are synthetic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+from torch import Tensor, nn
+
+import simple_vqa_features
+from vqa.feature_cache import FeatureCache
+from vqa.initial_weights import load_initial_weights
+from vqa.labelled_files import Inputs
+from vqa.losses import l1_rank_loss
+from vqa.models import build_model
+from vqa.motion_features import FRAME_DIFFERENCES
+from vqa.optimisation import adam
+from vqa.recipe import Phase, Recipe
+from vqa.schedules import step_decay
+from vqa.session import run_script
+from vqa.settings import Settings
+
+
+@dataclass(frozen=True)
+class SimpleVqa(Settings):
+    """Settings of SimpleVQA."""
+
+    model: Literal["simple_vqa", "tiny_simple_vqa"] = "simple_vqa"
+    features: Path = simple_vqa_features.DATA / "features"
+    """Folder of what simple_vqa_features.py extracted."""
+    crop: int = 448
+    """Pixels of a key frame's square crop: anywhere in training, the centre in testing."""
+    loss: Literal["paper", "released"] = "paper"
+    """The paper's L1 + rank loss, or the released code's, whose exchanged arguments leave the rank
+    term without a gradient."""
+    batch_statistics: Literal["clean", "every"] = "clean"
+    """Passes that move BatchNorm's running statistics: the clean one, or the perturbed one too, as
+    in the released code."""
+    decay: float = 0.95
+    """Of the learning rate, every two epochs; SimpleVQA's own script has 0.9."""
+
+
+PAPER = SimpleVqa(
+    dataset="lsvq",
+    data_root=Path("LSVQ"),
+    epochs=10,
+    batch=8,
+    learning_rate=1e-5,
+    weight_decay=1e-7,
+    ema=0.0,
+    logistic_fit=True,
+    perturb="awp",
+    loss="released",
+    batch_statistics="every",
+)
+PRESETS = {
+    "paper": ("The paper's training on LSVQ, with AWP.", PAPER),
+    "finetune": (
+        "The published fine-tuning, without perturbation.",
+        replace(PAPER, dataset="konvid-1k", data_root=Path("KoNViD-1k"), perturb="none"),
+    ),
+    "tiny": (
+        "A small model on mini-UGC with AWP, in a few minutes on a CPU.",
+        SimpleVqa(
+            model="tiny_simple_vqa",
+            features=simple_vqa_features.PRESETS["tiny"][1].output,
+            crop=96,
+            epochs=30,
+            batch=16,
+            learning_rate=4e-3,
+            weight_decay=1e-4,
+            ema=0.0,
+            perturb="awp",
+            gamma=0.01,
+            constraint="layer",
+            named_weight=False,
+            epsilon=0.0,
+            workers=0,
+            threads=1,
+            device="cpu",
+        ),
+    ),
+}
+
+
+def recipe(settings: SimpleVqa) -> Recipe:
+    """SimpleVQA as the shared training code takes it."""
+    return Recipe(
+        script="simple_vqa",
+        build=partial(_build, settings),
+        read=partial(_read, FeatureCache.open(settings.features), settings.crop),
+        scores=_scores,
+        loss=partial(l1_rank_loss, released_order=settings.loss == "released"),
+        optimizer=partial(adam, settings=settings),
+        multiplier=partial(_multiplier, settings),
+        head="quality",
+        freeze_statistics=settings.batch_statistics == "clean",
+    )
+
+
+def _build(settings: SimpleVqa) -> nn.Module:
+    if settings.model == "tiny_simple_vqa":
+        return load_initial_weights(build_model(settings.model, motion=FRAME_DIFFERENCES), settings)
+    return load_initial_weights(build_model(settings.model), settings)
+
+
+def _read(cache: FeatureCache, crop: int, video: Path, generator: torch.Generator | None) -> Inputs:
+    return cache.read(video, generator, crop)
+
+
+def _scores(model: nn.Module, inputs: Inputs, phase: Phase) -> Tensor:
+    """Mean over the key frames of a video."""
+    frames, motion = inputs
+    scores: Tensor = model(frames, motion)
+    return scores
+
+
+def _multiplier(settings: SimpleVqa, step: int, steps_per_epoch: int) -> float:
+    return step_decay(step // steps_per_epoch, settings.decay)
+
+
+def extract_tiny_features(settings: SimpleVqa) -> None:
+    """Extract what the tiny preset reads and is not there yet; takes seconds."""
+    simple_vqa_features.main(
+        replace(
+            simple_vqa_features.PRESETS["tiny"][1],
+            output=settings.features,
+            dataset=settings.dataset,
+            data_root=settings.data_root,
+            annotations=settings.annotations,
+            missing_files=settings.missing_files,
+            bad_files=settings.bad_files,
+        )
+    )
+
+
+if __name__ == "__main__":
+    settings = tyro.extras.overridable_config_cli(PRESETS, description=__doc__)
+    if settings.model == "tiny_simple_vqa":
+        extract_tiny_features(settings)
+    run_script(settings, recipe(settings))

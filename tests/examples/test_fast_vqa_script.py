@@ -1,0 +1,153 @@
+"""FAST-VQA's script, from real video files to results."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from video_files import textured_clip, write_video
+
+import fast_vqa
+from vqa.mini_ugc import MiniUgcSettings, build_mini_ugc
+from vqa.session import run_script
+
+SCRIPT = Path(fast_vqa.__file__)
+TINY = fast_vqa.PRESETS["tiny"][1]
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A list of five real .mp4 files of different sizes."""
+    root = tmp_path_factory.mktemp("videos")
+    rows = []
+    for number, (height, width) in enumerate([(240, 320), (320, 240), (224, 224), (180, 320)] * 2):
+        clip = textured_clip(frames=20, height=height, width=width, seed=number)
+        write_video(root / f"{number}.mp4", clip, quantiser=20 + 2 * number)
+        rows.append(f"{number}.mp4, -1, -1, {5 - number / 2}\n")
+    (root / "labels.txt").write_text("".join(rows))
+    return root
+
+
+@pytest.fixture(scope="module")
+def mini_ugc(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("mini") / "mini-ugc"
+    settings = MiniUgcSettings(photographs=2, train_clips=9, test_clips=4)
+    build_mini_ugc(root, settings, processes=1)
+    return root
+
+
+@pytest.fixture
+def labels(mini_ugc: Path, tmp_path: Path) -> dict[str, object]:
+    """The training clips of a small mini-UGC as a list of one's own."""
+    return {"dataset": "list", "data_root": mini_ugc, "annotations": mini_ugc / "train.txt"}
+
+
+def scores_of(results: Path) -> object:
+    split = json.loads(results.read_text())["splits"][0]
+    return {part: split[part] for part in ("train", "validation", "test", "steps", "best_epoch")}
+
+
+@pytest.mark.parametrize("perturb", ["none", "rwp", "awp", "awp-previous"])
+def test_every_method_trains_the_tiny_model_on_real_files(labels, tmp_path, perturb):
+    settings = replace(TINY, **labels, perturb=perturb, epochs=1, output=tmp_path)
+
+    results = run_script(settings, fast_vqa.recipe(settings))
+
+    assert scores_of(results)["steps"] == 1
+
+
+def test_the_full_size_model_takes_a_step_of_awp_and_is_tested_on_real_files(videos, tmp_path):
+    settings = replace(
+        fast_vqa.PAPER,
+        dataset="list",
+        data_root=videos,
+        annotations=videos / "labels.txt",
+        output=tmp_path,
+        schedule="sound",
+        sampling="sound",
+        epochs=1,
+        frames=2,
+        test_clips=1,
+        batch=6,
+        workers=0,
+        device="cpu",
+        select_on="last",
+        train_score=False,
+        checkpoint_activations=True,
+    )
+
+    results = run_script(settings, fast_vqa.recipe(settings))
+
+    assert scores_of(results)["steps"] == 1
+    saved = torch.load(tmp_path / "split-0" / "last.pt", weights_only=True)["parts"]
+    moved = [
+        name
+        for name, tensor in saved["model"].items()
+        if name.endswith("weight") and not tensor.equal(saved["average"][f"module.{name}"])
+    ]
+    assert len(moved) > 80
+
+
+def test_a_killed_training_goes_on_to_the_same_result(labels, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    flags = ["--epochs", "4", "--save-every", "1"]
+    run_from_the_command_line(labels, whole, flags)
+    process = subprocess.Popen(command(labels, killed, flags), stderr=subprocess.DEVNULL)
+    wait_for(killed / "split-0" / "log.csv")
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (killed / "results.json").exists()
+
+    run_from_the_command_line(labels, killed, flags)
+
+    assert scores_of(killed / "results.json") == scores_of(whole / "results.json")
+
+
+def command(labels: dict[str, object], output: Path, flags: list[str]) -> list[str]:
+    data = ["--dataset", "list", "--data-root", str(labels["data_root"])]
+    data += ["--annotations", str(labels["annotations"]), "--output", str(output)]
+    return [sys.executable, "-W", "error", str(SCRIPT), "tiny", *data, *flags]
+
+
+def run_from_the_command_line(labels: dict[str, object], output: Path, flags: list[str]) -> None:
+    done = subprocess.run(command(labels, output, flags), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def wait_for(path: Path) -> None:
+    """Until the first epoch is written down."""
+    for _ in range(1200):
+        if path.exists():
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{path} did not appear")
+
+
+def test_the_backbone_learns_at_a_tenth_of_the_heads_rate():
+    model = nn.ModuleDict({"backbone": nn.Linear(2, 2), "head": nn.Linear(2, 1)})
+
+    optimizer = fast_vqa.recipe(fast_vqa.PAPER).optimizer(model)
+
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1e-4, 1e-3])
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.05}
+
+
+def test_the_paper_preset_has_the_papers_values():
+    paper = fast_vqa.PAPER
+
+    assert (paper.epochs, paper.warm_up_epochs, paper.batch, paper.ema) == (30, 2.5, 16, 0.999)
+    assert (paper.perturb, paper.gamma, paper.steps, paper.constraint) == (
+        "awp",
+        1e-4,
+        1,
+        "element",
+    )
+    assert paper.named_weight
+    assert (paper.rank_weight, paper.test_clips, paper.seed) == (0.3, 4, 42)
