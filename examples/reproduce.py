@@ -15,7 +15,6 @@ from __future__ import annotations
 import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 import tyro
 
@@ -27,7 +26,7 @@ from vqa.reproduction.launch import Failure, Machine, execute
 from vqa.reproduction.plan import Plan, describe_plan, make_plan
 from vqa.reproduction.report import terminal_report, write_report
 from vqa.reproduction.store import Store
-from vqa.reproduction.sweep import Behaviour, Sweep, check_labels, needed_runs, shard
+from vqa.reproduction.sweep import Selection, Sweep, check_labels, needed_runs, shard
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -55,9 +54,9 @@ class Reproduce:
     seeds: tuple[int, ...] = (42,)
     splits: tuple[int, ...] | None = None
     """Instead of every table's own: the first of the data set, ten in Table 8."""
-    behaviour: Behaviour | None = None
-    """`paper` samples and chooses epochs as the published code does (on the test part); `sound`
-    does not. By default `paper` for the paper's data, `sound` for mini-ugc."""
+    select_on: Selection | None = None
+    """Which scores choose the epoch. By default `test` for the paper's data, as in the published
+    code, which flatters, and `validation` for mini-ugc."""
     settings: str = ""
     """More settings of every run, in one string: --settings="--epochs 5"."""
     machine: str = ""
@@ -88,14 +87,14 @@ def main(settings: Reproduce) -> tuple[Failure, ...]:
     """Plan, run and report; the runs that failed."""
     exhibits = chosen(settings.exhibits)
     check_labels(exhibits, settings.only)
-    inputs = _inputs(settings)
+    inputs, machine = _inputs(settings), _machine(settings)
     sweep, store = _sweep(settings, inputs), Store(settings.output / settings.data / "runs")
     runs = shard(needed_runs(exhibits, sweep, settings.only), *_shard(settings.shard))
     plan = make_plan(runs, store, inputs.missing)
     print(describe_plan(plan, exhibits, sweep, settings.only))
     if settings.dry_run:
         return ()
-    failures = () if settings.report_only else _run(plan, inputs, settings, store)
+    failures = () if settings.report_only else _run(plan, inputs, machine, store)
     command = {name: _plain(value) for name, value in asdict(settings).items()}
     folder = settings.output / settings.data
     paths = write_report(folder, exhibits, sweep, store, failures, command)
@@ -124,12 +123,12 @@ def _inputs(settings: Reproduce) -> Inputs:
 
 def _sweep(settings: Reproduce, inputs: Inputs) -> Sweep:
     data = data_choice(settings.data)
-    default: Literal["paper", "sound"] = "paper" if data.comparable else "sound"
+    default: Selection = "test" if data.comparable else "validation"
     return Sweep(
         data,
         settings.seeds,
         settings.splits,
-        settings.behaviour or default,
+        settings.select_on or default,
         tuple(shlex.split(settings.settings)),
         inputs.digests(),
     )
@@ -142,14 +141,16 @@ def _shard(text: str) -> tuple[int, int]:
     return int(number), int(of)
 
 
-def _run(plan: Plan, inputs: Inputs, settings: Reproduce, store: Store) -> tuple[Failure, ...]:
+def _machine(settings: Reproduce) -> Machine:
+    flags = tuple(shlex.split(settings.machine))
+    return Machine(settings.jobs, settings.torchrun, settings.gpus, flags)
+
+
+def _run(plan: Plan, inputs: Inputs, machine: Machine, store: Store) -> tuple[Failure, ...]:
     # Before several runs find it missing at a time.
     for dataset in dict.fromkeys(run.dataset for run in plan.to_run):
         if dataset in GENERATED:
             load_dataset(dataset, inputs.root(dataset))
-    machine = Machine(
-        settings.jobs, settings.torchrun, settings.gpus, tuple(shlex.split(settings.machine))
-    )
     return execute(plan.to_run, inputs, machine, store)
 
 

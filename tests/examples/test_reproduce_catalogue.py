@@ -183,7 +183,7 @@ def test_every_seed_split_setting_and_file_is_another_run():
         PAPER,
         Sweep(data, seeds=(1,)),
         Sweep(data, splits=(1,)),
-        Sweep(data, behaviour="paper"),
+        Sweep(data, select_on="test"),
         Sweep(data, flags=("--epochs", "1")),
         Sweep(data, digests={"fast_vqa": "0a"}),
         Sweep(data, digests={"konvid-1k": "0a"}),

@@ -97,11 +97,12 @@ def _introduction(sweep: Sweep) -> str:
         if len(sweep.seeds) == 1
         else f"Mean ± standard deviation over seeds {seeds}."
     )
-    behaviour = {
-        "paper": "Sampling and choice of the epoch as in the published code (on the test part).",
-        "sound": "Epochs chosen on a validation part of the training samples.",
-    }[sweep.behaviour]
-    lines = [f"Data: {sweep.data.name}. {of_seeds} {behaviour}"]
+    chosen = {
+        "validation": "Epochs are chosen on a validation part of the training samples.",
+        "test": "Epochs are chosen on the test part, as in the published code, which flatters.",
+        "last": "Every score is that of the last epoch.",
+    }[sweep.select_on]
+    lines = [f"Data: {sweep.data.name}. {of_seeds} {chosen}"]
     if sweep.data.comparable:
         lines.append("Upright: measured (difference to the paper). *Italics: the paper's number.*")
     else:
@@ -157,7 +158,7 @@ def _context(sweep: Sweep, settings: Mapping[str, object] | None) -> dict[str, o
         "comparable": sweep.data.comparable,
         "note": None if sweep.data.comparable else _not_comparable(),
         "replaced": list(sweep.data.notes),
-        "behaviour": sweep.behaviour,
+        "select_on": sweep.select_on,
         "seeds": sweep.seeds,
         "command": dict(settings or {}),
     }

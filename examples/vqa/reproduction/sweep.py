@@ -10,15 +10,7 @@ from vqa.reproduction.catalogue import Exhibit, Table
 from vqa.reproduction.data_choice import DataChoice, has_one_split
 from vqa.reproduction.trainings import LANDSCAPE_POINTS, PlannedRun, Training
 
-Behaviour = Literal["sound", "paper"]
-
-# What the published code does where the scripts have a sounder default.
-_AS_PUBLISHED: Mapping[str, tuple[str, ...]] = {
-    "fast_vqa": ("--select-on", "test", "--sampling", "paper"),
-    "sama_vqa": ("--select-on", "test"),
-    "sama_iqa": ("--select-on", "test"),
-    "simple_vqa": ("--select-on", "test"),
-}
+Selection = Literal["validation", "test", "last"]
 
 
 @dataclass(frozen=True)
@@ -29,8 +21,8 @@ class Sweep:
     seeds: tuple[int, ...] = (42,)
     splits: tuple[int, ...] | None = None
     """Instead of every table's own."""
-    behaviour: Behaviour = "sound"
-    """`paper` samples and chooses epochs as the published code does."""
+    select_on: Selection = "validation"
+    """Which scores choose the epoch."""
     flags: tuple[str, ...] = ()
     """Further settings of every run."""
     digests: Mapping[str, str] = field(default_factory=dict)
@@ -44,14 +36,13 @@ class Sweep:
 
     def _run(self, training: Training, seed: int, split: int) -> PlannedRun:
         start = None if training.start is None else self._run(training.start, seed, 0)
-        published = _AS_PUBLISHED[training.script] if self.behaviour == "paper" else ()
-        landscape = ("--landscape-points", str(LANDSCAPE_POINTS))
+        common = ("--select-on", self.select_on, "--landscape-points", str(LANDSCAPE_POINTS))
         names = (training.dataset, *training.also_test, *((training.script,) if not start else ()))
         return PlannedRun(
             script=training.script,
             preset=training.preset,
             dataset=training.dataset,
-            flags=(*training.flags, *published, *landscape, *self.flags),
+            flags=(*training.flags, *common, *self.flags),
             also_test=training.also_test,
             seed=seed,
             split=split,
