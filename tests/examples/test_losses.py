@@ -103,8 +103,8 @@ def test_in_the_released_order_only_the_absolute_error_has_a_gradient():
 
 
 def test_l1_rank_loss_compares_only_pairs_with_close_opinion_scores():
-    predicted, target = [4.0, 1.0, 3.0, 3.5], [1.0, 1.5, 3.0, 1.5]
-    pairs = [(0, 1), (0, 3)]  # (1, 3) are equal, the third is a point or more from the others
+    predicted, target = [4.0, 1.0, 3.0, 3.5, 0.0], [1.0, 1.5, 3.0, 1.5, 4.0]
+    pairs = [(0, 1), (0, 3)]  # (1, 3) are equal, all others a point or more apart
     disorder = [max(0.0, predicted[low] - predicted[high]) for low, high in pairs]
     error = np.abs(np.subtract(predicted, target)).mean()
 

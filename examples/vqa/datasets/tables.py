@@ -175,8 +175,6 @@ def _is_filled(lines: Iterable[tuple[int, Sequence[str]]]) -> bool:
 
 
 def _cell_text(value: object) -> str:
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))  # spreadsheets keep identifiers as floating-point numbers
     return "" if value is None else str(value)
 
 
