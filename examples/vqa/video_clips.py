@@ -98,7 +98,7 @@ def read_clips(
     with Video.open(path, threads) as video:
         indices = draw_frames(video.frames, sampling.temporal, generator)
         frames = video.decode(indices.flatten().tolist(), "rgb24")
-        uses = _uses(frames, indices)
+        uses: Iterable[tuple[int, int, Pixels]] = _uses(frames, indices)
         if sampling.augmentation != "none" and generator is not None:
             uses = _augmented(uses, indices, sampling.augmentation, generator)
         return normalise(_cut(uses, sampling, generator))
@@ -169,13 +169,16 @@ def _augmented(
     indices: Tensor,
     augmentation: Augmentation,
     generator: torch.Generator,
-) -> Iterator[tuple[int, int, Pixels]]:
+) -> list[tuple[int, int, Pixels]]:
+    """Whole clips augmented, each with a draw of its own; all drawn before any patch is."""
     frames = {(clip, time): frame for clip, time, frame in uses}
+    augmented = []
     for clip, numbers in enumerate(indices.tolist()):
         whole = torch.from_numpy(np.stack([frames[clip, time] for time in range(len(numbers))]))
         changed = augment(whole.permute(0, 3, 1, 2), augmentation, generator)
-        for time, frame in enumerate(changed.permute(0, 2, 3, 1)):
-            yield clip, time, frame.numpy()
+        pixels = changed.permute(0, 2, 3, 1).numpy()
+        augmented += [(clip, time, frame) for time, frame in enumerate(pixels)]
+    return augmented
 
 
 def _cut(

@@ -10,22 +10,26 @@ from vqa.fragments import (
     centre_offsets,
     clip_frame_indices,
     cut_fragments,
+    cut_frame,
     draw_clip_starts,
     draw_offsets,
+    enlarge,
 )
+from vqa.published_fragments import draw_offsets_as_published, published_fragments
 
 DATA = Path(__file__).parents[1] / "data"
 SPATIAL = np.load(DATA / "fast_spatial_fragments.npz")
 TEMPORAL = np.load(DATA / "frame_sampling.npz")
-# 180x320 is left out: there the published sampler upsamples and goes on with a stale grid.
+# At 180x320 the published sampler enlarges the frames and goes on with the grid of the small ones.
+ENLARGED = (32, 180, 320)
 SIZES = [(32, 360, 640), (64, 360, 640), (32, 224, 224), (32, 231, 400), (32, 640, 360)]
 
 
 def formula_video(frames: int, height: int, width: int) -> torch.Tensor:
-    """The conformance set's synthetic pixels, uint8 [3, T, H, W]."""
-    t, y, x = torch.meshgrid(*map(torch.arange, (frames, height, width)), indexing="ij")
-    plane = 3 * x + 5 * y + 7 * t + (x * y) // 97
-    return torch.stack([(plane + 40 * c) % 256 for c in range(3)]).byte()
+    """The conformance set's synthetic pixels, uint8 [3, T, H, W]; bytes wrap as it does."""
+    c, t, y, x = (torch.arange(n) for n in (3, frames, height, width))
+    still = 3 * x + 5 * y[:, None] + 40 * c[:, None, None] + x * y[:, None] // 97
+    return (still % 256).byte()[:, None] + (7 * t % 256).byte()[:, None, None]
 
 
 def small_frames() -> torch.Tensor:
@@ -59,6 +63,73 @@ def test_offsets_are_drawn_as_the_published_sampler_draws_them(size):
 
     assert rows[0].tolist() == SPATIAL[f"{key}/rnd_h"].tolist()
     assert columns[0].tolist() == SPATIAL[f"{key}/rnd_w"].tolist()
+
+
+@pytest.mark.parametrize("size", [*SIZES, ENLARGED], ids=str)
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_published_fragments_are_the_published_ones_in_every_respect(size, dtype):
+    key = "fragments_seed0/{}x{}x{}_{}".format(*size, dtype)
+    video = formula_video(*size).to(getattr(torch, dtype))
+
+    cut = published_fragments(video, torch.Generator().manual_seed(0))
+
+    places = torch.randint(cut.numel(), (2000,), generator=torch.Generator().manual_seed(0))
+    blocks = cut.double().unflatten(1, (-1, 16)).unflatten(3, (7, 32)).unflatten(5, (7, 32))
+    assert cut.dtype == video.dtype
+    assert list(cut.shape) == SPATIAL[f"{key}/shape"].tolist()
+    assert cut.flatten()[:200].tolist() == SPATIAL[f"{key}/first200"].tolist()
+    assert cut.flatten()[places].tolist() == SPATIAL[f"{key}/sample2000"].tolist()
+    np.testing.assert_allclose(cut.double().mean(), SPATIAL[f"{key}/mean"], rtol=1e-9)
+    np.testing.assert_allclose(cut.double().std(), SPATIAL[f"{key}/std"], rtol=1e-9)
+    np.testing.assert_allclose(
+        blocks.mean((2, 4, 6)), SPATIAL[f"{key}/patch32_block16_mean"], rtol=1e-6
+    )
+
+
+def test_published_offsets_are_not_drawn_for_a_side_without_slack():
+    rows, columns = draw_offsets_as_published(
+        (7, 7), (180 // 7 - 32, 320 // 7 - 32), 1, torch.Generator().manual_seed(0)
+    )
+
+    key = "fragments_seed0/32x180x320"
+    assert rows[0].tolist() == SPATIAL[f"{key}/rnd_h"].tolist()
+    assert columns[0].tolist() == SPATIAL[f"{key}/rnd_w"].tolist()
+
+
+def test_one_frame_is_cut_as_many_are():
+    frame = np.random.default_rng(0).integers(0, 256, (40, 61, 3), dtype=np.uint8)
+    rows, columns = draw_offsets(1, (3, 4), (8, 9), generator=torch.Generator().manual_seed(0))
+
+    cut = cut_frame(frame, rows[0, :, :, 0], columns[0, :, :, 0], (5, 6))
+
+    planes = torch.from_numpy(frame).permute(2, 0, 1)[None, :, None]
+    expected = cut_fragments(planes, rows, columns, (5, 6))[0, :, 0]
+    assert torch.from_numpy(cut).permute(2, 0, 1).equal(expected)
+
+
+@pytest.mark.parametrize("size", [(180, 320), (320, 180), (100, 500), (223, 224)], ids=str)
+def test_small_frames_are_enlarged_until_the_mosaic_fits(size):
+    frames = formula_video(2, *size)
+
+    large = enlarge(frames, (224, 224))
+
+    height, width = large.shape[-2:]
+    assert min(height, width) == 224
+    assert height / width == pytest.approx(size[0] / size[1], rel=0.01)
+    assert large.dtype == torch.uint8
+
+
+def test_enlarging_rounds_to_the_nearest_integer():
+    # Half-pixel centres put the new pixels a quarter in: 0.75 * 10 + 0.25 * 13 is 10.75.
+    frames = torch.tensor([[10, 13]], dtype=torch.uint8)[None, None]
+
+    assert enlarge(frames, (2, 4)).tolist() == [[[[10, 11, 12, 13]] * 2]]
+
+
+def test_large_frames_stay_as_they_are():
+    frames = formula_video(1, 30, 40)
+
+    assert enlarge(frames, (30, 40)) is frames
 
 
 def test_every_patch_is_a_slice_of_its_cell():
