@@ -180,18 +180,6 @@ def test_clips_of_a_batch_do_not_influence_each_other(backbone):
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
 
 
-def test_a_gate_first_used_in_inference_mode_serves_training_too(backbone):
-    fragment_distance.cache_clear()
-    clip = torch.randn(1, 3, 4, 64, 64)
-    with torch.inference_mode():
-        inferred = backbone(clip)
-
-    features = copy.deepcopy(backbone)(clip)
-    features.sum().backward()
-
-    assert features.equal(inferred)
-
-
 def test_copies_and_pickles_compute_the_same(backbone):
     clip = torch.randn(1, 3, 4, 64, 64)
     expected = backbone(clip)
