@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,7 +25,7 @@ import tyro
 
 sys.path.extend(str(Path(__file__).resolve().parents[1] / folder) for folder in (".", "examples"))
 
-from benchmarks.generalization_grounds.ground import Outcome
+from benchmarks.generalization_grounds.ground import Ground, Outcome
 from benchmarks.generalization_grounds.methods import Recipe
 from benchmarks.generalization_grounds.report import (
     markdown_table,
@@ -73,12 +74,22 @@ class Generalization:
                 raise ValueError(f"{name}: expected at least {least}, got {number}")
 
 
-def main(benchmark: Generalization) -> None:
-    """Tune, train, compare, print and write."""
+def main(
+    benchmark: Generalization, build: Callable[[GroundName, Path], Ground] = build_ground
+) -> None:
+    """Tune, train, compare, print and write.
+
+    Args:
+        benchmark: the settings.
+        build: a ground from its name and the folder of mini-UGC.
+    """
     path = benchmark.output / "generalization.json"
     document = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for name in benchmark.grounds:
-        document[name] = measure(name, benchmark)
+        runner = Runner(
+            name, partial(build, name, benchmark.data_dir), benchmark.runs, benchmark.processes
+        )
+        document[name] = measure(runner, benchmark)
         write_json(path, document)
     rows = {name: [Row(**row) for row in own["rows"]] for name, own in document.items()}
     write_csv(path.with_suffix(".csv"), [row for own in rows.values() for row in own])
@@ -86,15 +97,14 @@ def main(benchmark: Generalization) -> None:
     print(f"\nWritten: {path} and, beside it, .csv and .png")
 
 
-def measure(name: GroundName, benchmark: Generalization) -> dict[str, object]:
+def measure(runner: Runner, benchmark: Generalization) -> dict[str, object]:
     """All that is said about one ground, printed and as a document."""
-    ground = build_ground(name, benchmark.data_dir)
-    runner = Runner(name, benchmark.data_dir, benchmark.runs, benchmark.processes)
+    ground, name = runner.build(), runner.name
     tuning = range(
         _FIRST_TUNING_SEED, _FIRST_TUNING_SEED + (benchmark.tuning_seeds or ground.tuning_seeds)
     )
     if benchmark.chosen is None:
-        choices = choose_all(runner, ground, tuning)
+        choices = choose_all(runner, tuning)
     else:
         choices = read_choices(benchmark.chosen, name)
     outcomes = run_all(runner, choices, range(benchmark.seeds or ground.seeds))

@@ -57,7 +57,7 @@ class Biq2021:
 
     metric = "SRCC"
     grids = _GRIDS
-    seeds = 12
+    seeds = 10
     tuning_seeds = 4
 
     def __init__(

@@ -37,7 +37,7 @@ class Digits:
 
     metric = "accuracy"
     grids = _GRIDS
-    seeds = 12
+    seeds = 10
     tuning_seeds = 4
 
     def __init__(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -50,8 +50,9 @@ class Runner:
     library or ground is not noticed, hence the version in a ground's description.
     """
 
-    ground: GroundName
-    mini_ugc: Path
+    name: str
+    build: Callable[[], Ground]
+    """The ground, called wherever it is needed: cached, and a function that processes can send."""
     folder: Path
     processes: int = 1
 
@@ -60,7 +61,7 @@ class Runner:
         known = {job: outcome for job in jobs if (outcome := self._load(job)) is not None}
         missing = [job for job in dict.fromkeys(jobs) if job not in known]
         if missing:
-            with progress_bar(f"{self.ground}, {title}", len(missing), "run") as bar:
+            with progress_bar(f"{self.name}, {title}", len(missing), "run") as bar:
                 for job, outcome in self._run(missing):
                     known[job] = outcome
                     bar.update()
@@ -68,7 +69,7 @@ class Runner:
 
     def run(self, job: Job) -> tuple[Job, Outcome]:
         """Run one job here and keep what it gave."""
-        outcome = build_ground(self.ground, self.mini_ugc).run(job.recipe, job.seed, job.part)
+        outcome = self.build().run(job.recipe, job.seed, job.part)
         with replacing(self._path(job)) as unfinished:
             text = json.dumps({"job": asdict(job), "outcome": asdict(outcome)})
             unfinished.write_text(text, encoding="utf-8")
@@ -93,7 +94,7 @@ class Runner:
         return Outcome(**kept["outcome"])
 
     def _path(self, job: Job) -> Path:
-        ground = build_ground(self.ground, self.mini_ugc).describe()
+        ground = self.build().describe()
         decides = {"ground": ground, "job": asdict(job), "torch": torch.__version__}
         digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-        return self.folder / self.ground / f"{digest[:24]}.json"
+        return self.folder / self.name / f"{digest[:24]}.json"

@@ -6,7 +6,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.generalization_grounds.ground import Ground
 from benchmarks.generalization_grounds.methods import (
     INDEPENDENT,
     ORDINARY,
@@ -46,11 +45,11 @@ class Choice:
         return ", ".join(parts)
 
 
-def choose_all(runner: Runner, ground: Ground, seeds: Sequence[int]) -> dict[str, Choice]:
+def choose_all(runner: Runner, seeds: Sequence[int]) -> dict[str, Choice]:
     """Decide every method; those that build on others come last."""
-    choices = _choose(runner, ground, INDEPENDENT, seeds)
+    choices = _choose(runner, INDEPENDENT, seeds)
     recipes = {name: choice.recipe for name, choice in choices.items()}
-    return choices | _choose(runner, ground, dependent(recipes, best_ordinary(choices)), seeds)
+    return choices | _choose(runner, dependent(recipes, best_ordinary(choices)), seeds)
 
 
 def best_ordinary(choices: Mapping[str, Choice]) -> str:
@@ -59,9 +58,10 @@ def best_ordinary(choices: Mapping[str, Choice]) -> str:
 
 
 def _choose(
-    runner: Runner, ground: Ground, methods: Mapping[str, Method], seeds: Sequence[int]
+    runner: Runner, methods: Mapping[str, Method], seeds: Sequence[int]
 ) -> dict[str, Choice]:
-    candidates = {name: method.candidates(ground.grids) for name, method in methods.items()}
+    grids = runner.build().grids
+    candidates = {name: method.candidates(grids) for name, method in methods.items()}
     recipes = [recipe for own in candidates.values() for recipe in own.values()]
     jobs = [Job(recipe, seed, "validation") for seed in seeds for recipe in recipes]
     outcomes = runner.outcomes(jobs, "tuning")
