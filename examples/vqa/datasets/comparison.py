@@ -37,10 +37,12 @@ def _lines(dataset: DataSet) -> Iterator[str]:
 
 def _parts(dataset: DataSet, references: Sequence[Reference]) -> list[Part | None]:
     """All samples if there is a reference for all or no part, then the parts that are named."""
-    named = dict.fromkeys(sample.part for sample in dataset.samples if sample.part is not None)
-    if named or all(reference.part is not None for reference in references):
-        named |= dict.fromkeys(r.part for r in references if r.part is not None)
-    whole = any(each.part is None for each in (*references, *dataset.samples))
+    held = [sample.part for sample in dataset.samples]
+    expected = [reference.part for reference in references]
+    named = dict.fromkeys(part for part in held if part is not None)
+    if named or None not in expected:
+        named |= dict.fromkeys(part for part in expected if part is not None)
+    whole = None in held or None in expected
     return [None, *named] if whole else [*named]
 
 
