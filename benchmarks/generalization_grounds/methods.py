@@ -77,7 +77,9 @@ INDEPENDENT: dict[str, Method] = {
     "sam": Method("SAM", Recipe("sam"), "magnitude", "rho"),
     "awp": _awp("AWP", Recipe("awp")),
     "awp-previous": _awp('AWP, ascent="previous"', Recipe("awp", ascent="previous")),
-    "awp-element": _awp("AWP, element constraint", Recipe("awp", constraint="element")),
+    "awp-element": Method(
+        "AWP, element constraint", Recipe("awp", constraint="element"), "magnitude", "element"
+    ),
 }
 """Methods that can be tuned before anything is known of the others."""
 

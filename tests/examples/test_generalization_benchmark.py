@@ -220,6 +220,7 @@ class Formula:
         self.runs = 0
         self.grids = {
             "gamma": (0.01, 0.02, 0.04),
+            "element": (0.02, 0.04),
             "rwp": (0.1, 0.3),
             "rho": (0.1, 0.2),
             "dropout": (0.2, 0.5),
@@ -234,7 +235,7 @@ class Formula:
         assert part == "validation"
         self.runs += 1
         miss = (
-            abs(recipe.magnitude - 0.02) + abs(recipe.dropout - 0.5) + 2 * abs(recipe.length - 0.5)
+            abs(recipe.magnitude - 0.02) + abs(recipe.dropout - 0.5) + abs(recipe.length - 0.5) / 2
         )
         return Outcome(1 - miss + seed, 1.0, 1, 1.0)
 
@@ -245,7 +246,7 @@ def test_what_is_open_is_decided_by_the_validation_score(tmp_path):
     assert choices["awp"].recipe == Recipe("awp", 0.02)
     assert choices["rwp"].recipe == Recipe("rwp", 0.1)
     assert choices["fewer-steps"].recipe == Recipe(length=0.5)
-    assert choices["dropout"].validation == pytest.approx({0.2: 7.18, 0.5: 7.48})
+    assert choices["dropout"].validation == pytest.approx({0.2: 7.93, 0.5: 8.23})
     assert best_ordinary(choices) == "dropout"
     assert choices["ordinary+previous"].recipe == Recipe(
         "awp", 0.02, ascent="previous", dropout=0.5
