@@ -24,6 +24,12 @@ def perturbed(weight: Tensor, gradient: Tensor, gamma: float = 0.1, **kwargs: ob
         return param.detach().clone()
 
 
+def as_on_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let what runs where values cannot be read without waiting run on the CPU."""
+    for module in ("perturbation", "block"):
+        monkeypatch.setattr(f"torch_awp.{module}.on_host", lambda tensor: False)
+
+
 def reference_ascent(model: nn.Module, data: tuple[Tensor, Tensor], gamma: float, **kwargs):
     names = [name for name, _ in model.named_parameters()]
 
@@ -186,8 +192,8 @@ def test_the_scale_of_the_loss_does_not_matter(exponent, steps, constraint, dtyp
 def test_a_non_finite_gradient_moves_nothing_else_than_usual(
     constraint, dtype, bad, device_path, monkeypatch
 ):
-    if device_path:  # what runs where values cannot be read without waiting
-        monkeypatch.setattr("torch_awp.perturbation._values_on_host", lambda tensor: None)
+    if device_path:
+        as_on_an_accelerator(monkeypatch)
     sick, sound = (nn.Parameter(torch.randn(3, 3, dtype=dtype)) for _ in range(2))
     sick.grad, sound.grad = torch.randn(3, 3, dtype=dtype), torch.randn(3, 3, dtype=dtype)
     sick.grad[1, 1] = bad
@@ -202,11 +208,15 @@ def test_a_non_finite_gradient_moves_nothing_else_than_usual(
     assert same_bits([sick, sound], before)
 
 
-def test_the_device_path_moves_like_the_host_path(monkeypatch):
-    weight, gradient = torch.randn(4, 5), torch.randn(4, 5)
-    on_host = perturbed(weight, gradient)
-    monkeypatch.setattr("torch_awp.perturbation._values_on_host", lambda tensor: None)
-    torch.testing.assert_close(perturbed(weight, gradient), on_host)
+@pytest.mark.parametrize("constraint", CONSTRAINTS)
+@pytest.mark.parametrize("step_size", [None, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_device_path_moves_like_the_host_path(constraint, step_size, dtype, monkeypatch):
+    weight, gradient = torch.randn(4, 5, dtype=dtype), torch.randn(4, 5, dtype=dtype)
+    kwargs = {"constraint": constraint, "step_size": step_size}
+    on_host = perturbed(weight, gradient, **kwargs)
+    as_on_an_accelerator(monkeypatch)
+    torch.testing.assert_close(perturbed(weight, gradient, **kwargs), on_host)
 
 
 @pytest.mark.parametrize("constraint", CONSTRAINTS)
@@ -275,6 +285,41 @@ def test_a_strided_or_channels_last_tensor_moves_like_a_contiguous_one():
     weight, gradient = torch.randn(4, 3, 2, 2).double(), torch.randn(4, 3, 2, 2).double()
     moved = perturbed(weight.to(memory_format=torch.channels_last), gradient)
     torch.testing.assert_close(moved, perturbed(weight, gradient))
+
+
+LAYOUTS = {
+    "contiguous": lambda t: t.contiguous(),
+    "channels last": lambda t: t.contiguous(memory_format=torch.channels_last),
+    "transposed": lambda t: t.transpose(0, 1).contiguous().transpose(0, 1),
+    "with gaps": lambda t: t.repeat_interleave(2, dim=1)[:, ::2],
+}
+
+
+@pytest.mark.parametrize("constraint", CONSTRAINTS)
+@pytest.mark.parametrize("of_weight", LAYOUTS)
+@pytest.mark.parametrize("of_gradient", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_long_tensor_moves_like_the_reference_however_it_lies(
+    constraint, of_weight, of_gradient, dtype
+):
+    weight, gradient = (torch.randn(130, 60, 5, 4).to(dtype) for _ in range(2))  # 156 000 elements
+    param = nn.Parameter(LAYOUTS[of_weight](weight))
+    param.grad = LAYOUTS[of_gradient](gradient)
+    optimizer = AdversarialWeightPerturbation(
+        torch.optim.SGD([param], lr=0.1), 0.5, constraint=constraint
+    )
+    with optimizer.perturb():
+        moved = param.detach().clone()
+    (expected,) = ascent([weight], lambda weights: [gradient], 0.5, constraint=constraint)
+    torch.testing.assert_close(moved, expected.to(dtype))
+    assert same_bits([param.detach().contiguous()], [weight])
+
+
+def test_the_length_of_a_move_is_right_where_float32_sums_go_wrong():
+    """Summed one after the other in float32, ten million equal squares lose a percent."""
+    weight = torch.full((2500, 4000), 0.1)
+    moved = perturbed(weight, torch.full_like(weight, 0.3), gamma=0.5)
+    torch.testing.assert_close(moved, torch.full_like(weight, 0.15), rtol=2e-5, atol=0)
 
 
 def test_without_a_gradient_nothing_moves():

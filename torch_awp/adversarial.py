@@ -116,12 +116,11 @@ class AdversarialWeightPerturbation(WeightPerturbation):
         previous = self.ascent == "previous"
         return self._moves_along(self._previous_gradient if previous else _current_gradient)
 
-    def _moves_along(self, gradient_of: Callable[[Tensor], Tensor | None]) -> Iterator[Move]:
+    def _moves_along(self, gradient_of: Callable[[Tensor], Any]) -> Iterator[Move]:
         for param, gamma in self._selected():
-            gradient = gradient_of(param)
-            if gradient is not None:
+            if gradient_of(param) is not None:
                 step_size = gamma / self.steps if self.step_size is None else self.step_size
-                yield Move(param, gradient, gamma, step_size)
+                yield Move(param, gradient_of, gamma, step_size)
 
     def _previous_gradient(self, param: Tensor) -> Tensor | None:
         gradient: Tensor | None = self.state.get(param, {}).get(GRADIENT_KEY)

@@ -9,17 +9,28 @@ onto ``||v|| <= gamma * W`` (Eq. 9 to 12 of Yue et al. 2024) or onto ``|v_i| <= 
 (their released code; this box lies inside the ball, so it alone is the projection onto both).
 
 Every function takes strided, real tensors of one device and one dtype with at least one dimension
-and changes only those whose name ends in an underscore. On the layer path the number of dispatched
-operations does not depend on the number of tensors, and nothing waits for an accelerator.
+and changes only those whose name ends in an underscore. On an accelerator the number of dispatched
+operations does not depend on the number of tensors, and nothing waits for a value. The host, where
+memory is what is slow, works on long tensors piece by piece, each while it is in cache.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+# Elements that the host works on at a time: few enough for a core's cache to hold them with some
+# temporaries (256 KiB in float32 each) and for their squares' sum to be good to 1e-5, enough to be
+# worth a call. Tensors up to this length share calls, longer ones are worked on in pieces.
+PIECE = 2**16
 # Outside this range the squares summed in float32 lose digits, underflow or overflow.
 _TRUSTED_FLOAT32_NORMS = (1e-12, 1e18)
+
+
+def on_host(tensor: Tensor) -> bool:
+    """Whether the values lie in the host's memory; reading an accelerator's would wait."""
+    return tensor.device.type == "cpu" and type(tensor) in (Tensor, nn.Parameter)
 
 
 def clone_tensors(tensors: list[Tensor]) -> list[Tensor]:
@@ -49,17 +60,25 @@ def frobenius_norms(tensors: list[Tensor]) -> Tensor:
     tensor([5.0000e+30], dtype=torch.float64)
     """
     dtype = _wide(tensors[0].dtype)
-    norms = torch.stack(list(torch._foreach_norm(tensors, 2, dtype=dtype)))
-    known = _values_on_host(norms)
-    if known is None:
-        return norms
-    norms = norms.double()
+    if not on_host(tensors[0]):
+        return torch.stack(list(torch._foreach_norm(tensors, 2, dtype=dtype)))
+    short = [tensor for tensor in tensors if tensor.numel() <= PIECE]
+    of_short = torch.stack(list(torch._foreach_norm(short, 2, dtype=dtype))) if short else short
+    values = iter(of_short.tolist() if isinstance(of_short, Tensor) else of_short)
+    norms = [next(values) if t.numel() <= PIECE else _norm_by_pieces(t) for t in tensors]
     low, high = _TRUSTED_FLOAT32_NORMS
     if dtype == torch.float32:
-        for i, norm in enumerate(known):
+        for i, norm in enumerate(norms):
             if not low < norm < high:
-                norms[i] = torch.linalg.vector_norm(tensors[i], dtype=torch.float64)
-    return norms
+                norms[i] = torch.linalg.vector_norm(tensors[i], dtype=torch.float64).tolist()
+    return torch.tensor(norms, dtype=torch.float64)
+
+
+def _norm_by_pieces(tensor: Tensor) -> float:
+    flat = _flat(tensor)
+    flat = tensor.reshape(-1) if flat is None else flat
+    pieces = [piece.to(_wide(tensor.dtype)) for piece in torch.split(flat, PIECE)]
+    return math.sqrt(sum(torch.stack([torch.dot(piece, piece) for piece in pieces]).tolist()))
 
 
 def step_scales(
@@ -143,10 +162,37 @@ def project_element_(weights: list[Tensor], centers: list[Tensor], gamma: float)
     >>> weight
     tensor([ 1.5000, -1.0500])
     """
+    if on_host(weights[0]):
+        for weight, center in _pieces(weights, centers):
+            center = center.to(_wide(center.dtype))
+            size = center.abs()
+            low = torch.sub(center, size, alpha=gamma)
+            torch.clamp(weight, low, torch.add(center, size, alpha=gamma, out=size), out=weight)
+        return
+    dtype = _wide(weights[0].dtype)
+    wide, homes = ([tensor.to(dtype) for tensor in tensors] for tensors in (weights, centers))
+    sizes = torch._foreach_abs(homes)
+    torch._foreach_maximum_(wide, torch._foreach_sub(homes, sizes, alpha=gamma))
+    torch._foreach_minimum_(wide, torch._foreach_add(homes, sizes, alpha=gamma))
+    if dtype != weights[0].dtype:
+        torch._foreach_copy_(weights, wide)
+
+
+def _pieces(weights: list[Tensor], centers: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pairs with the elements of a weight and its center, cut into what a cache holds."""
     for weight, center in zip(weights, centers, strict=True):
-        wide_center = center.to(_wide(center.dtype))
-        radius = wide_center.abs() * gamma
-        weight.copy_(torch.clamp(weight, wide_center - radius, wide_center + radius))
+        flats = [flat for flat in (_flat(weight), _flat(center)) if flat is not None]
+        if weight.numel() <= PIECE or weight.stride() != center.stride() or len(flats) < 2:
+            yield weight, center
+        else:
+            yield from zip(*(torch.split(flat, PIECE) for flat in flats), strict=True)
+
+
+def _flat(tensor: Tensor) -> Tensor | None:
+    """A view of the elements in the order of memory, where there is one without gaps."""
+    by_stride = sorted(range(tensor.ndim), key=tensor.stride, reverse=True)
+    ordered = tensor.permute(by_stride)
+    return ordered.view(-1) if ordered.is_contiguous() else None
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -154,8 +200,8 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def _values_on_host(tensor: Tensor) -> list[float] | None:
-    """The values, if they already lie in the host's memory; reading an accelerator's would wait."""
-    if type(tensor) is Tensor and tensor.device.type == "cpu":
+    """The values, if reading them makes nothing wait."""
+    if on_host(tensor):
         values: list[float] = tensor.tolist()
         return values
     return None

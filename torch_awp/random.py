@@ -83,7 +83,7 @@ class RandomWeightPerturbation(WeightPerturbation):
 
     def _moves(self) -> Iterator[Move]:
         for param, gamma in self._selected():
-            yield Move(param, self._noise_like(param), gamma, step_size=gamma)
+            yield Move(param, self._noise_like, gamma, step_size=gamma)
 
     def _noise_like(self, param: Tensor) -> Tensor:
         # For the whole tensor also where a part lies here: shards then differ, replicas agree and

@@ -19,6 +19,7 @@ from torch_awp.arguments import (
 )
 from torch_awp.block import Block, Move
 from torch_awp.closures import Closure, clearing
+from torch_awp.memory import BackupMemory
 from torch_awp.sharding import any_nonzero
 
 Constraint = Literal["layer", "element"]
@@ -46,6 +47,7 @@ class Shared:
         self.block: Block | None = None
         self.gradients: dict[Tensor, Tensor] | None = None
         self.warned = False
+        self.memory = BackupMemory()
 
 
 class WeightPerturbation(Optimizer):
@@ -167,7 +169,8 @@ class WeightPerturbation(Optimizer):
     @contextmanager
     def _perturbed(self) -> Iterator[None]:
         self._refuse_inside_block("perturb")
-        block = Block(self.constraint, self.epsilon, active=self._perturbs_now())
+        memory = self._shared.memory
+        block = Block(self.constraint, self.epsilon, self._perturbs_now(), memory)
         self._shared.block = block
         try:
             if block.active:
@@ -181,6 +184,8 @@ class WeightPerturbation(Optimizer):
                 raise
             finally:
                 self._shared.block = None
+                if block.active:
+                    memory.take_back()
 
     def realised_gammas(self) -> list[RealisedGamma]:
         """Measure how far the weights are from home now; inside a :meth:`perturb` block.
@@ -237,13 +242,13 @@ class WeightPerturbation(Optimizer):
     def _selected(self) -> Iterator[tuple[Tensor, float]]:
         """Every trainable tensor that may move, once, with its group's gamma."""
         checked_select(self.select, self.base)  # groups can have been assigned since
-        seen: set[Tensor] = set()
+        seen: set[int] = set()
         for group, gamma in zip(self.param_groups, self._group_gammas(), strict=True):
             params = group["params"]
             names = group.get("param_names", [""] * len(params))
             for param, name in zip(params, names, strict=True):
-                if gamma > 0 and param not in seen and self._may_move(name, param):
-                    seen.add(param)
+                if gamma > 0 and id(param) not in seen and self._may_move(name, param):
+                    seen.add(id(param))
                     self._warn_if_too_small(gamma, param.dtype)
                     yield param, gamma
 

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
 from typing import Literal
 
 import torch
@@ -125,9 +127,9 @@ class _Ball:
             for _ in range(samples):
                 snapshot.rewind()
                 with self._block() as block:
+                    noise = partial(normal_like, generator=generator)
                     block.move(
-                        Move(weight, normal_like(weight, generator), self.gamma, self.gamma)
-                        for weight in self.weights
+                        Move(weight, noise, self.gamma, self.gamma) for weight in self.weights
                     )
                     losses.append(evaluate(self.model, self.loss_fn))
             return losses
@@ -154,7 +156,7 @@ class _Ball:
             param.grad = None
         torch.autograd.backward(loss)
         return [
-            Move(weight, weight.grad, self.gamma, step_size)
+            Move(weight, attrgetter("grad"), self.gamma, step_size)
             for weight in self.weights
             if weight.grad is not None
         ]
