@@ -124,11 +124,9 @@ def test_pooled_features_are_mean_and_unbiased_deviation_of_each_stage():
 
 def test_a_uniform_frame_has_finite_gradients():
     model = build_model("tiny_simple_vqa", motion=5, width=4)
-    frames = torch.zeros(2, 2, 3, 32, 32, requires_grad=True)
 
-    model(frames, torch.zeros(2, 2, 5)).sum().backward()
+    model(torch.zeros(2, 2, 3, 32, 32), torch.zeros(2, 2, 5)).sum().backward()
 
-    assert frames.grad.isfinite().all()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import timm
 from torch import Tensor, nn
 
+from vqa.models.contrast_planes import PLANES, ContrastPlanes
 from vqa.models.formats import Drop, Format
 
 _SIZE = 256
@@ -63,7 +64,10 @@ class TinySamaIqa(nn.Module):
     def __init__(self, width: int = 16, dropout: float = 0.1) -> None:
         super().__init__()
         self.backbone = nn.Sequential(
-            *_halve(3, width), *_halve(width, 2 * width), *_halve(2 * width, 3 * width)
+            ContrastPlanes(),
+            *_halve(PLANES, width),
+            *_halve(width, 2 * width),
+            *_halve(2 * width, 3 * width),
         )
         self.vqa_head = TokenHead(3 * width, width, dropout)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet50  # type: ignore[import-untyped]
 
+from vqa.models.contrast_planes import PLANES, ContrastPlanes
 from vqa.models.formats import Drop, Format
 
 
@@ -129,7 +130,7 @@ class _SmallStages(nn.Module):
         first, second, third = channels
         self.stages = nn.ModuleList(
             [
-                nn.Sequential(*_halve(3, first), *_halve(first, first)),
+                nn.Sequential(ContrastPlanes(), *_halve(PLANES, first), *_halve(first, first)),
                 nn.Sequential(*_halve(first, second)),
                 nn.Sequential(*_halve(second, third)),
             ]
