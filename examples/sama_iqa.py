@@ -43,6 +43,7 @@ class SamaIqa(Settings):
 PAPER = SamaIqa(
     dataset="koniq-10k",
     data_root=Path("KonIQ-10k"),
+    official_parts="ignore",
     protocol="sama",
     splits=tuple(range(10)),
     epochs=50,

@@ -42,7 +42,7 @@ def parts_of(
         ValueError: no sample to train or to test on.
     """
     official = {sample.part for sample in dataset.samples} - {None}
-    if official:
+    if official and settings.official_parts == "use":
         by_part = {part: _of(dataset, part) for part in sorted(filter(None, official))}
         train, test = by_part.pop("train", ()), by_part.pop("test", ())
         validation = by_part.pop("validation", ())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from vqa.datasets import SPECS, DataSet, load_dataset, summary
+from vqa.datasets import DataSet, load_dataset, summary
 from vqa.dry_run import dry_run
 from vqa.files import write_json
 from vqa.fit import fit
@@ -91,7 +91,7 @@ def _run_splits(
             {
                 "script": recipe.script,
                 "dataset": dataset.name,
-                "opinion_scores": "human" if SPECS[dataset.name].build is None else "synthetic",
+                "opinion_scores": "synthetic" if dataset.synthetic else "human",
                 "settings": _plain(asdict(settings)),
                 "median": medians(results),
                 "splits": [result.document() for result in results],

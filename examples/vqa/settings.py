@@ -30,8 +30,10 @@ class Settings:
     """Another score than the data set's usual one, such as MOS of KonIQ-10k."""
     also_test: tuple[str, ...] = ()
     """More data sets to test on: NAME=ROOT or NAME=ROOT,ANNOTATIONS."""
+    official_parts: Literal["use", "ignore"] = "use"
+    """Train and test on the parts that the data set comes with, or split it at random anyway."""
     protocol: Protocol = "paper"
-    """Who draws the split of a data set that has no official one."""
+    """Who draws the split where there are no official parts to use."""
     splits: tuple[int, ...] = (0,)
     """Which splits to run, one after the other; the medians are reported with every one."""
     select_on: Literal["validation", "test", "last"] = "validation"

@@ -15,11 +15,9 @@ from torch import nn
 from video_files import textured_clip, write_video
 
 import fast_vqa
-from vqa.mini_ugc import MiniUgcSettings, build_mini_ugc
 from vqa.session import run_script
 
 SCRIPT = Path(fast_vqa.__file__)
-TINY = fast_vqa.PRESETS["tiny"][1]
 
 
 @pytest.fixture(scope="module")
@@ -35,32 +33,9 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="module")
-def mini_ugc(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("mini") / "mini-ugc"
-    settings = MiniUgcSettings(photographs=2, train_clips=9, test_clips=4)
-    build_mini_ugc(root, settings, processes=1)
-    return root
-
-
-@pytest.fixture
-def labels(mini_ugc: Path, tmp_path: Path) -> dict[str, object]:
-    """The training clips of a small mini-UGC as a list of one's own."""
-    return {"dataset": "list", "data_root": mini_ugc, "annotations": mini_ugc / "train.txt"}
-
-
 def scores_of(results: Path) -> object:
     split = json.loads(results.read_text())["splits"][0]
     return {part: split[part] for part in ("train", "validation", "test", "steps", "best_epoch")}
-
-
-@pytest.mark.parametrize("perturb", ["none", "rwp", "awp", "awp-previous"])
-def test_every_method_trains_the_tiny_model_on_real_files(labels, tmp_path, perturb):
-    settings = replace(TINY, **labels, perturb=perturb, epochs=1, output=tmp_path)
-
-    results = run_script(settings, fast_vqa.recipe(settings))
-
-    assert scores_of(results)["steps"] == 1
 
 
 def test_the_full_size_model_takes_a_step_of_awp_and_is_tested_on_real_files(videos, tmp_path):
@@ -95,17 +70,17 @@ def test_the_full_size_model_takes_a_step_of_awp_and_is_tested_on_real_files(vid
     assert len(moved) > 80
 
 
-def test_a_killed_training_goes_on_to_the_same_result(labels, tmp_path):
+def test_a_killed_training_goes_on_to_the_same_result(few_videos, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     flags = ["--epochs", "4", "--save-every", "1"]
-    run_from_the_command_line(labels, whole, flags)
-    process = subprocess.Popen(command(labels, killed, flags), stderr=subprocess.DEVNULL)
+    run_from_the_command_line(few_videos, whole, flags)
+    process = subprocess.Popen(command(few_videos, killed, flags), stderr=subprocess.DEVNULL)
     wait_for(killed / "split-0" / "log.csv")
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (killed / "results.json").exists()
 
-    run_from_the_command_line(labels, killed, flags)
+    run_from_the_command_line(few_videos, killed, flags)
 
     assert scores_of(killed / "results.json") == scores_of(whole / "results.json")
 

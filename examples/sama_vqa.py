@@ -1,0 +1,143 @@
+"""Train, fine-tune and test SAMA on videos (Liu et al. 2024), with or without weight perturbation.
+
+    python examples/sama_vqa.py paper --data-root LSVQ --pretrained swin_tiny_k400.pth
+    python examples/sama_vqa.py finetune --data-root KoNViD-1k --finetune-from best.pt
+    python examples/sama_vqa.py tiny
+
+The model is FAST-VQA's; what differs is how a clip is sampled, and the scale of the scores in
+training. `tiny` runs anywhere: it trains a small model on mini-UGC, whose opinion scores are
+synthetic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+from torch import Tensor, nn
+from vqa.sama_clips import read_sama_clips
+
+from vqa.initial_weights import load_initial_weights
+from vqa.labelled_files import Inputs, Read
+from vqa.losses import quality_loss
+from vqa.models import build_model
+from vqa.optimisation import adamw_for_backbone_and_head, cosine_multiplier
+from vqa.recipe import Phase, Recipe
+from vqa.sama_video_sampling import SamaSampling
+from vqa.session import run_script
+from vqa.settings import Settings
+
+
+@dataclass(frozen=True)
+class SamaVqa(Settings):
+    """Settings of SAMA on videos."""
+
+    model: Literal["sama_vqa", "tiny_fast_vqa"] = "sama_vqa"
+    variant: Literal["sama", "sama-c", "sama-mix", "sama-spm", "sama-swm", "fragments"] = "sama"
+    """How a clip is sampled."""
+    test_clips: int = 4
+    """Clips over which a test score is the mean."""
+    perturbed_scores: Literal["as-clean", "published"] = "as-clean"
+    """In training a clip's score is the sum over time of the mean over space. The released code
+    takes the mean over time in the perturbed pass, which makes the rank loss smaller there; with
+    `as-clean` a perturbation of size zero is plain training."""
+    rank_weight: float = 0.3
+    """Weight of the rank loss beside the PLCC loss."""
+    relative_tables: Literal["keep", "copy"] = "keep"
+    """`copy` fills the fragments' position tables from the relative ones of `pretrained`; in the
+    paper's runs they begin at zero."""
+    checkpoint_activations: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+
+
+PAPER = SamaVqa(
+    dataset="lsvq",
+    data_root=Path("LSVQ"),
+    batch=12,
+    drop_last=True,
+    perturb="awp",
+    perturbed_scores="published",
+    schedule="published",
+)
+PRESETS = {
+    "paper": ("The paper's training on LSVQ, with AWP.", PAPER),
+    "finetune": (
+        "The published fine-tuning, without perturbation.",
+        replace(PAPER, dataset="konvid-1k", data_root=Path("KoNViD-1k"), perturb="none"),
+    ),
+    "tiny": (
+        "A small model on mini-UGC with AWP, in a few minutes on a CPU.",
+        SamaVqa(
+            model="tiny_fast_vqa",
+            epochs=40,
+            batch=12,
+            learning_rate=4e-3,
+            backbone_factor=1.0,
+            ema=0.0,
+            perturb="awp",
+            gamma=0.01,
+            constraint="layer",
+            named_weight=False,
+            epsilon=0.0,
+            workers=0,
+            threads=1,
+            device="cpu",
+        ),
+    ),
+}
+
+
+def recipe(settings: SamaVqa) -> Recipe:
+    """SAMA on videos as the shared training code takes it."""
+    return Recipe(
+        script="sama_vqa",
+        build=partial(_build, settings),
+        read=_reader(settings),
+        scores=partial(_scores, settings),
+        loss=partial(quality_loss, rank_weight=settings.rank_weight),
+        optimizer=partial(adamw_for_backbone_and_head, settings=settings),
+        multiplier=partial(cosine_multiplier, settings=settings),
+    )
+
+
+def _build(settings: SamaVqa) -> nn.Module:
+    if settings.model == "tiny_fast_vqa":
+        return load_initial_weights(build_model(settings.model), settings)
+    return load_initial_weights(
+        build_model(settings.model, checkpoint_activations=settings.checkpoint_activations),
+        settings,
+        copy_missing=settings.relative_tables == "copy",
+    )
+
+
+def _reader(settings: SamaVqa) -> Read:
+    training = SamaSampling(settings.variant)
+    if settings.model == "tiny_fast_vqa":
+        training = SamaSampling(settings.variant, frames=8, interval=1, grid=3, patch=16)
+    return partial(_read, training, replace(training, clips=settings.test_clips))
+
+
+def _read(
+    training: SamaSampling, testing: SamaSampling, path: Path, generator: torch.Generator | None
+) -> Inputs:
+    return (read_sama_clips(path, testing if generator is None else training, generator),)
+
+
+def _scores(settings: SamaVqa, model: nn.Module, inputs: Inputs, phase: Phase) -> Tensor:
+    """Mean over clips and places; in training, times the positions in time."""
+    (clips,) = inputs
+    maps: Tensor = model(clips.flatten(0, 1))
+    scores = maps.reshape(len(clips), -1).mean(dim=1)
+    if phase == "test" or (phase == "perturbed" and settings.perturbed_scores == "published"):
+        return scores
+    positions = maps.shape[2] if maps.ndim == 5 else 1
+    return scores * positions
+
+
+if __name__ == "__main__":
+    settings = tyro.extras.overridable_config_cli(PRESETS, description=__doc__)
+    run_script(settings, recipe(settings))

@@ -1,0 +1,213 @@
+"""The scripts of all models train by every method from one call, and go on where they stopped."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import fast_vqa
+import sama_iqa
+import sama_vqa
+import simple_vqa
+from vqa.losses import quality_loss
+from vqa.session import run_script
+from vqa.settings import Settings
+
+SCRIPTS = {script.__name__: script for script in (fast_vqa, sama_vqa, sama_iqa, simple_vqa)}
+PERTURB = ["none", "rwp", "awp", "awp-previous"]
+
+
+@pytest.fixture(params=SCRIPTS)
+def script(request):
+    return SCRIPTS[request.param]
+
+
+@pytest.fixture
+def tiny(script, few_videos, few_images, tmp_path_factory) -> Settings:
+    """The tiny preset on a few files."""
+    files = few_images if script is sama_iqa else few_videos
+    settings = replace(script.PRESETS["tiny"][1], **files, epochs=2)
+    if script is simple_vqa:
+        settings = replace(settings, features=tmp_path_factory.getbasetemp() / "features")
+        simple_vqa.extract_tiny_features(settings)
+    return settings
+
+
+def run(script, settings):
+    results = run_script(settings, script.recipe(settings))
+    assert results is not None
+    return json.loads(results.read_text())["splits"][0]
+
+
+def test_every_method_trains_from_one_call_and_differs_from_the_others(script, tiny, tmp_path):
+    tested = {
+        perturb: run(script, replace(tiny, perturb=perturb, output=tmp_path / perturb))
+        for perturb in PERTURB
+    }
+
+    weights = {
+        perturb: torch.load(tmp_path / perturb / "split-0" / "last.pt", weights_only=True)
+        for perturb in PERTURB
+    }
+    first = [next(iter(saved["parts"]["model"].values())) for saved in weights.values()]
+    assert all(split["steps"] >= 2 for split in tested.values())
+    assert len({tuple(tensor.flatten().tolist()) for tensor in first}) == len(PERTURB)
+
+
+def test_a_run_goes_on_where_it_stopped(script, tiny, tmp_path):
+    whole = run(script, replace(tiny, output=tmp_path / "whole"))
+    stopped = replace(tiny, output=tmp_path / "stopped", save_every=1)
+    training = _StopsAfter(script.recipe(stopped), reads=30)
+    with pytest.raises(KeyboardInterrupt):
+        run_script(stopped, training.recipe)
+    assert (tmp_path / "stopped" / "split-0" / "last.pt").exists()
+
+    resumed = run(script, stopped)
+
+    for part in ("train", "validation", "test", "steps", "best_epoch"):
+        assert resumed[part] == whole[part]
+
+
+class _StopsAfter:
+    """A recipe that is interrupted after reading so many training files."""
+
+    def __init__(self, recipe, reads):
+        self._read, self._left = recipe.read, reads
+        self.recipe = replace(recipe, read=self)
+
+    def __call__(self, path: Path, generator: torch.Generator | None):
+        if generator is not None:
+            self._left -= 1
+            if self._left < 0:
+                raise KeyboardInterrupt
+        return self._read(path, generator)
+
+
+def test_a_dry_run_shows_what_would_happen(script, tiny, tmp_path, capsys):
+    settings = replace(tiny, output=tmp_path / "nothing", dry_run=True)
+
+    assert run_script(settings, script.recipe(settings)) is None
+
+    told = capsys.readouterr().out
+    for what in ("train", "model: Tiny", "inputs [", "GiB", "steps of"):
+        assert what in told
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_trained_weights_are_loaded_for_fine_tuning(script, tiny, tmp_path, capsys):
+    run(script, replace(tiny, epochs=1, output=tmp_path / "first"))
+    best = tmp_path / "first" / "split-0" / "best.pt"
+
+    run(script, replace(tiny, epochs=1, finetune_from=best, output=tmp_path / "second"))
+
+    assert "loaded" in capsys.readouterr().out
+
+
+def clips_model(maps):
+    """A model that gives these score maps."""
+
+    class Fixed(nn.Module):
+        def forward(self, clips):
+            return maps
+
+    return Fixed()
+
+
+@pytest.mark.parametrize(
+    ("perturbed_scores", "sums"),
+    [
+        ("as-clean", {"clean": 16, "perturbed": 16, "test": 1}),
+        ("published", {"clean": 16, "perturbed": 1, "test": 1}),
+    ],
+)
+def test_samas_training_scores_are_sums_over_time(perturbed_scores, sums):
+    settings = replace(sama_vqa.PAPER, perturbed_scores=perturbed_scores)
+    maps = torch.randn(4, 1, 16, 7, 7)
+    clips = torch.zeros(2, 2, 3, 32, 1, 1)
+    mean = maps.view(2, -1).mean(dim=1)
+
+    for phase, factor in sums.items():
+        scores = sama_vqa.recipe(settings).scores(clips_model(maps), (clips,), phase)
+        torch.testing.assert_close(scores, factor * mean)
+
+
+def test_the_sum_over_time_reaches_the_rank_loss_alone():
+    predicted, target = torch.randn(6), torch.randn(6)
+
+    difference = quality_loss(16 * predicted, target) - quality_loss(predicted, target)
+
+    assert difference > 0
+    torch.testing.assert_close(
+        quality_loss(16 * predicted, target, 0.0), quality_loss(predicted, target, 0.0)
+    )
+
+
+def test_samas_image_preset_has_the_published_values():
+    paper = sama_iqa.PAPER
+
+    assert (paper.epochs, paper.warm_up_epochs, paper.batch, paper.ema) == (50, 5, 64, 0.999)
+    assert (paper.protocol, paper.splits, paper.seed) == ("sama", tuple(range(10)), 44442)
+    rates = [sama_iqa.recipe(paper).multiplier(step, 100) for step in (0, 250, 500, 4000)]
+    assert rates == [0.01, 0.5, 1.0, 1.0]
+
+
+def test_samas_video_preset_has_the_published_values():
+    paper = sama_vqa.PAPER
+
+    assert (paper.epochs, paper.warm_up_epochs, paper.batch, paper.drop_last) == (30, 2.5, 12, True)
+    assert (paper.variant, paper.perturbed_scores) == ("sama", "published")
+
+
+def test_simple_vqas_presets_have_the_published_values_and_quirks(tmp_path):
+    paper = simple_vqa.PAPER
+
+    assert (paper.epochs, paper.batch, paper.learning_rate, paper.weight_decay) == (
+        10,
+        8,
+        1e-5,
+        1e-7,
+    )
+    assert (paper.loss, paper.batch_statistics, paper.logistic_fit, paper.ema) == (
+        "released",
+        "every",
+        True,
+        0.0,
+    )
+    assert simple_vqa.SimpleVqa().loss == "paper"
+    assert simple_vqa.SimpleVqa().batch_statistics == "clean"
+
+
+@pytest.mark.parametrize(("loss", "has_rank_gradient"), [("paper", True), ("released", False)])
+def test_simple_vqas_released_loss_has_no_rank_gradient(tiny_simple, loss, has_rank_gradient):
+    recipe = simple_vqa.recipe(replace(tiny_simple, loss=loss))
+    predicted = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
+    target = torch.tensor([3.2, 2.9, 2.6])
+
+    recipe.loss(predicted, target).backward()
+
+    l1 = torch.sign(predicted.detach() - target) / 3
+    assert predicted.grad.allclose(l1) != has_rank_gradient
+
+
+@pytest.mark.parametrize(("statistics", "updates"), [("clean", 1), ("every", 2)])
+def test_simple_vqas_batch_statistics_move_once_or_twice_a_step(
+    tiny_simple, tmp_path, statistics, updates
+):
+    settings = replace(tiny_simple, batch_statistics=statistics, epochs=1, output=tmp_path)
+
+    split = run(simple_vqa, settings)
+
+    saved = torch.load(tmp_path / "split-0" / "last.pt", weights_only=True)["parts"]["model"]
+    counts = {int(value) for name, value in saved.items() if name.endswith("batches_tracked")}
+    assert counts == {updates * split["steps"]}
+
+
+@pytest.fixture
+def tiny_simple(few_videos, tmp_path_factory):
+    features = tmp_path_factory.getbasetemp() / "features"
+    settings = replace(simple_vqa.PRESETS["tiny"][1], **few_videos, features=features)
+    simple_vqa.extract_tiny_features(settings)
+    return settings
