@@ -119,6 +119,8 @@ class Video:
             and container.format.name not in _CONTAINERS_WITHOUT_TIMES
         )
         with _errors_that_name(path):
+            # Before `skip_frame` is ever set: the AV1 decoder keeps what it finds when opened.
+            self._stream.codec_context.open(strict=False)
             self._index = index_packets(container.demux(self._stream), ordered)
         self._refuse_truncated()
 
