@@ -87,21 +87,21 @@ class Ratio:
     aim: float | None
 
 
-class Still(torch.optim.Optimizer):  # type: ignore[no-untyped-call]
+class Still(torch.optim.Optimizer):
     """An optimizer whose step does nothing, so that only the perturbation takes time."""
 
     def __init__(self, params: Any, **settings: Any) -> None:
-        super().__init__(params, settings)  # type: ignore[no-untyped-call]
+        super().__init__(params, settings)
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Stay."""
 
 
-class Dispatched(TorchDispatchMode):
+class Dispatched(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records the name of every operation that reaches the dispatcher."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names: list[str] = []
 
     def __torch_dispatch__(

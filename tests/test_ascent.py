@@ -316,7 +316,7 @@ def test_a_long_tensor_moves_like_the_reference_however_it_lies(
 
 
 def test_the_length_of_a_move_is_right_where_float32_sums_go_wrong():
-    """Summed one after the other in float32, ten million equal squares lose a percent."""
+    """Summed one after the other in float32, ten million equal squares lose 0.8 % of the norm."""
     weight = torch.full((2500, 4000), 0.1)
     moved = perturbed(weight, torch.full_like(weight, 0.3), gamma=0.5)
     torch.testing.assert_close(moved, torch.full_like(weight, 0.15), rtol=2e-5, atol=0)
