@@ -21,11 +21,11 @@ TABLE = Path(__file__).resolve().parents[1] / "data" / "biq2021.npz"
 # Raise it when the same settings would give other outcomes.
 _VERSION = 1
 _GRIDS: Mapping[str, tuple[float, ...]] = {
-    "gamma": (0.005, 0.01, 0.02, 0.04),
+    "gamma": (0.005, 0.01, 0.02, 0.04, 0.08),
     "element": (0.01, 0.02, 0.04, 0.08),
-    "rwp": (0.1, 0.3, 0.6, 1.0),
-    "rho": (0.05, 0.1, 0.2, 0.5),
-    "dropout": (0.2, 0.35, 0.5, 0.65),
+    "rwp": (0.1, 0.3, 0.6, 1.0, 1.5),
+    "rho": (0.05, 0.1, 0.2, 0.5, 1.0),
+    "dropout": (0.2, 0.35, 0.5, 0.65, 0.8),
     "weight_decay": (0.3, 1.0, 3.0, 10.0),
     "length": (0.1, 0.2, 0.3, 0.5, 0.7),
 }

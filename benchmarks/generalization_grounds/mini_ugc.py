@@ -22,12 +22,12 @@ from vqa.training import TrainingSettings, train
 _VERSION = 1
 _VIEW_SEED, _VIEWS = 0, 4
 _GRIDS: Mapping[str, tuple[float, ...]] = {
-    "gamma": (0.01, 0.02, 0.04),
+    "gamma": (0.005, 0.01, 0.02, 0.04),
     "element": (0.01, 0.02, 0.04),
     "rwp": (0.02, 0.1, 0.3),
-    "rho": (0.05, 0.1, 0.2),
+    "rho": (0.02, 0.05, 0.1, 0.2),
     "dropout": (0.1, 0.25, 0.5),
-    "weight_decay": (0.3, 1.0, 3.0),
+    "weight_decay": (0.3, 1.0, 3.0, 10.0),
     "length": (0.35, 0.5, 0.7),
 }
 
