@@ -47,6 +47,9 @@ class Reproduce:
     weights: tuple[str, ...] = ()
     """What models start from: fast_vqa=FILE, sama_vqa=FILE, sama_iqa=FILE, simple_vqa=FILE,
     slowfast=FILE."""
+    features: Path | None = None
+    """Folder for what SimpleVQA extracts from videos, hundreds of gigabytes for LSVQ; by default
+    beside the runs."""
     from_scratch: bool = False
     """Start from random weights where none are given, which the paper does not."""
     only: tuple[str, ...] = ()
@@ -118,7 +121,9 @@ def chosen(names: tuple[str, ...]) -> tuple[Exhibit, ...]:
 def _inputs(settings: Reproduce) -> Inputs:
     roots, annotations = read_roots(settings.roots)
     weights = read_weights(settings.weights)
-    return Inputs(settings.data_root, roots, annotations, weights, settings.from_scratch)
+    features = settings.features or settings.output / settings.data / "features"
+    root, scratch = settings.data_root, settings.from_scratch
+    return Inputs(root, roots, annotations, weights, features, scratch)
 
 
 def _sweep(settings: Reproduce, inputs: Inputs) -> Sweep:

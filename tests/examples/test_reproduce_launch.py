@@ -212,8 +212,59 @@ def test_runs_without_data_or_weights_are_impossible_and_say_why(store, tmp_path
     assert "--weights fast_vqa=FILE" in inputs.missing(
         next(r for r in runs if r.script == "fast_vqa")
     )
-    scratch = replace(inputs, from_scratch=True)
+    scratch = replace(inputs, from_scratch=True, weights={"slowfast": Path("slowfast.pyth")})
     assert set(states(runs, store, scratch.missing)) == {"to do"}
+
+
+def test_simple_vqa_extracts_features_of_every_data_set_first(store, tmp_path):
+    inputs = Inputs(tmp_path, weights={"slowfast": Path("slowfast.pyth")}, features=Path("space"))
+    runs = needed_runs((EXHIBITS["table7"],), PAPER, ("SimpleVQA",))
+    launcher = FakeLauncher()
+
+    assert execute(runs, inputs, Machine(), store, launcher) == ()
+
+    extracted = [own for own in launcher.commands if own[1].endswith("simple_vqa_features.py")]
+    assert launcher.commands[: len(extracted)] == extracted
+    assert [flag(own, "--dataset") for own in extracted] == [
+        *("lsvq", "konvid-1k", "live-vqc", "youtube-ugc")
+    ]
+    assert {flag(own, "--slowfast-weights") for own in extracted} == {"slowfast.pyth"}
+    folders = {flag(own, "--dataset"): flag(own, "--output") for own in extracted}
+    assert len(set(folders.values())) == 2  # YouTube-UGC has other key frames
+    for own in launcher.commands[len(extracted) :]:
+        assert flag(own, "--features") == folders[flag(own, "--dataset")]
+
+
+def test_runs_whose_features_cannot_be_extracted_fail_and_others_go_on(store, tmp_path):
+    runs = runs_of("table1", sweep=PAPER)
+    launcher = FakeLauncher(lambda command: "simple_vqa_features" in command[1])
+
+    (failure,) = execute(runs, Inputs(tmp_path), Machine(), store, launcher)
+
+    assert failure.run.script == "simple_vqa"
+    assert failure.why == "no features of konvid-1k"
+    assert "out of memory" in failure.tail
+    assert states(runs, store).count("finished") == 2
+
+
+def test_the_plan_says_what_features_will_take(store):
+    text = describe_plan(make_plan(runs_of("table6", sweep=PAPER), store), [], PAPER)
+
+    assert "SimpleVQA's features: lsvq, 38815 videos" in text
+    assert "SimpleVQA" not in describe_plan(make_plan(runs_of("table1"), store), [], MINI)
+
+
+def test_motion_features_of_other_weights_make_other_runs():
+    name = "table1"
+    other = replace(PAPER, digests={"slowfast": "0a"})
+
+    differ = [
+        a.script
+        for a, b in zip(runs_of(name, sweep=PAPER), runs_of(name, sweep=other), strict=True)
+        if a != b
+    ]
+
+    assert differ == ["simple_vqa"]
 
 
 def test_fine_tuning_needs_no_data_of_a_run_that_is_finished(store, tmp_path):
@@ -246,7 +297,7 @@ def test_assumed_costs_follow_from_the_sizes_of_the_data(store):
     run, *_ = needed_runs((EXHIBITS["table9"],), PAPER, ("gamma 0.001",))
     own = ASSUMED["fast_vqa"]
     steps = own.epochs * 28056 * 2 * own.train_seconds
-    tests = (own.epochs * 7186 + 1200 + 585) * own.test_seconds
+    tests = (own.epochs * 7186 + 3573 + 1200 + 585) * own.test_seconds
 
     (item,) = make_plan([run], store).items
 

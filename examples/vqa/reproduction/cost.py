@@ -72,23 +72,25 @@ class CostBook:
 
 
 def _assumed(run: PlannedRun) -> Estimate:
-    costs, (train, test) = ASSUMED[run.script], _sizes(run.dataset)
+    costs, own = ASSUMED[run.script], sizes(run.dataset)
     epochs = int(run.value("--epochs") or costs.epochs)
-    tested = epochs * test + sum(sum(_sizes(name)) for name in run.also_test)
+    tested = epochs * own["test"] + own.total() - own["train"] - own["test"]
+    tested += sum(sizes(name).total() for name in run.also_test)
     if "--no-train-score" not in run.flags:
-        tested += train
-    seconds = epochs * train * run.passes * costs.train_seconds + tested * costs.test_seconds
+        tested += own["train"]
+    seconds = epochs * own["train"] * run.passes * costs.train_seconds + tested * costs.test_seconds
     return Estimate(seconds / 3600, costs.size, recorded=False)
 
 
-def _sizes(dataset: str) -> tuple[int, int]:
-    """Samples to train on and to test on."""
+def sizes(dataset: str) -> Counter[str]:
+    """Samples of a data set by part, as published; a random split has 80 % to train on."""
     counts: Counter[str] = Counter()
     for reference in reversed(SPECS[dataset].references):  # the first of a kind counts
         counts[reference.part or "all"] = reference.count
-    if counts["train"]:
-        return counts["train"], counts["test"] + counts["validation"]
-    return round(0.8 * counts["all"]), round(0.2 * counts["all"])
+    every = counts.pop("all", 0)
+    if not counts["train"]:
+        counts.update(train=round(0.8 * every), test=round(0.2 * every))
+    return counts
 
 
 def total(estimates: Iterable[Estimate]) -> Estimate:

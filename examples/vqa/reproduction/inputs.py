@@ -33,6 +33,8 @@ class Inputs:
     """Annotation files that are not in their usual places."""
     weights: Mapping[str, Path] = field(default_factory=dict)
     """By script."""
+    features: Path = Path("features")
+    """Folder of SimpleVQA's features, one folder in it for each kind."""
     from_scratch: bool = False
     """Train from random weights where none are given."""
 
@@ -45,11 +47,13 @@ class Inputs:
         for dataset in (run.dataset, *run.also_test):
             if dataset not in GENERATED and not self.root(dataset).is_dir():
                 return f"no data set {dataset} in {self.root(dataset)}"
-        if run.start is not None or run.preset == "tiny" or self.from_scratch:
+        if run.preset == "tiny":
             return None
-        for name in (run.script, *(("slowfast",) if run.script == "simple_vqa" else ())):
-            if name not in self.weights:
-                return f"no --weights {name}=FILE ({WEIGHTS[name]}) and no --from-scratch"
+        if run.script == "simple_vqa" and "slowfast" not in self.weights:
+            return f"no --weights slowfast=FILE ({WEIGHTS['slowfast']})"
+        if run.start is None and run.script not in self.weights and not self.from_scratch:
+            named = f"{run.script}=FILE ({WEIGHTS[run.script]})"
+            return f"no --weights {named} and no --from-scratch"
         return None
 
     def digests(self) -> dict[str, str]:

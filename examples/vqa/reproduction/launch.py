@@ -14,6 +14,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from vqa.progress import progress_bar
+from vqa.reproduction.features import extractions, features_folder
 from vqa.reproduction.inputs import Inputs
 from vqa.reproduction.store import Store
 from vqa.reproduction.trainings import PlannedRun
@@ -78,6 +79,7 @@ def command(run: PlannedRun, inputs: Inputs, machine: Machine, store: Store) -> 
         *run.flags,
         *_also_test(run, inputs),
         *_beginning(run, inputs, store),
+        *_features(run, inputs),
         *("--splits", str(run.split), "--seed", str(run.seed)),
         *machine.flags,
         *("--output", str(store.folder(run))),
@@ -101,10 +103,13 @@ def execute(
         store: where they write.
         launcher: runs a command; as a process by default.
     """
-    failures: list[Failure] = []
-    with progress_bar("runs", len(runs), "run") as bar:
-        for wave in _waves(runs):
-            for failure in _side_by_side(wave, inputs, machine, store, launcher or launch):
+    launcher = launcher or launch
+    lacking = _extract(runs, inputs, store, launcher)
+    failures = [Failure(run, *lacking[run]) for run in runs if run in lacking]
+    ready = [run for run in runs if run not in lacking]
+    with progress_bar("runs", len(ready), "run") as bar:
+        for wave in _waves(ready):
+            for failure in _side_by_side(wave, inputs, machine, store, launcher):
                 failures += [] if failure is None else [failure]
                 bar.update()
     return tuple(failures)
@@ -133,6 +138,20 @@ def tail(log: Path, lines: int = _TAIL) -> str:
     return "\n".join(line.rsplit("\r", 1)[-1] for line in text.splitlines()[-lines:])
 
 
+def _extract(
+    runs: Sequence[PlannedRun], inputs: Inputs, store: Store, launcher: Launcher
+) -> dict[PlannedRun, tuple[str, str]]:
+    """Extract features; runs that will not have them, with the reason and the end of a log."""
+    lacking: dict[PlannedRun, tuple[str, str]] = {}
+    for extraction in extractions(runs):
+        log = store.folder_of_logs() / f"features-{extraction.dataset}.txt"
+        own = extraction.command(inputs, EXAMPLES / "simple_vqa_features.py")
+        if launcher(own, log, {}) != 0:
+            why = (f"no features of {extraction.dataset}", tail(log))
+            lacking |= {run: why for run in runs if extraction in extractions([run])}
+    return lacking
+
+
 def _python(machine: Machine) -> list[str]:
     if machine.torchrun == 0:
         return [sys.executable]
@@ -158,6 +177,11 @@ def _beginning(run: PlannedRun, inputs: Inputs, store: Store) -> Iterator[str]:
         yield from ("--finetune-from", str(store.weights(run.start)))
     elif run.script in inputs.weights and run.preset != "tiny":
         yield from ("--pretrained", str(inputs.weights[run.script]))
+
+
+def _features(run: PlannedRun, inputs: Inputs) -> Iterator[str]:
+    if run.script == "simple_vqa":
+        yield from ("--features", str(features_folder(inputs, run.dataset)))
 
 
 def _waves(runs: Sequence[PlannedRun]) -> list[list[PlannedRun]]:

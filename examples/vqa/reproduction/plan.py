@@ -9,6 +9,7 @@ from typing import Literal
 
 from vqa.reproduction.catalogue import Exhibit
 from vqa.reproduction.cost import CostBook, Estimate, total
+from vqa.reproduction.features import extractions
 from vqa.reproduction.store import Store
 from vqa.reproduction.sweep import Sweep, needed_runs
 from vqa.reproduction.trainings import PlannedRun
@@ -80,6 +81,9 @@ def describe_plan(
     for item in plan.items:
         hours = "" if item.state == "finished" else f" {item.estimate.hours:8.2f} h"
         lines.append(f"  {item.state:<11}{hours:<11} {item.run.name}  {item.run.describe()}")
+    lines += [
+        f"Before them, SimpleVQA's features: {own.describe()}" for own in extractions(plan.to_run)
+    ]
     return "\n".join([*lines, *_why_impossible(plan), _summary(plan, sweep)])
 
 

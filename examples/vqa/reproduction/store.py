@@ -73,6 +73,12 @@ class Store:
         """What a run prints."""
         return self.folder(run) / "log.txt"
 
+    def folder_of_logs(self) -> Path:
+        """Where what is not a run prints."""
+        folder = self._folder.with_name("logs")
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
     def weights(self, run: PlannedRun) -> Path:
         """The chosen weights of a finished run."""
         return self.folder(run) / f"split-{run.split}" / "best.pt"

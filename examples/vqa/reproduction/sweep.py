@@ -37,7 +37,9 @@ class Sweep:
     def _run(self, training: Training, seed: int, split: int) -> PlannedRun:
         start = None if training.start is None else self._run(training.start, seed, 0)
         common = ("--select-on", self.select_on, "--landscape-points", str(LANDSCAPE_POINTS))
-        names = (training.dataset, *training.also_test, *((training.script,) if not start else ()))
+        names = [training.dataset, *training.also_test]
+        names += [training.script] if start is None else []
+        names += ["slowfast"] if training.script == "simple_vqa" else []
         return PlannedRun(
             script=training.script,
             preset=training.preset,
