@@ -154,6 +154,7 @@ def test_images_have_ten_splits_of_their_protocol():
 
     assert [run.split for run in runs] == list(range(10))
     assert all(run.value("--protocol") == "sama" for run in runs)
+    assert all(run.value("--official-parts") == "ignore" for run in runs)
 
 
 def test_official_parts_are_one_split_whatever_is_asked_for():
@@ -174,6 +175,7 @@ def test_stand_ins_are_tiny_and_generated():
         assert run.preset == "tiny"
         assert run.dataset == ("mini-iqa" if run.script == "sama_iqa" else "mini-ugc")
         assert run.also_test == ()
+        assert not {"--official-parts", "--protocol", "--no-train-score"} & set(run.flags)
 
 
 def test_every_seed_split_setting_and_file_is_another_run():

@@ -59,18 +59,21 @@ def _tiny(training: Training) -> Training:
         script=training.script,
         preset="tiny",
         dataset="mini-iqa" if training.script == "sama_iqa" else "mini-ugc",
-        flags=_without_split_protocol(training.flags),
+        flags=_for_official_parts(training.flags),
         start=None if training.start is None else _tiny(training.start),
     )
 
 
-def _without_split_protocol(flags: tuple[str, ...]) -> tuple[str, ...]:
-    """Flags that mean something for a small set with official parts."""
+def _for_official_parts(flags: tuple[str, ...]) -> tuple[str, ...]:
+    """Without what draws splits, and with the training score, which costs nothing for few clips.
+
+    More tables share a run this way.
+    """
     kept = list(flags)
-    if "--protocol" in kept:
-        place = kept.index("--protocol")
-        del kept[place : place + 2]
-    # Scoring its few training clips costs nothing, and more tables share the run.
+    for name in ("--official-parts", "--protocol"):
+        if name in kept:
+            place = kept.index(name)
+            del kept[place : place + 2]
     return tuple(flag for flag in kept if flag != "--no-train-score")
 
 

@@ -131,11 +131,17 @@ def launch(command: Sequence[str], log: Path, environment: Mapping[str, str]) ->
 
 
 def tail(log: Path, lines: int = _TAIL) -> str:
-    """The last lines of a log; progress bars count as their last state."""
+    """The last lines of a log; of a progress bar, its last state."""
     if not log.is_file():
         return ""
-    text = log.read_text(encoding="utf-8", errors="replace")
-    return "\n".join(line.rsplit("\r", 1)[-1] for line in text.splitlines()[-lines:])
+    with log.open(encoding="utf-8", errors="replace", newline="\n") as file:
+        every = [_last_state(line) for line in file]
+    return "\n".join(every[-lines:])
+
+
+def _last_state(line: str) -> str:
+    states = [state.strip() for state in line.split("\r")]
+    return next(filter(None, reversed(states)), "")
 
 
 def _extract(
