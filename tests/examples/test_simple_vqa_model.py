@@ -9,6 +9,7 @@ from published_fill import fill, published_input
 from torchvision.models import resnet50
 
 from vqa.models import PublishedWeightsError, build_model, load_published
+from vqa.models.simple_vqa import FrameScorer
 
 DATA = Path(__file__).parents[1] / "data"
 PUBLISHED = np.load(DATA / "simplevqa_model.npz")
@@ -122,11 +123,16 @@ def test_pooled_features_are_mean_and_unbiased_deviation_of_each_stage():
     )
 
 
-def test_a_uniform_frame_has_finite_gradients():
-    model = build_model("tiny_simple_vqa", motion=5, width=4)
+def test_a_feature_map_without_deviation_has_finite_gradients():
+    class Pointwise(torch.nn.Conv2d):
+        def forward(self, images):
+            return (super().forward(images),)
 
-    model(torch.zeros(2, 2, 3, 32, 32), torch.zeros(2, 2, 5)).sum().backward()
+    model = FrameScorer(Pointwise(3, 4, kernel_size=1), channels=[4], motion=5, hidden=8)
 
+    model(torch.ones(2, 2, 3, 8, 8), torch.zeros(2, 2, 5)).sum().backward()
+
+    assert model.features(torch.ones(1, 1, 3, 8, 8))[..., 4:].max() == 0
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
