@@ -56,8 +56,7 @@ class TinySamaIqa(nn.Module):
     """The same idea on three small convolutions, to train in minutes without a GPU.
 
     Args:
-        width: channels of the first convolution, a multiple of 4; the tokens have three times as
-            many.
+        width: channels of the first convolution; the tokens have three times as many.
         dropout: probability of dropping an input of either layer of the head.
     """
 
@@ -96,7 +95,8 @@ class TokenHead(nn.Module):
 
 def _halve(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
     convolution = nn.Conv2d(inputs, outputs, kernel_size=3, stride=2, padding=1)
-    return convolution, nn.GroupNorm(4, outputs), nn.GELU()
+    # Not GroupNorm: an image's own statistics are what tells its quality.
+    return convolution, nn.BatchNorm2d(outputs), nn.GELU()
 
 
 def _split_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
