@@ -289,7 +289,7 @@ def test_costs_are_called_assumed_until_a_run_of_the_kind_is_finished(store):
     text = describe_plan(plan, [EXHIBITS["table5"]], MINI)
     assert "To run: about 8 CPU hours" in text
     assert "from recorded times of runs of the same kind" in text
-    assert "table5     1 of   5" in text
+    assert "table5     1 of   5     8.0 h" in text
 
 
 def test_assumed_costs_follow_from_the_sizes_of_the_data(store):

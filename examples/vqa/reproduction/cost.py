@@ -41,7 +41,7 @@ ASSUMED: Mapping[str, Assumption] = {
     "sama_iqa": Assumption(50, 0.006, 0.003, 28e6 * 20),
     "simple_vqa": Assumption(10, 0.05, 0.03, 25e6 * 20),
 }
-ASSUMED_TINY = Estimate(hours=1 / 60, size=1e6, recorded=False)
+ASSUMED_TINY = Estimate(hours=2 / 60, size=1e6, recorded=False)
 
 # Script, preset and data set.
 _Kind = tuple[str, str, str]

@@ -71,12 +71,16 @@ def describe_plan(
     plan: Plan, exhibits: Sequence[Exhibit], sweep: Sweep, only: Sequence[str] = ()
 ) -> str:
     """The plan to read: every table and figure with its runs, then every run."""
-    states = {item.run: item.state for item in plan.items}
-    lines = ["Runs that are finished, of those needed:"]
+    items = {item.run: item for item in plan.items}
+    lines = ["Runs that are finished, of those needed, and device hours for the others:"]
     for exhibit in exhibits:
-        runs = [run for run in needed_runs((exhibit,), sweep, only) if run in states]
-        done = sum(states[run] == "finished" for run in runs)
-        lines.append(f"  {exhibit.name:<8} {done:>3} of {len(runs):>3}  {exhibit.title}")
+        own = [items[run] for run in needed_runs((exhibit,), sweep, only) if run in items]
+        left = [item for item in own if item.state != "finished"]
+        hours = total(item.estimate for item in left).hours
+        lines.append(
+            f"  {exhibit.name:<8} {len(own) - len(left):>3} of {len(own):>3} {hours:>7.1f} h "
+            f" {exhibit.title}"
+        )
     lines.append("Runs, each once, with the estimated device hours of those to do:")
     for item in plan.items:
         hours = "" if item.state == "finished" else f" {item.estimate.hours:8.2f} h"
