@@ -96,26 +96,36 @@ def write_figure(path: Path, rows: Mapping[str, Sequence[Row]]) -> None:
     handles, labels = panels[0].get_legend_handles_labels()
     if len({tuple(row.title for row in own) for own in rows.values()}) > 1:
         labels = [_general(row) for row in next(iter(rows.values())) if row.method != PLAIN]
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize="small")
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=2 * len(rows), fontsize="small"
+    )
     with replacing(path) as unfinished:
         figure.savefig(unfinished, dpi=110, format="png")
 
 
 def draw_benefit(axes: Axes, rows: Sequence[Row]) -> None:
-    """Difference to plain over cost for the rows of one ground."""
+    """Difference to plain over passes for the rows of one ground."""
     axes.axhline(0, color="black", linewidth=0.8)
-    for row in rows:
-        if row.method == PLAIN:
-            continue
+    others = [row for row in rows if row.method != PLAIN]
+    for row, place in zip(others, _places(others), strict=True):
         colour, marker = _STYLES[row.method]
         reach = [[row.difference - row.low], [row.high - row.difference]]
         axes.errorbar(
-            row.cpu_time, row.difference, reach, fmt=marker, color=colour, label=row.title,
+            place, row.difference, reach, fmt=marker, color=colour, label=row.title,
             markersize=6, capsize=2, linewidth=0.8,
         )  # fmt: skip
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_xlabel("processor time of the training, plain = 1")
+    axes.set_xlabel("forward and backward passes of the training, plain = 1")
+
+
+def _places(rows: Sequence[Row]) -> list[float]:
+    """Passes of each row; rows that have as many stand side by side."""
+    peers = [[other.method for other in rows if other.passes == row.passes] for row in rows]
+    return [
+        row.passes * 2 ** (0.1 * (own.index(row.method) - (len(own) - 1) / 2))
+        for row, own in zip(rows, peers, strict=True)
+    ]
 
 
 def _general(row: Row) -> str:
