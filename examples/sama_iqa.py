@@ -39,6 +39,10 @@ class SamaIqa(Settings):
     variant: Literal["sama", "sama-spm", "fragments"] = "sama"
     """How an image is sampled."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._refuse_without_effect(("schedule",), "SAMA for images")
+
 
 PAPER = SamaIqa(
     dataset="koniq-10k",
@@ -60,8 +64,8 @@ PRESETS = {
             model="tiny_sama_iqa",
             dataset="mini-iqa",
             data_root=DEFAULT_FOLDER,
-            epochs=20,
-            warm_up_epochs=2,
+            epochs=40,
+            warm_up_epochs=4,
             batch=16,
             learning_rate=4e-3,
             backbone_factor=1.0,
@@ -100,7 +104,7 @@ def _build(settings: SamaIqa) -> nn.Module:
 
 def _sampling(settings: SamaIqa) -> SamaImageSampling:
     if settings.model == "tiny_sama_iqa":
-        return SamaImageSampling(settings.variant, grid=4, patch=16)
+        return SamaImageSampling(settings.variant, grid=4, patch=32)
     return SamaImageSampling(settings.variant)
 
 
