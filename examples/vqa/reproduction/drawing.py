@@ -23,17 +23,18 @@ def draw(figure: LossFigure, sweep: Sweep, store: Store, path: Path) -> bool:
     Returns:
         Whether there was one; nothing is written otherwise.
     """
-    panels = [panel for panel in figure.panels if _curves(panel, sweep, store)]
+    every = [(panel.title, _curves(panel, sweep, store)) for panel in figure.panels]
+    panels = [(title, found) for title, found in every if found]
     if not panels:
         return False
     drawn = Figure(figsize=(_WIDTH * len(panels), _HEIGHT), layout="constrained")
-    every = drawn.subplots(1, len(panels), squeeze=False)[0]
-    for axes, panel in zip(every, panels, strict=True):
-        found = _curves(panel, sweep, store)
+    for axes, (title, found) in zip(
+        drawn.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
+    ):
         positions = next(iter(found.values()))[0]
         draw_curves(axes, positions, {label: own for label, (_, own) in found.items()})
         axes.set_ylabel("rise of the training loss")
-        axes.set_title(panel.title, fontsize="medium")
+        axes.set_title(title, fontsize="medium")
     drawn.suptitle(_title(figure, sweep), fontsize="medium")
     with replacing(path) as unfinished:
         drawn.savefig(unfinished, dpi=120, format="png")
