@@ -30,6 +30,7 @@ def fit(run: TrainingRun, chooses: Sequence[Sample], folder: Path) -> None:
 
     Raises:
         RunStateError: last.pt cannot be gone on from.
+        ValueError: bad files have left nothing of an epoch to train on.
     """
     last, best = folder / "last.pt", folder / "best.pt"
     if run.settings.resume == "auto" and last.is_file():
@@ -40,7 +41,7 @@ def fit(run: TrainingRun, chooses: Sequence[Sample], folder: Path) -> None:
             losses = _train_epoch(run, last, log)
             chosen = _choose(run, chooses, best)
             _write_history(run, losses, chosen, log)
-            run.save(last)
+            _save(run, last, log)
     finally:
         if log is not None:
             log.close()
@@ -59,17 +60,29 @@ def _train_epoch(run: TrainingRun, last: Path, log: RunLog | None) -> float:
         for step in run.steps():
             now = time.perf_counter()
             counters.seconds, ticked = counters.seconds + now - ticked, now
-            counters.losses.append(step.loss.item())
-            counters.step_seconds.append(step.seconds)
             bar.update(step.batches)
-            bar.set_postfix(loss=f"{counters.losses[-1]:.4f}", refresh=False)
-            if log is not None:
-                log.step(counters.step, counters.losses[-1], run.learning_rates())
+            if step.loss is not None:
+                counters.losses.append(step.loss)
+                counters.step_seconds.append(step.seconds)
+                bar.set_postfix(loss=f"{step.loss:.4f}", refresh=False)
+                if log is not None:
+                    log.step(counters.step, step.loss, run.learning_rates())
             if run.settings.save_every and counters.step % run.settings.save_every == 0:
-                run.save(last)
-    loss = sum(counters.losses) / max(1, len(counters.losses))
+                _save(run, last, log)
+    if not counters.losses:
+        raise ValueError(
+            "bad_files: expected something to train on, of all batches fewer than two files could"
+            f" be read: {'; '.join(counters.bad_files[-1:])}"
+        )
+    loss = sum(counters.losses) / len(counters.losses)
     counters.losses = []
     return loss
+
+
+def _save(run: TrainingRun, last: Path, log: RunLog | None) -> None:
+    if log is not None:
+        log.flush()  # the session that goes on from here does not log these steps again
+    run.save(last)
 
 
 def _choose(run: TrainingRun, chooses: Sequence[Sample], best: Path) -> Agreement | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, TypeVar
@@ -41,6 +41,12 @@ class Place:
         everybody: list[list[T] | None] = [None] * self.processes
         distributed.all_gather_object(everybody, mine)
         return [item for items in everybody if items is not None for item in items]
+
+    def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
+        """Give every process the values that the first has."""
+        if self.processes > 1:
+            for tensor in tensors:
+                distributed.broadcast(tensor, 0)
 
     def gather_batch(self, predicted: Tensor, target: Tensor, share: int) -> tuple[Tensor, Tensor]:
         """Predicted and opinion scores [B] of all processes; only one's own carry a gradient.

@@ -14,6 +14,7 @@ import torch
 import torch_awp
 
 _PACKAGES = ("torch", "torchvision", "timm", "av", "numpy", "scipy")
+_FORM = ("--dirty", "--abbrev=12")
 _REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -45,7 +46,7 @@ def git_revision() -> str | None:
     if git is None:
         return None
     described = subprocess.run(  # noqa: S603  # a fixed command
-        [git, "-C", str(_REPOSITORY), "describe", "--always", "--dirty", "--abbrev=12"],
+        [git, "-C", str(_REPOSITORY), "describe", "--always", "--exclude=*", *_FORM],
         capture_output=True,
         text=True,
         check=False,

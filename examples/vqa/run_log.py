@@ -16,13 +16,13 @@ class RunLog:
 
     Args:
         folder: where they go.
-        step: number of the first step that will be logged; events of an interrupted session from
-            there on are hidden.
+        done: steps that were taken before. Events of later ones, which an interrupted session has
+            left, are hidden: they come again.
     """
 
-    def __init__(self, folder: Path, step: int) -> None:
+    def __init__(self, folder: Path, done: int) -> None:
         self._table = folder / "log.csv"
-        self._events = SummaryWriter(str(folder / "events"), purge_step=step)
+        self._events = SummaryWriter(str(folder / "events"), purge_step=done + 1)
 
     def step(self, number: int, loss: float, learning_rates: Sequence[float]) -> None:
         """Note a step."""
@@ -34,11 +34,15 @@ class RunLog:
         """Note an epoch, the last of `history`, after a step; the table holds all of them."""
         for name, value in history[-1].items():
             self._events.add_scalar(f"epoch/{name}", value, step)
-        self._events.flush()
+        self.flush()
         with replacing(self._table) as unfinished, unfinished.open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(history[-1]))
             writer.writeheader()
             writer.writerows(history)
+
+    def flush(self) -> None:
+        """Have all events on disk."""
+        self._events.flush()
 
     def close(self) -> None:
         """Write what is still in memory."""

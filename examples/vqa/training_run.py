@@ -25,7 +25,7 @@ from vqa.perturbation import perturbed
 from vqa.prediction import autocast
 from vqa.processes import Place
 from vqa.recipe import Recipe
-from vqa.run_state import Counters, fingerprint, load_state, save_state
+from vqa.run_state import Counters, RunStateError, fingerprint, load_state, save_state
 from vqa.settings import Settings
 from vqa.training_step import Objective, TrainingStep
 
@@ -36,11 +36,11 @@ T = TypeVar("T")
 class Step:
     """What one optimizer step gave."""
 
-    loss: Tensor
-    """Scalar; reading it waits for the device."""
+    loss: float | None
+    """None where bad files have left nothing to take a step on."""
     batches: int
     seconds: float
-    """From the batches being there to the weights being updated, as the host sees it."""
+    """From the batches being there to the weights being updated, on the device, too."""
 
 
 class TrainingRun:
@@ -120,10 +120,13 @@ class TrainingRun:
         self._draws.start(counters.epoch, counters.batch)
         for batches in _groups(self._loader, self.settings.accumulate):
             began = time.perf_counter()
-            loss = self._step(step, batches)
+            mean = self._step(step, batches)
+            loss = None if mean is None else mean.item()  # waits for the device
             counters.batch += len(batches)
             counters.step += 1
             yield Step(loss, len(batches), time.perf_counter() - began)
+        # Each process has batch statistics of its own; all are to test the same model.
+        self.place.copy_from_first(self.tested_model.buffers())
         counters.epoch, counters.batch = counters.epoch + 1, 0
 
     def first_batch(self) -> Batch:
@@ -135,6 +138,7 @@ class TrainingRun:
     def save(self, path: Path) -> None:
         """Write all that `load` needs; called by every process, written by the first."""
         random = self.place.gather([_random_states(self.place.device)])
+        self.counters.bad_files = sorted(set(self.place.gather(self.counters.bad_files)))
         if not self.place.is_first:
             return
         parts = {
@@ -150,29 +154,38 @@ class TrainingRun:
         """Go on from what `save` wrote, bit for bit.
 
         Raises:
-            RunStateError: as `load_state`.
+            RunStateError: as `load_state`, or the run had another number of processes or another
+                kind of device.
         """
-        self.counters, parts = load_state(path, self._fingerprint)
+        counters, parts = load_state(path, self._fingerprint)
+        saved, place = parts["random"], self.place
+        if len(saved) != place.processes or ("cuda" in saved[0]) != (place.device.type == "cuda"):
+            kind = "cuda" if "cuda" in saved[0] else "cpu"
+            raise RunStateError(
+                f"{path}: expected the state of {place.processes} process(es) on"
+                f" {place.device.type}, got that of {len(saved)} on {kind}"
+            )
+        self.counters = counters
         self.model.load_state_dict(parts["model"])
         self.optimizer.load_state_dict(parts["optimizer"])
         if self.average is not None:
             self.average.load_state_dict(parts["average"])
         if self._scaler is not None:
             self._scaler.load_state_dict(parts["scaler"])
-        _restore_random_states(parts["random"][self.place.rank], self.place.device)
+        _restore_random_states(saved[place.rank], place.device)
 
     def learning_rates(self) -> list[float]:
         """Of every parameter group, as of the last step."""
         return [float(group["lr"]) for group in self.optimizer.param_groups]
 
-    def _step(self, step: TrainingStep[Batch], batches: Sequence[Batch]) -> Tensor:
+    def _step(self, step: TrainingStep[Batch], batches: Sequence[Batch]) -> Tensor | None:
         factor = self.recipe.multiplier(self.counters.step, self.steps_per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
         self.counters.bad_files += [message for batch in batches for message in batch.bad_files]
         readable = [batch.to(self.place.device) for batch in batches if self._is_usable(batch)]
         if not readable:
-            return torch.zeros(())
+            return None
         loss = step(readable) / self.place.processes
         if self.average is not None:
             self.average.update_parameters(self.model)

@@ -4,6 +4,7 @@ import copy
 import itertools
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -61,6 +62,33 @@ def test_a_run_goes_on_bit_for_bit_wherever_it_stopped(tmp_path, perturb, stop):
     assert_equal(everything(resumed), everything(whole))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"accumulate": 2},
+        {"amp": "fp16", "perturb": "awp-previous"},
+        {"linear_epochs": 1, "epochs": 2, "perturb": "awp-previous"},
+        {"linear_epochs": 1, "epochs": 2, "perturb": "rwp", "drop_last": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("stop", [2, 5])
+def test_it_does_so_with_every_way_to_train(tmp_path, changes, stop):
+    settings = with_settings(**changes)
+    whole = new_run(settings)
+    steps = itertools.chain.from_iterable(whole.steps() for _ in range(3))
+    losses = []
+    for step in steps:
+        losses.append(step.loss)
+        if len(losses) == stop:
+            whole.save(tmp_path / "last.pt")
+    resumed = new_run(settings)
+    resumed.load(tmp_path / "last.pt")
+
+    assert train(resumed, 3 - resumed.counters.epoch) == losses[stop:]
+    assert_equal(everything(resumed), everything(whole))
+
+
 def test_the_number_of_workers_does_not_show():
     alone = train(new_run(), 2)
 
@@ -78,6 +106,18 @@ def test_a_run_with_other_settings_or_labels_is_not_gone_on_from(tmp_path):
         with pytest.raises(RunStateError, match=r"last\.pt: expected a run with these settings"):
             other.load(tmp_path / "last.pt")
     new_run(with_settings(workers=1, output=tmp_path)).load(tmp_path / "last.pt")
+
+
+def test_a_run_of_another_number_of_processes_or_device_is_not_gone_on_from(tmp_path):
+    path = tmp_path / "last.pt"
+    new_run().save(path)
+    values = torch.load(path, weights_only=True)
+    (state,) = values["parts"]["random"]
+
+    for random, got in (([state, state], "2 on cpu"), ([{**state, "cuda": state["cpu"]}], "cuda")):
+        torch.save({**values, "parts": {**values["parts"], "random": random}}, path)
+        with pytest.raises(RunStateError, match=rf"state of 1 process.* on cpu, got .*{got}"):
+            new_run().load(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint"])
@@ -169,12 +209,38 @@ def test_a_bad_file_stops_a_run_that_was_not_told_to_skip_it():
         train(new_run(samples=toy_samples(18, bad=(3,))))
 
 
-def test_bf16_and_compile_are_within_rounding_of_float32():
-    plain = torch.stack(train(new_run()))
-    half = torch.stack(train(new_run(with_settings(amp="bf16"))))
+def test_nothing_is_made_of_batches_without_a_pair():
+    samples = toy_samples(18, bad=tuple(range(17)))
+    run = new_run(with_settings(bad_files="skip"), samples)
+    before = copy.deepcopy(run.model.state_dict())
+
+    assert set(train(run)) == {None}
+    assert_equal(dict(run.model.state_dict()), dict(before))
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+@pytest.mark.parametrize("perturb", ["none", "awp"])
+def test_mixed_precision_is_within_rounding_of_float32(amp, perturb):
+    plain = torch.tensor(train(new_run(with_settings(perturb=perturb))))
+    half = torch.tensor(train(new_run(with_settings(perturb=perturb, amp=amp))))
 
     assert not half.equal(plain)
     torch.testing.assert_close(half, plain, rtol=0.1, atol=0.02)
+
+
+def test_a_compiled_model_trains_as_the_plain_one_and_is_saved_under_its_names(
+    tmp_path, monkeypatch
+):
+    plain = new_run()
+    losses = train(plain, 2)
+    # Without a C++ compiler: the capture of the model is what could go wrong here.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    compiled = new_run(with_settings(compile=True))
+
+    assert train(compiled, 2) == pytest.approx(losses, rel=1e-5)
+    compiled.save(tmp_path / "last.pt")
+    plain.load(tmp_path / "last.pt")
+    assert_equal(everything(plain), everything(compiled))
 
 
 def run_of_rank(rank, perturb):
@@ -189,7 +255,7 @@ def run_of_rank(rank, perturb):
         0,
         place if rank is not None else HERE,
     )
-    losses = torch.stack([step.loss for step in run.steps()])
+    losses = torch.tensor(train(run))
     # The loss does not see the last bias: its gradient is rounding, which AdamW makes large.
     weights = {name: p.detach() for name, p in run.model.named_parameters()}
     return losses, {name: weights[name] for name in weights if name != "head.1.bias"}
@@ -210,6 +276,20 @@ def test_two_processes_train_as_one_does(two_ranks, perturb):
     assert_equal([losses, weights], [other_losses, other_weights])
     torch.testing.assert_close(losses, alone_losses, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(weights, alone_weights, rtol=1e-3, atol=1e-4)
+
+
+def statistics_of_rank(rank):
+    settings = with_settings(ema=0.0, drop_last=True)
+    run = new_run(settings, place=Place(torch.device("cpu"), rank, 2))
+    train(run)
+    return dict(run.tested_model.named_buffers())
+
+
+def test_all_processes_test_the_same_batch_statistics(two_ranks):
+    first, second = two_ranks.run(statistics_of_rank)
+
+    assert first["backbone.1.running_var"].ne(1).all()
+    assert_equal(first, second)
 
 
 def test_every_method_has_a_setting():
