@@ -26,8 +26,6 @@ def dry_run(recipe: Recipe, settings: Settings, parts: Parts, place: Place) -> N
     run = TrainingRun(recipe, settings, parts.train, settings.splits[0], place)
     step_seconds, step_wall = _time_steps(run)
     test_seconds = _time_test(run, parts)
-    if not place.is_first:
-        return
     sizes = {"train": parts.train, "validation": parts.validation, "test": parts.test, **parts.also}
     print("samples:", ", ".join(f"{len(own)} {name}" for name, own in sizes.items()))
     print(_describe_model(run.model))
@@ -54,7 +52,6 @@ def _time_steps(run: TrainingRun) -> tuple[float, float]:
     own, wall, ticked = [], [], time.perf_counter()
     steps = run.steps()
     for _, step in zip(range(_STEPS), steps, strict=False):
-        step.loss.item()  # wait for the device
         now = time.perf_counter()
         own.append(step.seconds)
         wall.append(now - ticked)

@@ -62,6 +62,23 @@ def parts_of(
     return Parts(train, validation, test, {**more, **{k: v.samples for k, v in also.items()}})
 
 
+def parts_of_splits(
+    dataset: DataSet, also: Mapping[str, DataSet], settings: Settings
+) -> dict[int, Parts]:
+    """The parts of all splits that the settings ask for, so that none fails after hours of others.
+
+    Raises:
+        ValueError: as `parts_of`, or there are official parts, which are the same in every split.
+    """
+    official = any(sample.part is not None for sample in dataset.samples)
+    if official and settings.official_parts == "use" and len(settings.splits) > 1:
+        raise ValueError(
+            f"splits: expected one, since {dataset.name} comes with parts (or --official-parts"
+            f" ignore to draw them), got {settings.splits}"
+        )
+    return {number: parts_of(dataset, also, settings, number) for number in settings.splits}
+
+
 def _of(dataset: DataSet, part: str) -> Samples:
     return tuple(sample for sample in dataset.samples if sample.part == part)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from vqa.files import write_json
 from vqa.fit import fit
 from vqa.metrics import Agreement
 from vqa.models import load_published
-from vqa.parts import Parts, Samples, load_also, parts_of
+from vqa.parts import Parts, Samples, load_also, parts_of_splits
 from vqa.prediction import measured, predict
 from vqa.processes import Place, joined_processes
 from vqa.provenance import provenance
@@ -35,19 +37,22 @@ def run_script(settings: Settings, recipe: Recipe) -> Path | None:
     """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    with joined_processes(settings.device) as place:
-        torch.backends.cudnn.benchmark = False
+    with (
+        joined_processes(settings.device) as place,
+        redirect_stdout(sys.stdout if place.is_first else None),  # one voice is enough
+    ):
         dataset, also = _load_data(settings, place)
+        by_split = parts_of_splits(dataset, also, settings)
         if settings.dry_run:
-            dry_run(recipe, settings, parts_of(dataset, also, settings, settings.splits[0]), place)
+            dry_run(recipe, settings, by_split[settings.splits[0]], place)
             return None
-        return _run_splits(recipe, settings, dataset, also, place)
+        return _run_splits(recipe, settings, dataset, by_split, place)
 
 
 def output_folder(recipe: Recipe, settings: Settings) -> Path:
     """Where the results go."""
-    named = f"{settings.dataset}-{settings.perturb}"
-    return settings.output or RUNS / recipe.script / named
+    kind = settings.perturb if settings.evaluate is None else "evaluated"
+    return settings.output or RUNS / recipe.script / f"{settings.dataset}-{kind}"
 
 
 def _load_data(settings: Settings, place: Place) -> tuple[DataSet, dict[str, DataSet]]:
@@ -61,12 +66,11 @@ def _load_data(settings: Settings, place: Place) -> tuple[DataSet, dict[str, Dat
         score_column=settings.score_column,
         drop_missing=drop_missing,
     )
-    if place.is_first:
-        place.wait_for_all()
     also = load_also(settings)
     if place.is_first:
-        for each in (dataset, *also.values()):
-            print(summary(each))
+        place.wait_for_all()
+    for each in (dataset, *also.values()):
+        print(summary(each))
     return dataset, also
 
 
@@ -74,16 +78,17 @@ def _run_splits(
     recipe: Recipe,
     settings: Settings,
     dataset: DataSet,
-    also: Mapping[str, DataSet],
+    by_split: Mapping[int, Parts],
     place: Place,
 ) -> Path:
     began, folder = time.perf_counter(), output_folder(recipe, settings)
     results = []
-    for split in settings.splits:
-        parts = parts_of(dataset, also, settings, split)
-        results.append(_run_split(recipe, settings, parts, split, folder / f"split-{split}", place))
-        if place.is_first:
-            print(f"split {split}:\n{table(results[-1:])}")
+    for split, parts in by_split.items():
+        result = _run_split(recipe, settings, parts, split, folder / f"split-{split}", place)
+        results.append(result)
+        print(f"split {split}:\n{table([result])}")
+        if result.bad_files:
+            print(f"left out: {len(result.bad_files)} files that cannot be read")
     path = folder / "results.json"
     if place.is_first:
         write_json(
@@ -100,9 +105,9 @@ def _run_splits(
                 "provenance": provenance(place.device),
             },
         )
-        if len(results) > 1:
-            print(f"median of {len(results)} splits:\n{table(results)}")
-        print(f"Results: {path}")
+    if len(results) > 1:
+        print(f"median of {len(results)} splits:\n{table(results)}")
+    print(f"Results: {path}")
     return path
 
 
@@ -113,9 +118,7 @@ def _run_split(
     if settings.evaluate is None:
         fit(run, parts.chooses(settings), folder)
     else:
-        report = load_published(run.tested_model, settings.evaluate)
-        if place.is_first:
-            print(report)
+        print(load_published(run.tested_model, settings.evaluate))
     return _score(run, parts, split)
 
 

@@ -6,7 +6,7 @@ import pytest
 from toy_recipe import with_settings
 
 from vqa.datasets import DataSet, Sample
-from vqa.parts import parts_of
+from vqa.parts import parts_of, parts_of_splits
 from vqa.splits import split
 
 
@@ -67,6 +67,14 @@ def test_the_settings_say_what_chooses_the_epoch(select_on, chooses):
     parts = parts_of(dataset(OFFICIAL), {}, settings, 0)
 
     assert parts.chooses(settings) == (() if chooses is None else getattr(parts, chooses))
+
+
+def test_several_splits_are_refused_where_the_parts_are_given():
+    settings = with_settings(splits=(0, 1), protocol="sama")
+
+    with pytest.raises(ValueError, match="splits: expected one, since list comes with parts"):
+        parts_of_splits(dataset(OFFICIAL), {}, settings)
+    assert list(parts_of_splits(dataset(), {}, settings)) == [0, 1]
 
 
 def test_a_data_set_without_a_test_part_is_refused():

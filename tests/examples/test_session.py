@@ -3,14 +3,16 @@
 import csv
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy_recipe import toy_recipe, toy_samples, with_settings
 
 from vqa.run_state import RunStateError
-from vqa.session import run_script
+from vqa.session import output_folder, run_script
 
 
 @pytest.fixture
@@ -52,6 +54,7 @@ def test_results_hold_scores_gap_settings_and_where_they_come_from(data, tmp_pat
     assert results["opinion_scores"] == "human"
     assert results["settings"]["gamma"] == 0.01
     assert torch.__version__.startswith(results["provenance"]["versions"]["torch"])
+    assert re.fullmatch(r"[0-9a-f]{12}(-dirty)?", results["provenance"]["git_revision"])
     assert results["median"]["test"] == split["test"]
     assert "SRCC" in capsys.readouterr().out
 
@@ -62,6 +65,12 @@ def test_every_split_is_trained_and_the_median_reported(data, tmp_path):
     scores = sorted(split["test"]["srcc"] for split in results["splits"])
     assert len(set(scores)) > 1
     assert results["median"]["test"]["srcc"] == scores[1]
+
+
+def test_a_split_that_is_not_there_is_refused_before_any_other_is_trained(data, tmp_path):
+    with pytest.raises(ValueError, match="expected 0 to 0 for the protocol 'paper', got 1"):
+        run(settings_for(data, tmp_path, splits=(0, 1)))
+    assert not (tmp_path / "out").exists()
 
 
 def test_other_data_sets_are_tested_too(data, tmp_path):
@@ -133,6 +142,32 @@ def test_an_interrupted_run_gives_the_same_scores(data, tmp_path, monkeypatch):
     for part in ("train", "validation", "test"):
         assert resumed["splits"][0][part] == whole["splits"][0][part]
     assert 0 < saves[1] < resumed["splits"][0]["steps"]
+    assert logged(tmp_path / "out") == logged(tmp_path / "whole")
+
+
+def logged(folder):
+    """The table without what depends on the clock, and TensorBoard's points."""
+    with (folder / "split-0" / "log.csv").open() as file:
+        rows = [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+    events = EventAccumulator(str(folder / "split-0" / "events")).Reload()
+    points = {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+        if tag != "epoch/seconds"
+    }
+    return rows, points
+
+
+def test_the_logs_hold_every_epoch_and_every_step_once(data, tmp_path):
+    settings = settings_for(data, tmp_path)
+    steps = run(settings)["splits"][0]["steps"]
+    rows, points = logged(tmp_path / "out")
+    run(settings)  # finished: nothing to add, nothing to hide
+
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert [step for step, _ in points["loss"]] == list(range(1, steps + 1))
+    assert [step for step, _ in points["epoch/selection_srcc"]] == [steps // 2, steps]
+    assert logged(tmp_path / "out") == (rows, points)
 
 
 def test_a_folder_of_other_settings_is_refused_unless_the_run_begins_again(data, tmp_path):
@@ -154,7 +189,16 @@ def test_trained_weights_can_be_tested_alone(data, tmp_path):
     assert tested["splits"][0]["steps"] == 0
 
 
-def test_bad_files_are_counted_at_the_end(data, tmp_path):
+def test_testing_alone_does_not_overwrite_the_results_of_the_training(data, tmp_path):
+    training = settings_for(data, tmp_path, output=None)
+    testing = settings_for(data, tmp_path, output=None, evaluate=Path("best.pt"))
+
+    folders = [output_folder(toy_recipe(), settings) for settings in (training, testing)]
+
+    assert [folder.name for folder in folders] == ["list-awp", "list-evaluated"]
+
+
+def test_bad_files_are_counted_at_the_end(data, tmp_path, capsys):
     text = (data / "labels.txt").read_text()
     (data / "bad-50-3").touch()
     (data / "labels.txt").write_text(text + "bad-50-3, -1, -1, 3\n")
@@ -163,6 +207,16 @@ def test_bad_files_are_counted_at_the_end(data, tmp_path):
 
     assert len(results["splits"][0]["bad_files"]) == 1
     assert "bad-50-3" in results["splits"][0]["bad_files"][0]
+    assert "left out: 1 files that cannot be read" in capsys.readouterr().out
+
+
+def test_a_training_without_any_readable_file_is_no_training(data, tmp_path):
+    (data / "labels.txt").write_text("".join(f"bad-{n}-1, -1, -1, {n}\n" for n in range(10)))
+    for n in range(10):
+        (data / f"bad-{n}-1").touch()
+
+    with pytest.raises(ValueError, match="bad_files: expected something to train on"):
+        run(settings_for(data, tmp_path, bad_files="skip"))
 
 
 def test_predictions_that_come_to_nothing_give_no_score_but_a_result(data, tmp_path):
