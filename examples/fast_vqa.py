@@ -39,7 +39,7 @@ class FastVqa(Settings):
     model: Literal["fast_vqa", "fast_vqa_m", "tiny_fast_vqa"] = "fast_vqa"
     sampling: Literal["sound", "paper"] = "sound"
     """How fragments are cut: the published way is random in testing, too, and cuts enlarged videos
-    from a part of their frames."""
+    from a part of their frames. The tiny model knows one way only."""
     frames: int | None = None
     """Frames of a clip; as many as the model is made for if not given."""
     augmentation: Literal["none", "auto", "rand", "trivial"] = "none"
@@ -53,6 +53,14 @@ class FastVqa(Settings):
     paper's runs they begin at zero."""
     checkpoint_activations: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.test_clips < 1:
+            raise ValueError(f"test_clips: expected at least 1, got {self.test_clips}")
+        if self.model == "tiny_fast_vqa":
+            idle = ("frames", "augmentation", "relative_tables", "checkpoint_activations")
+            self._refuse_without_effect(idle, self.model)
 
 
 PAPER = FastVqa(
@@ -125,7 +133,8 @@ def _reader(settings: FastVqa) -> Read:
     if settings.model == "tiny_fast_vqa":
         return partial(read_planes, sampling=FragmentSampling(), test_views=settings.test_clips)
     shape = FAST_VQA_M if settings.model == "fast_vqa_m" else FAST_VQA
-    shape = replace(shape, frames=settings.frames or shape.frames)
+    if settings.frames is not None:
+        shape = replace(shape, frames=settings.frames)
     training = replace(shape, behaviour=settings.sampling, augmentation=settings.augmentation)
     testing = replace(training, clips=settings.test_clips, augmentation="none")
     return partial(_read, training, testing)

@@ -19,7 +19,6 @@ from typing import Literal
 import torch
 import tyro
 from torch import Tensor, nn
-from vqa.sama_clips import read_sama_clips
 
 from vqa.initial_weights import load_initial_weights
 from vqa.labelled_files import Inputs, Read
@@ -27,6 +26,7 @@ from vqa.losses import quality_loss
 from vqa.models import build_model
 from vqa.optimisation import adamw_for_backbone_and_head, cosine_multiplier
 from vqa.recipe import Phase, Recipe
+from vqa.sama_clips import read_sama_clips
 from vqa.sama_video_sampling import SamaSampling
 from vqa.session import run_script
 from vqa.settings import Settings
@@ -52,6 +52,11 @@ class SamaVqa(Settings):
     paper's runs they begin at zero."""
     checkpoint_activations: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.model == "tiny_fast_vqa":
+            self._refuse_without_effect(("relative_tables", "checkpoint_activations"), self.model)
 
 
 PAPER = SamaVqa(

@@ -52,6 +52,10 @@ class SimpleVqa(Settings):
     decay: float = 0.95
     """Of the learning rate, every two epochs; SimpleVQA's own script has 0.9."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._refuse_without_effect(("schedule", "warm_up_epochs", "backbone_factor"), "SimpleVQA")
+
 
 PAPER = SimpleVqa(
     dataset="lsvq",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +14,12 @@ from vqa.processes import DeviceName
 from vqa.splits import Protocol
 
 RUNS = Path(__file__).resolve().parents[2] / "runs"
+
+
+_AMOUNTS = (
+    *("gamma", "epsilon"),
+    *("learning_rate", "weight_decay", "backbone_factor", "warm_up_epochs"),
+)
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,7 @@ class Settings:
 
     # Optimisation
     epochs: int = 30
+    """Epochs in which everything learns."""
     linear_epochs: int = 0
     """Epochs before these in which only the head learns."""
     warm_up_epochs: float = 2.5
@@ -82,12 +90,14 @@ class Settings:
     backbone_factor: float = 0.1
     """Learning rate of the backbone relative to the head's."""
     weight_decay: float = 0.05
+    """Of all tensors, norms and biases too."""
     ema: float = 0.999
     """Decay of the weights' moving average, which is what is tested; 0 for the weights
     themselves."""
     drop_last: bool = False
     """Leave out an epoch's last batch if it is not full."""
     seed: int = 42
+    """Decides first weights, order of the samples, their random views, dropout and perturbation."""
 
     # Weights to begin with
     pretrained: Path | None = None
@@ -99,9 +109,11 @@ class Settings:
 
     # The machine
     device: DeviceName = "auto"
+    """`auto` is a GPU where there is one."""
     amp: Literal["none", "bf16", "fp16"] = "none"
     """Mixed precision."""
     compile: bool = False
+    """Train the model through `torch.compile`."""
     workers: int = 4
     """Processes that read files, for each training process."""
     threads: int | None = None
@@ -109,7 +121,7 @@ class Settings:
 
     # Output
     output: Path | None = None
-    """Folder of the results; by default runs/SCRIPT/DATASET-PERTURBATION."""
+    """Folder of the results; by default runs/SCRIPT/DATASET-PERTURBATION, or DATASET-evaluated."""
     resume: Literal["auto", "never"] = "auto"
     """Go on where an interrupted run with the same settings stopped, or begin again."""
     save_every: int = 500
@@ -124,13 +136,13 @@ class Settings:
     """Show data, model, one batch, memory and an estimate of the time, and stop."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "accumulate", "steps"):
+        for name in ("epochs", "batch", "accumulate", "steps", "landscape_batches"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        for name in ("linear_epochs", "workers", "save_every", "landscape_points"):
+        for name in ("linear_epochs", "workers", "save_every", "landscape_points", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected at least 0, got {getattr(self, name)}")
-        for name in ("gamma", "learning_rate", "weight_decay", "backbone_factor", "epsilon"):
+        for name in _AMOUNTS:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name}: expected a finite number from 0, got {value}")
@@ -141,6 +153,12 @@ class Settings:
                 )
         if not self.splits or len(set(self.splits)) < len(self.splits):
             raise ValueError(f"splits: expected one or more, each once, got {self.splits}")
+
+    def _refuse_without_effect(self, names: Collection[str], on: str) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in names and value != field.default:
+                raise ValueError(f"{field.name}: has no effect on {on}, got {value!r}")
 
     @property
     def method(self) -> Method:
