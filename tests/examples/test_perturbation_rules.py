@@ -9,7 +9,6 @@ from torch import nn
 
 from vqa.perturbation import METHOD_NAMES, RELEASED_RULE, PerturbationRule, perturbed
 
-
 DATA = Path(__file__).parents[1] / "data" / "weight_perturbation.npz"
 
 
