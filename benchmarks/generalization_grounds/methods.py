@@ -76,7 +76,9 @@ INDEPENDENT: dict[str, Method] = {
     "rwp": Method("RWP", Recipe("rwp"), "magnitude", "rwp"),
     "sam": Method("SAM", Recipe("sam"), "magnitude", "rho"),
     "awp": _awp("AWP", Recipe("awp")),
-    "awp-previous": _awp('AWP, ascent="previous"', Recipe("awp", ascent="previous")),
+    "awp-previous": Method(
+        'AWP, ascent="previous"', Recipe("awp", ascent="previous"), "magnitude", "previous"
+    ),
     "awp-element": Method(
         "AWP, element constraint", Recipe("awp", constraint="element"), "magnitude", "element"
     ),

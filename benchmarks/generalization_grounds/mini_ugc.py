@@ -23,6 +23,7 @@ _VERSION = 1
 _VIEW_SEED, _VIEWS = 0, 4
 _GRIDS: Mapping[str, tuple[float, ...]] = {
     "gamma": (0.005, 0.01, 0.02, 0.04),
+    "previous": (0.005, 0.01, 0.02, 0.04),
     "element": (0.01, 0.02, 0.04),
     "rwp": (0.02, 0.1, 0.3),
     "rho": (0.02, 0.05, 0.1, 0.2),

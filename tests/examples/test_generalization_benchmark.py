@@ -220,6 +220,7 @@ class Formula:
         self.runs = 0
         self.grids = {
             "gamma": (0.01, 0.02, 0.04),
+            "previous": (0.01, 0.02),
             "element": (0.02, 0.04),
             "rwp": (0.1, 0.3),
             "rho": (0.1, 0.2),
