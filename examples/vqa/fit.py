@@ -35,6 +35,8 @@ def fit(run: TrainingRun, chooses: Sequence[Sample], folder: Path) -> None:
     last, best = folder / "last.pt", folder / "best.pt"
     if run.settings.resume == "auto" and last.is_file():
         run.load(last)
+    elif run.place.is_first:
+        last.unlink(missing_ok=True)  # or the next session would go on from the old run
     log = RunLog(folder, run.counters.step) if run.place.is_first else None
     try:
         while run.counters.epoch < run.epochs:

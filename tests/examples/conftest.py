@@ -1,4 +1,3 @@
-
 import pytest
 
 from vqa.mini_iqa import MiniIqaSettings, build_mini_iqa

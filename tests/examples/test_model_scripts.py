@@ -97,13 +97,20 @@ def test_a_dry_run_shows_what_would_happen(script, tiny, tmp_path, capsys):
     assert not (tmp_path / "nothing").exists()
 
 
-def test_trained_weights_are_loaded_for_fine_tuning(script, tiny, tmp_path, capsys):
+def test_fine_tuning_begins_with_the_trained_weights(script, tiny, tmp_path, capsys):
     run(script, replace(tiny, epochs=1, output=tmp_path / "first"))
     best = tmp_path / "first" / "split-0" / "best.pt"
+    motionless = replace(tiny, epochs=1, learning_rate=0.0, seed=tiny.seed + 1)
 
-    run(script, replace(tiny, epochs=1, finetune_from=best, output=tmp_path / "second"))
+    run(script, replace(motionless, finetune_from=best, output=tmp_path / "second"))
 
     assert "loaded" in capsys.readouterr().out
+    trained, tuned = (
+        torch.load(tmp_path / which / "split-0" / "best.pt", weights_only=True)["state_dict"]
+        for which in ("first", "second")
+    )
+    weights = [name for name in trained if "running" not in name and "tracked" not in name]
+    assert all(tuned[name].equal(trained[name]) for name in weights)
 
 
 def clips_model(maps):

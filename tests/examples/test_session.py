@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -177,6 +178,19 @@ def test_a_folder_of_other_settings_is_refused_unless_the_run_begins_again(data,
     with pytest.raises(RunStateError, match="choose another --output, or --resume never"):
         run(settings_for(data, tmp_path, **other))
     assert run(settings_for(data, tmp_path, resume="never", **other))["settings"]["gamma"] == 0.02
+
+
+def test_a_run_that_began_again_and_was_interrupted_does_not_go_on_from_the_old_one(data, tmp_path):
+    run(settings_for(data, tmp_path))
+    again = settings_for(data, tmp_path, resume="never")
+
+    def interrupted(path, generator):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_script(again, replace(toy_recipe(again), read=interrupted))
+
+    assert not (tmp_path / "out" / "split-0" / "last.pt").exists()
 
 
 def test_trained_weights_can_be_tested_alone(data, tmp_path):
