@@ -83,8 +83,8 @@ def describe_plan(
         )
     lines.append("Runs, each once, with the estimated device hours of those to do:")
     for item in plan.items:
-        hours = "" if item.state == "finished" else f" {item.estimate.hours:8.2f} h"
-        lines.append(f"  {item.state:<11}{hours:<11} {item.run.name}  {item.run.describe()}")
+        cost = "" if item.state == "finished" else f" {item.estimate.hours:8.2f} h"
+        lines.append(f"  {item.state:<11}{cost:<11} {item.run.name}  {item.run.describe()}")
     lines += [
         f"Before them, SimpleVQA's features: {own.describe()}" for own in extractions(plan.to_run)
     ]
