@@ -96,13 +96,15 @@ class Block:
     def move(self, moves: Iterable[Move]) -> None:
         """Move every tensor of ``moves``; tensors that share memory are all saved before."""
         near, far = self._batches(moves)
-        for batch in near:
-            if not batch.layers:
-                weights = [_as_real(move.param) for move in batch.moves]
-                backups = self._memory.copies(weights)
-                self._save(batch, weights, backups, frobenius_norms(backups))
+        # Saved just before it moves, a tensor is still in the cache when it does.
+        at_once = not far and _lie_apart([move.param for batch in near for move in batch.moves])
+        if not at_once:
+            for batch in near:
+                self._save_near(batch)
         self._climb(far)
         for batch in near:
+            if at_once:
+                self._save_near(batch)
             batch.directions = [_direction(move) for move in batch.moves]
             self._climb([batch])
             batch.directions = []
@@ -186,6 +188,12 @@ class Block:
             prepared.append((batch, scales))
         return prepared
 
+    def _save_near(self, batch: Batch) -> None:
+        if not batch.layers:
+            weights = [_as_real(move.param) for move in batch.moves]
+            backups = self._memory.copies(weights)
+            self._save(batch, weights, backups, frobenius_norms(backups))
+
     def _save(
         self, batch: Batch, weights: list[Tensor], backups: list[Tensor], weight_norms: Tensor
     ) -> None:
@@ -209,6 +217,11 @@ class Block:
             project_layer_(
                 batch.weights, backups, radii, lambda away: whole_norms([away], places)[0]
             )
+
+
+def _lie_apart(params: list[Tensor]) -> bool:
+    """Whether every tensor has its memory for itself."""
+    return len({param.untyped_storage().data_ptr() for param in params}) == len(params)
 
 
 def _direction(move: Move) -> Tensor:
