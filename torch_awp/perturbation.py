@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 # Elements that the host works on at a time: few enough for a core's cache to hold them with some
-# temporaries (256 KiB in float32 each), enough to be worth a call. Tensors up to this length share
+# temporaries (512 KiB in float32 each), enough to be worth a call. Tensors up to this length share
 # calls, longer ones are worked on in pieces.
-PIECE = 2**16
+PIECE = 2**17
 # Elements whose squares the host sums in float32: the sum is good to 1e-5.
 _SUMMED = 2**18
 # Outside this range the squares summed in float32 lose digits, underflow or overflow.

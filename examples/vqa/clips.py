@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -132,11 +133,17 @@ def read_planes(
     Raises:
         VideoError: the file cannot be read; names it.
     """
-    luma = read_frames(path, pixels="gray")
-    clips = to_planes(LumaClips(luma, torch.zeros(1)))
+    clips = _planes_of_file(path)
     if generator is None:
         return (fixed_views(clips, sampling, test_views, _TEST_SEED)[:, 0],)
     return (sample_fragments(clips, torch.tensor([0]), sampling, generator),)
+
+
+# A small data set stays in memory: its planes cost more than all the rest of an epoch.
+@lru_cache(maxsize=256)
+def _planes_of_file(path: Path) -> PlaneClips:
+    luma = read_frames(path, pixels="gray")
+    return to_planes(LumaClips(luma, torch.zeros(1)))
 
 
 def fixed_views(clips: PlaneClips, sampling: FragmentSampling, views: int, seed: int) -> Tensor:
