@@ -28,7 +28,7 @@ from vqa.optimisation import adamw_for_backbone_and_head, cosine_multiplier
 from vqa.quality_planes import PLANES
 from vqa.recipe import Phase, Recipe
 from vqa.session import run_script
-from vqa.settings import Settings
+from vqa.settings import Settings, on_any_machine
 from vqa.video_clips import FAST_VQA, FAST_VQA_M, FastVqaSampling, read_clips
 
 
@@ -85,20 +85,12 @@ PRESETS = {
     ),
     "tiny": (
         "The demo's model on mini-UGC with AWP, in a minute or two on a CPU.",
-        FastVqa(
-            model="tiny_fast_vqa",
-            epochs=40,
-            learning_rate=4e-3,
-            backbone_factor=1.0,
-            ema=0.0,
-            perturb="awp",
-            gamma=0.01,
-            constraint="layer",
-            named_weight=False,
-            epsilon=0.0,
-            workers=0,
-            threads=1,
-            device="cpu",
+        on_any_machine(
+            FastVqa(
+                model="tiny_fast_vqa",
+                epochs=40,
+                backbone_factor=1.0,
+            )
         ),
     ),
 }

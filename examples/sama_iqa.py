@@ -28,7 +28,7 @@ from vqa.recipe import Phase, Recipe
 from vqa.sama_image_sampling import SamaImageSampling, read_sama_image
 from vqa.schedules import warm_up_constant
 from vqa.session import run_script
-from vqa.settings import Settings
+from vqa.settings import Settings, on_any_machine
 
 
 @dataclass(frozen=True)
@@ -60,24 +60,16 @@ PRESETS = {
     "paper": ("SAMA's training on KonIQ-10k, median of 10 splits, with AWP.", PAPER),
     "tiny": (
         "A small model on mini-IQA with AWP, in a minute or two on a CPU.",
-        SamaIqa(
-            model="tiny_sama_iqa",
-            dataset="mini-iqa",
-            data_root=DEFAULT_FOLDER,
-            epochs=40,
-            warm_up_epochs=4,
-            batch=16,
-            learning_rate=4e-3,
-            backbone_factor=1.0,
-            ema=0.0,
-            perturb="awp",
-            gamma=0.01,
-            constraint="layer",
-            named_weight=False,
-            epsilon=0.0,
-            workers=0,
-            threads=1,
-            device="cpu",
+        on_any_machine(
+            SamaIqa(
+                model="tiny_sama_iqa",
+                dataset="mini-iqa",
+                data_root=DEFAULT_FOLDER,
+                epochs=40,
+                warm_up_epochs=4,
+                batch=16,
+                backbone_factor=1.0,
+            )
         ),
     ),
 }

@@ -29,7 +29,7 @@ from vqa.recipe import Phase, Recipe
 from vqa.sama_clips import read_sama_clips
 from vqa.sama_video_sampling import SamaSampling
 from vqa.session import run_script
-from vqa.settings import Settings
+from vqa.settings import Settings, on_any_machine
 
 
 @dataclass(frozen=True)
@@ -76,21 +76,13 @@ PRESETS = {
     ),
     "tiny": (
         "A small model on mini-UGC with AWP, in a few minutes on a CPU.",
-        SamaVqa(
-            model="tiny_fast_vqa",
-            epochs=40,
-            batch=12,
-            learning_rate=4e-3,
-            backbone_factor=1.0,
-            ema=0.0,
-            perturb="awp",
-            gamma=0.01,
-            constraint="layer",
-            named_weight=False,
-            epsilon=0.0,
-            workers=0,
-            threads=1,
-            device="cpu",
+        on_any_machine(
+            SamaVqa(
+                model="tiny_fast_vqa",
+                epochs=40,
+                batch=12,
+                backbone_factor=1.0,
+            )
         ),
     ),
 }

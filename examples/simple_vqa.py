@@ -31,7 +31,7 @@ from vqa.optimisation import adam
 from vqa.recipe import Phase, Recipe
 from vqa.schedules import step_decay
 from vqa.session import run_script
-from vqa.settings import Settings
+from vqa.settings import Settings, on_any_machine
 
 
 @dataclass(frozen=True)
@@ -78,23 +78,15 @@ PRESETS = {
     ),
     "tiny": (
         "A small model on mini-UGC with AWP, in a few minutes on a CPU.",
-        SimpleVqa(
-            model="tiny_simple_vqa",
-            features=simple_vqa_features.PRESETS["tiny"][1].output,
-            crop=96,
-            epochs=30,
-            batch=16,
-            learning_rate=4e-3,
-            weight_decay=1e-4,
-            ema=0.0,
-            perturb="awp",
-            gamma=0.01,
-            constraint="layer",
-            named_weight=False,
-            epsilon=0.0,
-            workers=0,
-            threads=1,
-            device="cpu",
+        on_any_machine(
+            SimpleVqa(
+                model="tiny_simple_vqa",
+                features=simple_vqa_features.PRESETS["tiny"][1].output,
+                crop=96,
+                epochs=30,
+                batch=16,
+                weight_decay=1e-4,
+            )
         ),
     ),
 }

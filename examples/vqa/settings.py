@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from vqa.mini_ugc import DEFAULT_FOLDER
 from vqa.perturbation import Method, PerturbationRule
@@ -169,3 +169,23 @@ class Settings:
     def rule(self) -> PerturbationRule:
         """How the perturbation is made."""
         return PerturbationRule(self.steps, self.constraint, self.named_weight, self.epsilon)
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def on_any_machine(settings: S) -> S:
+    """The same settings on one thread of a CPU, for a small model with AWP as in the demo."""
+    return replace(
+        settings,
+        learning_rate=4e-3,
+        ema=0.0,
+        perturb="awp",
+        gamma=0.01,
+        constraint="layer",
+        named_weight=False,
+        epsilon=0.0,
+        workers=0,
+        threads=1,
+        device="cpu",
+    )
