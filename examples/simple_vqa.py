@@ -11,8 +11,9 @@ motion features itself and trains a small model on mini-UGC, whose opinion score
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 import simple_vqa_features
 from vqa.feature_cache import FeatureCache
+from vqa.feature_extraction import extract_features
 from vqa.initial_weights import load_initial_weights
 from vqa.labelled_files import Inputs
 from vqa.losses import l1_rank_loss
@@ -32,6 +34,7 @@ from vqa.recipe import Phase, Recipe
 from vqa.schedules import step_decay
 from vqa.session import run_script
 from vqa.settings import Settings, on_any_machine
+from vqa.simple_vqa_features import TINY
 
 
 @dataclass(frozen=True)
@@ -97,11 +100,12 @@ def recipe(settings: SimpleVqa) -> Recipe:
     return Recipe(
         script="simple_vqa",
         build=partial(_build, settings),
-        read=partial(_read, FeatureCache.open(settings.features), settings.crop),
+        read=partial(_read, settings.features, settings.crop),
         scores=_scores,
         loss=partial(l1_rank_loss, released_order=settings.loss == "released"),
         optimizer=partial(adam, settings=settings),
         multiplier=partial(_multiplier, settings),
+        prepare=partial(_prepare, settings),
         head="quality",
         freeze_statistics=settings.batch_statistics == "clean",
     )
@@ -113,8 +117,21 @@ def _build(settings: SimpleVqa) -> nn.Module:
     return load_initial_weights(build_model(settings.model), settings)
 
 
-def _read(cache: FeatureCache, crop: int, video: Path, generator: torch.Generator | None) -> Inputs:
-    return cache.read(video, generator, crop)
+def _prepare(settings: SimpleVqa, videos: Sequence[Path]) -> None:
+    """Extract what the tiny model reads, in seconds; see that there is what the other one reads."""
+    if settings.model == "tiny_simple_vqa":
+        skip = settings.bad_files == "skip"
+        done = extract_features(videos, settings.features, TINY, skip_bad_files=skip)
+        print(f"features of {done.extracted} videos extracted, {done.reused} reused")
+    else:
+        FeatureCache.open(settings.features)
+
+
+_open = lru_cache(FeatureCache.open)  # once for each process that reads
+
+
+def _read(folder: Path, crop: int, video: Path, generator: torch.Generator | None) -> Inputs:
+    return _open(folder).read(video, generator, crop)
 
 
 def _scores(model: nn.Module, inputs: Inputs, phase: Phase) -> Tensor:
@@ -128,23 +145,6 @@ def _multiplier(settings: SimpleVqa, step: int, steps_per_epoch: int) -> float:
     return step_decay(step // steps_per_epoch, settings.decay)
 
 
-def extract_tiny_features(settings: SimpleVqa) -> None:
-    """Extract what the tiny preset reads and is not there yet; takes seconds."""
-    simple_vqa_features.main(
-        replace(
-            simple_vqa_features.PRESETS["tiny"][1],
-            output=settings.features,
-            dataset=settings.dataset,
-            data_root=settings.data_root,
-            annotations=settings.annotations,
-            missing_files=settings.missing_files,
-            bad_files=settings.bad_files,
-        )
-    )
-
-
 if __name__ == "__main__":
     settings = tyro.extras.overridable_config_cli(PRESETS, description=__doc__)
-    if settings.model == "tiny_simple_vqa":
-        extract_tiny_features(settings)
     run_script(settings, recipe(settings))

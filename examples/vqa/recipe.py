@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -13,6 +14,10 @@ from vqa.labelled_files import Inputs, Read
 
 # `clean` and `perturbed` are training passes at the weights and at the perturbed weights.
 Phase = Literal["clean", "perturbed", "test"]
+
+
+def _nothing(files: Sequence[Path]) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,8 @@ class Recipe:
     """The base optimizer, built with names, at its full learning rates."""
     multiplier: Callable[[int, int], float]
     """Factor of the learning rates from the step's number and the steps per epoch."""
+    prepare: Callable[[Sequence[Path]], None] = _nothing
+    """Make, of all files, what reading them takes; called once, by the first process."""
     head: str = "head"
     """Name of the part of the model that alone learns in `linear_epochs`."""
     freeze_statistics: bool = True

@@ -43,6 +43,11 @@ def run_script(settings: Settings, recipe: Recipe) -> Path | None:
     ):
         dataset, also = _load_data(settings, place)
         by_split = parts_of_splits(dataset, also, settings)
+        if place.is_first:
+            recipe.prepare(
+                [sample.path for own in (dataset, *also.values()) for sample in own.samples]
+            )
+        place.wait_for_all()
         if settings.dry_run:
             dry_run(recipe, settings, by_split[settings.splits[0]], place)
             return None

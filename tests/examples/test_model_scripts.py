@@ -12,6 +12,7 @@ import fast_vqa
 import sama_iqa
 import sama_vqa
 import simple_vqa
+from vqa.feature_cache import FeatureError
 from vqa.losses import quality_loss
 from vqa.session import run_script
 from vqa.settings import Settings
@@ -32,7 +33,6 @@ def tiny(script, few_videos, few_images, tmp_path_factory) -> Settings:
     settings = replace(script.PRESETS["tiny"][1], **files, epochs=2)
     if script is simple_vqa:
         settings = replace(settings, features=tmp_path_factory.getbasetemp() / "features")
-        simple_vqa.extract_tiny_features(settings)
     return settings
 
 
@@ -228,9 +228,14 @@ def test_simple_vqas_batch_statistics_move_once_or_twice_a_step(
     assert counts == {updates * split["steps"]}
 
 
+def test_missing_features_are_told_before_anything_is_built(few_videos, tmp_path):
+    settings = replace(simple_vqa.PAPER, **few_videos, features=tmp_path / "none", device="cpu")
+
+    with pytest.raises(FeatureError, match=r"none: expected features made by simple_vqa_features"):
+        run_script(settings, simple_vqa.recipe(settings))
+
+
 @pytest.fixture
 def tiny_simple(few_videos, tmp_path_factory):
     features = tmp_path_factory.getbasetemp() / "features"
-    settings = replace(simple_vqa.PRESETS["tiny"][1], **few_videos, features=features)
-    simple_vqa.extract_tiny_features(settings)
-    return settings
+    return replace(simple_vqa.PRESETS["tiny"][1], **few_videos, features=features)
