@@ -59,7 +59,7 @@ class FastVqa(Settings):
         if self.test_clips < 1:
             raise ValueError(f"test_clips: expected at least 1, got {self.test_clips}")
         if self.model == "tiny_fast_vqa":
-            idle = ("frames", "augmentation", "relative_tables", "checkpoint_activations")
+            idle = ("frames", "relative_tables", "checkpoint_activations")
             self._refuse_without_effect(idle, self.model)
 
 
@@ -123,7 +123,12 @@ def _build(settings: FastVqa) -> nn.Module:
 
 def _reader(settings: FastVqa) -> Read:
     if settings.model == "tiny_fast_vqa":
-        return partial(read_planes, sampling=FragmentSampling(), test_views=settings.test_clips)
+        return partial(
+            read_planes,
+            sampling=FragmentSampling(),
+            test_views=settings.test_clips,
+            augmentation=settings.augmentation,
+        )
     shape = FAST_VQA_M if settings.model == "fast_vqa_m" else FAST_VQA
     if settings.frames is not None:
         shape = replace(shape, frames=settings.frames)

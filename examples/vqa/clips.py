@@ -9,7 +9,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torchvision.transforms.v2.functional import rgb_to_grayscale  # type: ignore[import-untyped]
 
+from vqa.augmentation import Augmentation, augment
 from vqa.fragments import (
     centre_offsets,
     clip_frame_indices,
@@ -116,7 +118,11 @@ def sample_fragments(
 
 
 def read_planes(
-    path: Path, generator: torch.Generator | None, sampling: FragmentSampling, test_views: int
+    path: Path,
+    generator: torch.Generator | None,
+    sampling: FragmentSampling,
+    test_views: int,
+    augmentation: Augmentation = "none",
 ) -> tuple[Tensor]:
     """Fragments of one video file's quality planes.
 
@@ -126,6 +132,7 @@ def read_planes(
             each time and of every video of the same size.
         sampling: how fragments are cut.
         test_views: how many test views.
+        augmentation: of the whole colour frames of a training view.
 
     Returns:
         float32 [1 or test_views, C, frames, grid * patch, grid * patch].
@@ -133,17 +140,25 @@ def read_planes(
     Raises:
         VideoError: the file cannot be read; names it.
     """
-    clips = _planes_of_file(path)
     if generator is None:
-        return (fixed_views(clips, sampling, test_views, _TEST_SEED)[:, 0],)
+        return (fixed_views(_planes_of_file(path), sampling, test_views, _TEST_SEED)[:, 0],)
+    if augmentation == "none":
+        clips = _planes_of_file(path)
+    else:
+        frames = augment(read_frames(path).transpose(0, 1), augmentation, generator)
+        clips = _planes_of(rgb_to_grayscale(frames)[:, 0])
     return (sample_fragments(clips, torch.tensor([0]), sampling, generator),)
 
 
 # A small data set stays in memory: its planes cost more than all the rest of an epoch.
 @lru_cache(maxsize=256)
 def _planes_of_file(path: Path) -> PlaneClips:
-    luma = read_frames(path, pixels="gray")
-    return to_planes(LumaClips(luma, torch.zeros(1)))
+    return _planes_of(read_frames(path, pixels="gray")[0])
+
+
+def _planes_of(luma: Tensor) -> PlaneClips:
+    """Planes of one clip [T, H, W], with a score that nobody reads."""
+    return to_planes(LumaClips(luma[None], torch.zeros(1)))
 
 
 def fixed_views(clips: PlaneClips, sampling: FragmentSampling, views: int, seed: int) -> Tensor:

@@ -4,18 +4,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+from torchvision.transforms.v2.functional import rgb_to_grayscale
 from video_files import textured_clip, write_video
 
+from vqa.augmentation import Augmentation
 from vqa.clips import (
     FragmentSampling,
     PlaneClips,
     fixed_views,
     load_clips,
+    read_planes,
     sample_fragments,
     shuffled_batches,
     to_planes,
 )
 from vqa.labels import LabelledVideo, LabelListError, write_label_list
+from vqa.video import read_frames
 
 SAMPLING = FragmentSampling(grid=2, patch=8, frames=2, interval=2)
 
@@ -114,3 +119,31 @@ def test_a_partial_batch_is_dropped():
 def test_a_batch_larger_than_the_set_is_an_error():
     with pytest.raises(ValueError, match="at most the 5 clips there are, got 6"):
         next(shuffled_batches(5, 6, torch.Generator()))
+
+
+def planes_of(video: Path, seed: int | None, augmentation: Augmentation = "none") -> Tensor:
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    return read_planes(video, generator, SAMPLING, 2, augmentation)[0]
+
+
+@pytest.mark.parametrize("augmentation", ["auto", "rand", "trivial"])
+def test_augmented_views_follow_their_generator_and_test_views_are_not_augmented(
+    tmp_path, augmentation
+):
+    video = write_video(tmp_path / "v.mp4", textured_clip())
+    plain = [planes_of(video, seed) for seed in range(4)]
+    augmented = [planes_of(video, seed, augmentation) for seed in range(4)]
+
+    assert augmented[0].equal(planes_of(video, 0, augmentation))
+    assert any(not a.equal(b) for a, b in zip(plain, augmented, strict=True))
+    assert planes_of(video, None, augmentation).equal(planes_of(video, None))
+
+
+def test_the_luma_of_augmented_colour_frames_is_that_of_the_decoder(tmp_path):
+    grey = textured_clip().mean(axis=-1, keepdims=True).repeat(3, axis=-1).astype("uint8")
+    video = write_video(tmp_path / "v.mp4", grey)
+
+    luma = read_frames(video, pixels="gray")[0].float()
+    of_colour = rgb_to_grayscale(read_frames(video).transpose(0, 1))[:, 0].float()
+
+    assert (luma - of_colour).abs().max() <= 2

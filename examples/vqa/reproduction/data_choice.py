@@ -70,8 +70,6 @@ def _for_tiny(flags: tuple[str, ...]) -> tuple[str, ...]:
     Scoring the few training clips costs nothing, and more tables share a run this way.
     """
     kept = list(flags)
-    if "--augmentation" in kept:  # the tiny model has none
-        kept[kept.index("--augmentation") + 1] = "none"
     for name in ("--official-parts", "--protocol"):
         if name in kept:
             place = kept.index(name)
@@ -85,8 +83,6 @@ def _tiny_part(part: str) -> str:
 
 _REPLACEMENTS = (
     "models: the `tiny` preset of every script, from random weights, instead of the paper's",
-    "augmentation (Tables 3 and 11, Figures 2 and 4): none, which the tiny FAST-VQA does not have;"
-    " all four rows show one run",
     "LSVQ, KoNViD-1k, LIVE-VQC and YouTube-UGC: mini-UGC, trained on its part `train` and tested"
     " on its part `test`; tables that differ only in their data set therefore show the same runs",
     "other data sets than the one trained on (LSVQ-1080p and, in Tables 6 and 9, KoNViD-1k and"
