@@ -23,6 +23,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional  # type: ignore[import-untyped]
 
 from vqa.files import replacing, write_json
+from vqa.imagenet import normalise
 from vqa.simple_vqa_features import Features, FeatureSettings
 
 # To be raised when the same video and settings would give another entry.
@@ -30,7 +31,6 @@ VERSION = 1
 
 _MANIFEST = "features.json"
 _PIECE = 1 << 16
-_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 
 
 class FeatureError(ValueError):
@@ -124,7 +124,7 @@ class FeatureCache:
             _crop(key_frames[number], crop, generator)
             for number in numbers.clamp(max=len(key_frames) - 1).tolist()
         ]
-        return _normalised(torch.stack(crops)), motion[numbers.clamp(max=len(motion) - 1)]
+        return normalise(torch.stack(crops)), motion[numbers.clamp(max=len(motion) - 1)]
 
     def _load(self, video: Path) -> tuple[list[Tensor], Tensor]:
         """Distinct key frames, uint8 [3, H, W] each, and motion float32 [C, M]."""
@@ -206,8 +206,3 @@ def _crop(frame: Tensor, size: int, generator: torch.Generator | None) -> Tensor
         return centre
     top, left = (int(torch.randint(each + 1, (1,), generator=generator)) for each in slack)
     return frame[:, top : top + size, left : left + size]
-
-
-def _normalised(frames: Tensor) -> Tensor:
-    mean, deviation = (torch.tensor(each).view(3, 1, 1) for each in (_MEAN, _DEVIATION))
-    return (frames.float() / 255 - mean) / deviation

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional  # type: ignore[import-untyped]
 
+from vqa.imagenet import normalise
 from vqa.sama_cells import (
     SMALL_SQUARE,
     Grid,
@@ -23,8 +24,6 @@ from vqa.sama_cells import (
 
 ImageVariant = Literal["sama", "sama-spm", "fragments"]
 
-# Of red, green and blue on ImageNet, for pixels from 0 to 1.
-_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LARGEST_ANGLE = 45.0
 
 
@@ -89,7 +88,7 @@ def read_sama_image(
     if generator is not None:
         pixels = _mirror_and_rotate(pixels, generator)
     # Published code normalises first: the same, as the weights of the neighbours add up to one.
-    return _normalise(mask_scales(pixels, sampling, generator))
+    return normalise(mask_scales(pixels, sampling, generator))
 
 
 def mask_scales(
@@ -155,8 +154,3 @@ def _mirror_and_rotate(pixels: Tensor, generator: torch.Generator) -> Tensor:
     angle = torch.empty(1).uniform_(-_LARGEST_ANGLE, _LARGEST_ANGLE, generator=generator).item()
     rotated: Tensor = functional.rotate(pixels, angle)
     return rotated
-
-
-def _normalise(pixels: Tensor) -> Tensor:
-    mean, deviation = (torch.tensor(value)[:, None, None] for value in (_MEAN, _DEVIATION))
-    return (pixels / 255 - mean) / deviation

@@ -8,13 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from vqa.imagenet import DEVIATION, MEAN
 from vqa.quality_planes import still_planes
 
 PLANES = 2
 """Planes that `ContrastPlanes` returns."""
 
-# Mean and deviation with which ImageNet's users normalise RGB of 0..1.
-_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LUMA = (0.299, 0.587, 0.114)
 
 
@@ -23,10 +22,8 @@ class ContrastPlanes(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Planes [B, 2, H, W] of images [B, 3, H, W] normalised as for ImageNet; H, W > 3."""
-        weights = [
-            255 * part * deviation for part, deviation in zip(_LUMA, _DEVIATION, strict=True)
-        ]
-        black = 255 * sum(part * mean for part, mean in zip(_LUMA, _MEAN, strict=True))
+        weights = [255 * part * deviation for part, deviation in zip(_LUMA, DEVIATION, strict=True)]
+        black = 255 * sum(part * mean for part, mean in zip(_LUMA, MEAN, strict=True))
         # In single precision also under autocast: a variance is a difference of squares.
         luma = torch.einsum("bchw,c->bhw", images.float(), images.new_tensor(weights).float())
         return still_planes(luma + black).transpose(0, 1).to(images.dtype)
