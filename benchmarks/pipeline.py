@@ -42,6 +42,7 @@ from vqa.files import write_json
 from vqa.fragments import draw_offsets
 from vqa.frame_sampling import draw_frames
 from vqa.photographs import PHOTOGRAPHS, load_photograph
+from vqa.provenance import device_name
 from vqa.video import VideoInfo, probe
 from vqa.video_clips import (
     DEVIATION,
@@ -291,7 +292,7 @@ def main(benchmark: Benchmark) -> None:
         installed.append("decord")
     document = {
         "date": datetime.now(timezone.utc).date().isoformat(),
-        "device": f"cpu ({platform.processor() or platform.machine()})",
+        "device": device_name(torch.device("cpu")),
         "cores": os.cpu_count(),
         "load_average": os.getloadavg(),
         "python": platform.python_version(),

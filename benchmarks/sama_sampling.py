@@ -29,6 +29,7 @@ from torch.nn.functional import interpolate
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
+from vqa.provenance import device_name
 from vqa.sama_video_sampling import SamaSampling, ladder, scale_and_mask
 
 Sampler = Callable[[Tensor], Tensor]
@@ -161,7 +162,7 @@ def main(benchmark: Benchmark) -> None:
             }
     document = {
         "date": datetime.now(timezone.utc).date().isoformat(),
-        "device": f"cpu ({platform.processor() or platform.machine()})",
+        "device": device_name(torch.device("cpu")),
         "cores": os.cpu_count(),
         "load_average": os.getloadavg(),
         "python": platform.python_version(),

@@ -7,23 +7,21 @@ the settings. An interrupted demo goes on where it stopped.
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 import tyro
 
-import torch_awp
 from vqa.clips import LumaClips, load_clips
 from vqa.experiment import ExperimentSettings
 from vqa.loss_landscape import curve_positions
 from vqa.mini_ugc import DEFAULT_FOLDER, PARTS, VERSION, MiniUgcSettings, Part, build_mini_ugc
 from vqa.parallel import run_all
 from vqa.perturbation import Method
+from vqa.provenance import device_name, versions
 from vqa.report import by_method, conclusions, table, write_results
 from vqa.run_store import RunStore
 
@@ -62,7 +60,7 @@ def main(demo: Demo) -> None:
     configuration = {
         "data": {"version": VERSION, **asdict(demo.data)},
         "experiment": asdict(demo.experiment),
-        "versions": _versions(),
+        "versions": versions(_PACKAGES),
     }
     jobs = [(method, seed) for seed in demo.seeds for method in demo.methods]
     store = RunStore(demo.output / "finished", configuration)
@@ -75,7 +73,7 @@ def main(demo: Demo) -> None:
         "configuration": configuration,
         "seeds": demo.seeds,
         "processes": demo.processes,
-        "device": f"cpu ({platform.processor() or platform.machine()})",
+        "device": device_name(torch.device("cpu")),
         "wall_seconds": time.perf_counter() - began,
     }
     positions = curve_positions(demo.experiment.landscape)
@@ -92,11 +90,6 @@ def _introduction(demo: Demo, clips: Mapping[Part, LumaClips], built: bool) -> s
         f"mini-UGC, {'just built' if built else 'found'} in {demo.data_dir}: {sizes} clips.\n"
         "Its opinion scores are synthetic: simulated raters, nobody has watched these clips."
     )
-
-
-def _versions() -> dict[str, str]:
-    packages = {package: version(package) for package in _PACKAGES}
-    return {"python": platform.python_version(), "torch_awp": torch_awp.__version__, **packages}
 
 
 if __name__ == "__main__":

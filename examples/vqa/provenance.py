@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -21,16 +22,18 @@ _REPOSITORY = Path(__file__).resolve().parents[2]
 def provenance(device: torch.device) -> dict[str, object]:
     """Versions, git revision, device and the time (UTC), to be kept with every result."""
     return {
-        "versions": {
-            "python": platform.python_version(),
-            "torch_awp": torch_awp.__version__,
-            **{package: version(package) for package in _PACKAGES},
-        },
+        "versions": versions(_PACKAGES),
         "git_revision": git_revision(),
         "device": device_name(device),
         "threads": torch.get_num_threads(),
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Versions of Python, torch_awp and some installed packages."""
+    installed = {package: version(package) for package in packages}
+    return {"python": platform.python_version(), "torch_awp": torch_awp.__version__, **installed}
 
 
 def device_name(device: torch.device) -> str:
