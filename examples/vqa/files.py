@@ -10,6 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def shown(path: Path) -> str:
+    r"""A path for messages, on one line that can be printed whatever bytes its name has.
+
+    >>> shown(Path("two\nlines"))
+    'two\\nlines'
+    """
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(path))
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place when the block ends well.

@@ -24,10 +24,12 @@ import av
 import numpy as np
 import torch
 from av.container import InputContainer
+from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vqa.files import shown
 from vqa.video_index import Run, index_packets
 
 Pixels = NDArray[np.uint8]
@@ -36,6 +38,8 @@ PixelFormat = Literal["rgb24", "gray"]
 # These hold packets whose frames are not shown, and stamps that are not presentation times.
 _CODECS_WITH_HIDDEN_FRAMES = ("vp8",)
 _CONTAINERS_WITHOUT_TIMES = ("avi",)
+# Their headers say how long the file is; the duration of others is found at their end.
+_CONTAINERS_THAT_SAY_HOW_LONG = ("matroska,webm", "flv", "mxf")
 
 
 class VideoError(ValueError):
@@ -49,12 +53,12 @@ class VideoInfo:
     frames: int
     """Exact number of frames that are presented."""
     frame_rate: float
-    """Mean frames per second."""
+    """Mean frames per second: frames over duration, whatever the header says; 0 if unknown."""
     height: int
     """Pixels, as displayed: after the rotation that phones record."""
     width: int
     duration: float
-    """Seconds from the first frame's beginning to the last one's end."""
+    """Seconds from the first frame's beginning to the last one's end; 0 if unknown."""
 
 
 def probe(path: Path) -> VideoInfo:
@@ -110,19 +114,18 @@ class Video:
         self.path = path
         self._container = container
         self._threads = threads
-        if not container.streams.video:
-            raise VideoError(f"{path}: holds no video")
-        self._stream = container.streams.video[0]
-        self._set_threads(self._stream)
-        ordered = (
-            self._stream.codec_context.name not in _CODECS_WITH_HIDDEN_FRAMES
-            and container.format.name not in _CONTAINERS_WITHOUT_TIMES
-        )
         with _errors_that_name(path):
+            self._stream = _shown_track(path, container)
+            self._set_threads(self._stream)
+            ordered = (
+                self._stream.codec_context.name not in _CODECS_WITH_HIDDEN_FRAMES
+                and container.format.name not in _CONTAINERS_WITHOUT_TIMES
+            )
             # Before `skip_frame` is ever set: the AV1 decoder keeps what it finds when opened.
             self._stream.codec_context.open(strict=False)
+            indexed = len(self._stream.index_entries)
             self._index = index_packets(container.demux(self._stream), ordered)
-        self._refuse_truncated()
+            self._refuse_truncated(indexed)
 
     @classmethod
     @contextmanager
@@ -131,27 +134,53 @@ class Video:
         if threads < 1:
             raise ValueError(f"threads: expected at least 1, got {threads}")
         with _errors_that_name(path):
-            container = av.open(path, "r")
+            container = _open(path)
         with container:
             yield cls(path, container, threads)
 
     @cached_property
     def frames(self) -> int:
         """Number of frames, by counting while decoding only where the packets do not tell."""
+        return self._index.frames if self._index.random_access else len(self._counted_times)
+
+    @cached_property
+    def times(self) -> NDArray[np.float64] | None:
+        """Seconds from the first frame's beginning to every frame's; None if the file has none."""
+        base = float(self._stream.time_base or 0)
         if self._index.random_access:
-            return self._index.frames
-        with _errors_that_name(self.path):
-            return sum(1 for _ in self._all_frames())
+            stamps: NDArray[np.int64] = self._index.times[self._index.shown]
+        elif None in self._counted_times:
+            return None
+        else:
+            stamps = np.array(self._counted_times, np.int64)
+        return (stamps - stamps[0]) * base if np.all(np.diff(stamps) > 0) else None
 
     def info(self) -> VideoInfo:
         """What the file holds."""
         height, width = next(pixels for _, pixels in self.decode([0], "gray")).shape
-        base = float(self._stream.time_base or 0)
-        index = self._index
-        duration = float(index.end - index.times[index.shown[0]]) * base
-        mean_rate = self.frames / duration if duration else 0.0
-        frame_rate = float(self._stream.average_rate or mean_rate)
-        return VideoInfo(self.frames, frame_rate, height, width, duration)
+        duration = self._duration()
+        rate = self.frames / duration if duration else 0.0
+        return VideoInfo(self.frames, rate, height, width, duration)
+
+    def _duration(self) -> float:
+        """Seconds that the frames are shown."""
+        index, base = self._index, float(self._stream.time_base or 0)
+        if self._container.format.name == "avi":
+            # The length in pictures, empty ones (the last one stays) included.
+            return self._stream.frames * base
+        seconds = 0.0
+        if index.random_access:
+            seconds = float(index.end - index.times[index.shown[0]]) * base
+        elif self.times is not None and self.frames > 1:
+            seconds = float(self.times[-1]) * self.frames / (self.frames - 1)
+        rate = float(self._stream.average_rate or self._stream.guessed_rate or 0)
+        return seconds or (self.frames / rate if rate else 0.0)
+
+    @cached_property
+    def _counted_times(self) -> list[int | None]:
+        """Of all frames that decoding gives, as the file has them."""
+        with _errors_that_name(self.path):
+            return [frame.pts for frame in self._all_frames()]
 
     def decode(self, numbers: Iterable[int], pixels: PixelFormat) -> Iterator[tuple[int, Pixels]]:
         """Frames, as displayed, one at a time: each wanted one once, in no particular order.
@@ -167,7 +196,8 @@ class Video:
         beyond = sorted(number for number in wanted if number >= self.frames)
         if beyond:
             raise VideoError(
-                f"{self.path}: frame {beyond[0]} is missing, the file has {self.frames} frames"
+                f"{shown(self.path)}: frame {beyond[0]} is missing, the file has {self.frames}"
+                " frames"
             )
         reformatter = VideoReformatter()
         size: tuple[int, int] | None = None
@@ -180,7 +210,9 @@ class Video:
                 size = size or (displayed.shape[0], displayed.shape[1])
                 if displayed.shape[:2] != size:
                     found = f"{size[0]} x {size[1]}, {displayed.shape[0]} x {displayed.shape[1]}"
-                    raise VideoError(f"{self.path}: the size of the frames changes ({found})")
+                    raise VideoError(
+                        f"{shown(self.path)}: the size of the frames changes ({found})"
+                    )
                 yield number, displayed
 
     def _wanted_frames(self, wanted: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
@@ -201,7 +233,7 @@ class Video:
             decoder.skip_frame = "DEFAULT" if wanted else "NONREF"
             try:
                 decoded = decoder.decode(packet)
-            except av.InvalidDataError:
+            except av.FFmpegError:
                 return  # counting says whether the file is damaged or only this way in
             for frame in decoded:
                 if frame.pts in run.frames and not frame.is_corrupt:
@@ -212,7 +244,10 @@ class Video:
         seek_times = self._index.seek_times
         # Not every container's seeking can be trusted; from the start all packets come by.
         for target in dict.fromkeys((seek_times[run.first], seek_times[0])):
-            self._container.seek(target, stream=self._stream)
+            try:
+                self._container.seek(target, stream=self._stream)
+            except av.FFmpegError:  # raw streams cannot be sought
+                continue
             packets = self._numbered_packets()
             number, packet = next(((n, p) for n, p in packets if n >= run.first), (-1, None))
             if packet is not None and number == run.first:
@@ -231,32 +266,74 @@ class Video:
         for number, frame in enumerate(self._all_frames()):
             if number in left:
                 if frame.is_corrupt:
-                    raise VideoError(f"{self.path}: frame {number} is damaged")
+                    raise VideoError(f"{shown(self.path)}: frame {number} is damaged")
                 left.remove(number)
                 yield number, frame
             if not left:
                 return
-        raise VideoError(f"{self.path}: frame {min(left)} is missing, the file is damaged")
+        raise VideoError(f"{shown(self.path)}: frame {min(left)} is missing, the file is damaged")
 
     def _all_frames(self) -> Iterator[av.VideoFrame]:
-        with av.open(self.path, "r") as container:
-            self._set_threads(container.streams.video[0])
-            yield from container.decode(video=0)
+        with _open(self.path) as container:
+            stream = cast("av.VideoStream", container.streams[self._stream.index])
+            self._set_threads(stream)
+            yield from container.decode(stream)
 
     def _set_threads(self, stream: av.VideoStream) -> None:
         stream.thread_count = self._threads
         stream.thread_type = "AUTO" if self._threads > 1 else "NONE"
 
-    def _refuse_truncated(self) -> None:
-        """Compare the packets with what the header announces (.mp4, .mov, .avi)."""
-        announced = self._stream.frames
-        if "mov" in self._container.format.name:
-            # What an edit list cuts away is announced, but in no packet.
-            announced = min(announced, len(self._stream.index_entries))
+    def _refuse_truncated(self, indexed: int) -> None:
+        """Compare what is there with what the header announces.
+
+        Args:
+            indexed: packets in the file's index before any was read.
+        """
+        container, announced = self._container.format.name, self._stream.frames
         found = len(self._index.times)
+        if "mov" in container:
+            # What an edit list cuts away is announced, but in no packet; what the header of a
+            # fragment lists is not announced elsewhere.
+            entries = len(self._stream.index_entries)
+            announced = min(announced, entries) if announced else entries
+        elif container == "avi":
+            announced = 1  # it counts empty packets, too
         if found < max(announced, 1):
             raise VideoError(
-                f"{self.path}: holds {found} of {announced} frames, the file is truncated"
+                f"{shown(self.path)}: holds {found} of {announced} frames, the file is truncated"
+            )
+        # An .avi file's index is at its end: if it is there, so is everything before.
+        if container in _CONTAINERS_THAT_SAY_HOW_LONG or (
+            container == "avi" and indexed < max(found, 2)
+        ):
+            self._refuse_shortened()
+
+    def _refuse_shortened(self) -> None:
+        """Compare the end of the packets with the duration that the header announces."""
+        base = float(self._stream.time_base or 0)
+        announced = (self._container.duration or 0) / av.time_base
+        if self._container.format.name == "avi":  # the duration was adapted to the file's size
+            announced = self._stream.frames * base
+        steps = np.diff(np.unique(self._index.times)) * base
+        # A last frame is shown as long as another one, but not every header counts that.
+        least = announced - max(0.1, 1.5 * float(steps.max(initial=0)))
+        # Sound may go on when the pictures have ended; few files need this second look.
+        if self._index.end * base < least and (end := self._end_of_all_tracks()) < least:
+            raise VideoError(
+                f"{shown(self.path)}: holds {end:.2f} of {announced:.2f} seconds, the file is"
+                " truncated"
+            )
+
+    def _end_of_all_tracks(self) -> float:
+        """In seconds, with another packet's length for what encoders of sound put before it."""
+        with _open(self.path) as container:
+            return max(
+                (
+                    float((packet.pts + 2 * (packet.duration or 0)) * packet.time_base)
+                    for packet in container.demux()
+                    if packet.size and packet.pts is not None and packet.time_base
+                ),
+                default=0.0,
             )
 
 
@@ -269,12 +346,39 @@ def _up_to(
         yield number, packet
 
 
+def _open(path: Path) -> InputContainer:
+    # Titles are of no interest here, and old files have them in any encoding. Without "file:" a
+    # colon in a name would end a protocol's.
+    return av.open(f"file:{path}", "r", metadata_errors="backslashreplace")
+
+
+def _shown_track(path: Path, container: InputContainer) -> av.VideoStream:
+    """The video track that players and ffmpeg take; a cover picture is none."""
+    tracks = [t for t in container.streams.video if not t.disposition & Disposition.attached_pic]
+    if not tracks:
+        raise VideoError(f"{shown(path)}: holds no video")
+    best = container.streams.best("video")
+    track = next((t for t in tracks if best is not None and t.index == best.index), tracks[0])
+    if track.codec_context is None:
+        raise VideoError(f"{shown(path)}: cannot be decoded (no decoder for its video)")
+    return track
+
+
 @contextmanager
 def _errors_that_name(path: Path) -> Iterator[None]:
+    """Around PyAV's work: beside FFmpeg's errors it raises what Python knows for odd files.
+
+    Among those are UnicodeDecodeError (also of subtitles' and tracks' titles), AttributeError and
+    ValueError (no decoder, pixel formats), MemoryError (an absurd size in a header), IndexError
+    and OverflowError.
+    """
     try:
         yield
-    except (av.FFmpegError, OSError) as error:
-        raise VideoError(f"{path}: cannot be decoded ({error.strerror})") from error
+    except VideoError:
+        raise
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise VideoError(f"{shown(path)}: cannot be decoded ({reason})") from error
 
 
 def _display_matrix(frame: av.VideoFrame) -> NDArray[np.int32] | None:

@@ -38,7 +38,7 @@ class FrameIndex:
     """
 
     times: NDArray[np.int64]
-    """Presentation time of every packet."""
+    """Presentation time of every packet, or decoding time, where it has none."""
     key: NDArray[np.bool_]
     """Packets of frames at which decoding can begin."""
     shown: NDArray[np.int64]
@@ -92,7 +92,7 @@ def index_packets(packets: Iterable[av.Packet[av.VideoStream]], ordered: bool) -
         for packet in packets
         if packet.size
     ]
-    times = np.array([0 if row[0] is None else row[0] for row in rows], np.int64)
+    times = np.array([next((t for t in row[:2] if t is not None), 0) for row in rows], np.int64)
     key = np.array([row[3] for row in rows], np.bool_)
     visible = np.flatnonzero([not row[4] for row in rows])
     shown = visible[np.argsort(times[visible], kind="stable")]

@@ -2,12 +2,15 @@
 
 import struct
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+from av.bitstream import BitStreamFilterContext
+from av.stream import Disposition
 from numpy.typing import NDArray
 
 from vqa.encoding import Codec, encode
@@ -45,11 +48,20 @@ class Stream:
     times: Sequence[int] | None = None
     """Milliseconds of every frame; None for 25 frames per second."""
     audio_first: bool = False
+    metadata: dict[str, str] = field(default_factory=dict)
+    metadata_encoding: str = "utf-8"
 
 
 def write_stream(path: Path, clip: Pixels, kind: Stream) -> Path:
     options = kind.container_options
-    with av.open(str(path), "w", format=kind.container, options=options) as container:
+    with av.open(
+        str(path),
+        "w",
+        format=kind.container,
+        options=options,
+        metadata_encoding=kind.metadata_encoding,
+    ) as container:
+        container.metadata.update(kind.metadata)
         audio = container.add_stream("aac", rate=8000) if kind.audio_first else None
         stream = container.add_stream(kind.codec, rate=25, options=kind.options)
         stream.height, stream.width = clip.shape[1:3]
@@ -65,6 +77,34 @@ def write_stream(path: Path, clip: Pixels, kind: Stream) -> Path:
                 frame.pts, frame.time_base = kind.times[number], Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+    return path
+
+
+def join_tracks(path: Path, sources: Sequence[Path], dispositions: Sequence[Disposition]) -> Path:
+    """A file with the video track of each source, all of them copied as they are."""
+    with ExitStack() as stack:
+        target = stack.enter_context(av.open(str(path), "w"))
+        pairs = []
+        for source, disposition in zip(sources, dispositions, strict=True):
+            container = stack.enter_context(av.open(str(source)))
+            track = target.add_stream_from_template(container.streams.video[0])
+            track.disposition = disposition
+            pairs.append((container, track))
+        for container, track in pairs:
+            packets = container.demux(video=0)
+            if path.suffix == ".avi":
+                to_avi = BitStreamFilterContext("h264_mp4toannexb", container.streams.video[0])
+                packets = (changed for packet in packets for changed in to_avi.filter(packet))
+            for packet in packets:
+                if packet.size:
+                    packet.stream = track
+                    target.mux(packet)
+    return path
+
+
+def cut(path: Path, share: float) -> Path:
+    """Leave the first part of a file, as an interrupted download does."""
+    path.write_bytes(path.read_bytes()[: round(share * path.stat().st_size)])
     return path
 
 
