@@ -22,15 +22,17 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional  # type: ignore[import-untyped]
 
-from vqa.files import replacing, write_json
+from vqa.files import replacing, shown, write_json
 from vqa.imagenet import normalise
 from vqa.simple_vqa_features import Features, FeatureSettings
 
 # To be raised when the same video and settings would give another entry.
-VERSION = 1
+VERSION = 2
 
 _MANIFEST = "features.json"
 _PIECE = 1 << 16
+# File systems take 255 bytes, and there is more to a name.
+_NAME_BYTES = 160
 
 
 class FeatureError(ValueError):
@@ -138,18 +140,22 @@ class FeatureCache:
                 key_frames = [_from_png(archive.read(name)) for name in names]
         except FileNotFoundError as error:
             raise FeatureError(
-                f"{video}: has no features in {self.folder}, or was changed since they were"
+                f"{shown(video)}: has no features in {self.folder}, or was changed since they were"
                 " extracted; run simple_vqa_features.py"
             ) from error
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise FeatureError(f"{entry}: is damaged, delete it and extract again") from error
+        except Exception as error:  # zip, zlib, numpy and Pillow have their own each
+            raise FeatureError(
+                f"{shown(entry)}: is damaged, delete it and extract again"
+            ) from error
         if not intact:
-            raise FeatureError(f"{entry}: is of another video, delete it and extract again")
+            raise FeatureError(f"{shown(entry)}: is of another video, delete it and extract again")
         return key_frames, torch.from_numpy(motion)
 
     def _path(self, video: Path, record: dict[str, object]) -> Path:
         name = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:32]
-        return self.folder / f"{video.stem}-{name}.zip"
+        # For people only, so the beginning will do.
+        stem = os.fsencode(video.stem)[:_NAME_BYTES].decode("utf-8", "ignore")
+        return self.folder / f"{stem}-{name}.zip"
 
     def _record(self, video: Path) -> dict[str, object]:
         """All that an entry depends on."""
@@ -176,7 +182,7 @@ def fingerprint(video: Path) -> str:
                 file.seek(max(0, place))
                 digest.update(file.read(_PIECE))
     except OSError as error:
-        raise FeatureError(f"{video}: cannot be read ({error.strerror})") from error
+        raise FeatureError(f"{shown(video)}: cannot be read ({error.strerror})") from error
     return f"{size} {digest.hexdigest()}"
 
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+_LONGEST_NAME = 255  # bytes that file systems take
+
 
 def shown(path: Path) -> str:
     r"""A path for messages, on one line that can be printed whatever bytes its name has.
@@ -26,7 +28,8 @@ def replacing(path: Path) -> Iterator[Path]:
     Whoever reads `path` meanwhile, or after this process was killed, finds the old file or none.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    name = os.fsencode(f".{os.getpid()}.{path.name}")[:_LONGEST_NAME]
+    unfinished = path.with_name(os.fsdecode(name))
     try:
         yield unfinished
         os.replace(unfinished, path)

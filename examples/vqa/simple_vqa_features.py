@@ -2,9 +2,10 @@
 
 As published: a key frame every second, its short side resized to 520 pixels (bilinear without
 antialiasing), and for every second the 32 consecutive frames from there on, resized to 224 x 224
-(bilinear with antialiasing), through a frozen SlowFast. Resizing is torchvision's, which rounds to
-whole grey levels; OpenCV, with which the published pipeline resizes key frames, computes with
-11-bit weights and may differ by a level.
+(bilinear with antialiasing), through a frozen SlowFast. Seconds are counted in frames where the
+frame rate is constant, as published, and taken from the frames' times where it is not. Resizing is
+torchvision's, which rounds to whole grey levels; OpenCV, with which the published pipeline resizes
+key frames, computes with 11-bit weights and may differ by a level.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional  # type: ignore[import-untyped]
 
@@ -78,13 +80,28 @@ class Features:
     motion: Tensor
 
 
-def plan(frames: int, frame_rate: float, settings: FeatureSettings) -> Plan:
+def plan(
+    frames: int,
+    frame_rate: float,
+    settings: FeatureSettings,
+    times: NDArray[np.float64] | None = None,
+) -> Plan:
     """Which frames are read.
 
-    Key frame k is frame k * step and chunk k begins there, with step = frame rate / `per_second`,
-    rounded half to even. There are as many chunks as whole steps, at least one; a chunk that
-    reaches beyond the end repeats the last frame. A video of unknown frame rate (0) gives frame 0
-    and the chunk that begins there, as in the published code's chunks; its key frames would fail.
+    With a constant frame rate, key frame k is frame k * step and chunk k begins there, with
+    step = frame rate / `per_second`, rounded half to even. There are as many chunks as whole steps,
+    at least one; a chunk that reaches beyond the end repeats the last frame. A video of unknown
+    frame rate (0) gives frame 0 and the chunk that begins there, as in the published code's chunks;
+    its key frames would fail.
+
+    Where the frames are not evenly spaced, key frame k is what is shown k / `per_second` seconds
+    after the beginning; a frame that is shown for longer counts once.
+
+    Args:
+        frames: how many there are.
+        frame_rate: their mean number per second, 0 if unknown.
+        settings: how many of them, and how far apart.
+        times: seconds from the first frame to every frame; evenly spaced if not given.
 
     >>> plan(70, 29.97, FeatureSettings()).key_frames
     (0, 30, 60)
@@ -92,8 +109,13 @@ def plan(frames: int, frame_rate: float, settings: FeatureSettings) -> Plan:
     [(0, 31), (30, 61)]
     """
     step = round(frame_rate / settings.per_second)
-    starts = range(0, frames, step)[: settings.key_frames] if step else range(1)
-    whole = max(1, frames // step) if step else 1
+    if times is not None and frame_rate and not (step and _evenly_spaced(times, frame_rate)):
+        whole = max(1, int(frames / frame_rate * settings.per_second))
+        starts = _shown_every(1 / settings.per_second, frames / frame_rate, times)
+    else:
+        whole = max(1, frames // step) if step else 1
+        starts = list(range(0, frames, step)) if step else [0]
+    starts = starts[: settings.key_frames]
     return Plan(
         key_frames=tuple(starts),
         chunks=tuple(
@@ -101,6 +123,19 @@ def plan(frames: int, frame_rate: float, settings: FeatureSettings) -> Plan:
             for start in starts[:whole]
         ),
     )
+
+
+def _evenly_spaced(times: NDArray[np.float64], frame_rate: float) -> bool:
+    """Whether no frame is further than half a frame from where the mean rate has it."""
+    expected = np.arange(len(times)) / frame_rate
+    return bool(np.abs(times - expected).max() <= 0.5 / frame_rate)
+
+
+def _shown_every(interval: float, duration: float, times: NDArray[np.float64]) -> list[int]:
+    """Numbers of the frames that are shown at 0, `interval`, 2 * `interval` ... seconds."""
+    # A thousandth is what containers round times to.
+    moments = np.arange(0, duration, interval) + 1e-3
+    return list(dict.fromkeys((np.searchsorted(times, moments, side="right") - 1).tolist()))
 
 
 def extract(path: Path, settings: FeatureSettings, motion: MotionExtractor) -> Features:
@@ -111,7 +146,7 @@ def extract(path: Path, settings: FeatureSettings, motion: MotionExtractor) -> F
     """
     with Video.open(path) as video:
         info = video.info()
-        wanted = plan(info.frames, info.frame_rate, settings)
+        wanted = plan(info.frames, info.frame_rate, settings, video.times)
         seen = _Seen(settings.short_side, motion.size, wanted)
         for number, pixels in video.decode(wanted.frames, "rgb24"):
             if pixels.shape[:2] != (info.height, info.width):

@@ -19,6 +19,14 @@ def test_a_file_takes_its_place_when_it_is_complete(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("name", ["x" * 255, "\u89c6" * 85, "\udce9.txt"], ids=ascii)
+def test_any_name_that_a_file_can_have_will_do(tmp_path, name):
+    with replacing(tmp_path / name) as unfinished:
+        unfinished.write_text("whole")
+
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_an_interrupted_writer_leaves_what_was_there(tmp_path):
     path = tmp_path / "file.txt"
     path.write_text("old")

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from published_fill import fill
 from torch.nn.functional import interpolate
+from video_files import Stream, write_stream
 
 from simple_vqa_features import PRESETS, main
 from vqa.encoding import encode
@@ -78,6 +79,46 @@ def test_a_video_without_frame_rate_gives_its_beginning():
 
     assert found.key_frames == (0,)
     assert found.chunks == (tuple(range(32)),)
+
+
+def test_a_constant_rate_is_counted_whatever_times_are_rounded_to():
+    times = np.round(np.arange(300) * 1001 / 30000, 3)
+    settings = FeatureSettings()
+
+    assert plan(300, 30000 / 1001, settings, times) == plan(300, 30000 / 1001, settings)
+
+
+@pytest.mark.parametrize("per_second", [1, 2])
+def test_key_frames_of_a_variable_rate_are_those_shown_at_full_seconds(per_second):
+    times = np.array([0.04 * t for t in range(25)] + [1 + 0.4 * t for t in range(28)])
+    duration = times[-1] + 0.4
+    moments = [k / per_second for k in range(30) if k / per_second < duration]
+    shown = [max(n for n, t in enumerate(times) if t <= moment + 1e-9) for moment in moments]
+
+    found = plan(53, 53 / duration, FeatureSettings(20, per_second), times)
+
+    assert list(found.key_frames) == shown[:20]
+    assert [chunk[0] for chunk in found.chunks] == shown[:20][: int(duration * per_second)]
+    assert found.chunks[-1] == tuple(min(found.chunks[-1][0] + n, 52) for n in range(32))
+
+
+def test_a_frame_that_is_shown_for_seconds_is_one_key_frame():
+    found = plan(4, 0.4, FeatureSettings(), np.array([0.0, 1.0, 1.5, 9.0]))
+
+    assert found.key_frames == (0, 1, 2, 3)
+
+
+def test_key_frames_of_a_file_with_a_variable_rate_come_by_time(tmp_path):
+    times = [40 * t for t in range(10)] + [400 * t for t in range(1, 11)]
+    levels = 20 + 10 * np.arange(20, dtype=np.uint8)
+    clip = np.broadcast_to(levels[:, None, None, None], (20, 48, 64, 3)).copy()
+    path = write_stream(tmp_path / "v.mkv", clip, Stream("matroska", "ffv1", times=times))
+
+    features = extract(path, FeatureSettings(4, 1, 48, 6, "frame_differences"), FrameLevels())
+
+    # At 0, 1 (the frame of 0.8), 2 and 3 (that of 2.8) seconds: frames 0, 11, 14 and 16.
+    found = features.key_frames.float().mean(dim=(1, 2, 3))
+    np.testing.assert_allclose(found, levels[[0, 11, 14, 16]], atol=3)
 
 
 def test_key_frames_are_the_wanted_frames_with_the_wanted_short_side(tmp_path):
@@ -333,6 +374,16 @@ def test_an_entry_under_the_name_of_another_is_an_error(cache, video):
 
     with pytest.raises(FeatureError, match="is of another video"):
         cache.read(video, None, crop=48)
+
+
+@pytest.mark.parametrize("name", ["\u89c6" * 78, "x" * 251, "\udce9"], ids=ascii)
+def test_a_video_of_any_name_has_features(tmp_path, name):
+    video = write_clip(tmp_path / "v.mp4").rename(tmp_path / f"{name}.mp4")
+
+    done = extract_features([video], tmp_path / "features", SMALL)
+
+    assert done.extracted == 1
+    assert done.cache.read(video, None, crop=32)[0].shape == (3, 3, 32, 32)
 
 
 def test_only_what_is_missing_is_extracted(cache, video):
