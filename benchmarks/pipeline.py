@@ -1,4 +1,4 @@
-"""Clips per second from H.264 files: this project's reading, and decord with a patch loop.
+"""Clips per second from H.264 files, ours and decord with a patch loop, and memory of our readers.
 
 Both give FAST-VQA's normalised fragments of the same frames at the same places, in turn, in one
 process. A ratio is taken within a round, so that what slows the machine down for a while slows
@@ -8,6 +8,10 @@ Files are made in the run: a camera moves over a real photograph, with a key fra
 (what encoders do by default) and every 25. `training` is one random clip of 32 frames, `testing`
 four clips. The profile takes the time of the parts of one reading.
 
+Memory is what the largest amount that a fresh process ever held grows by while one file is read:
+frames are cut as they are decoded, so that it follows the size of a frame and of the clip, not the
+length of the file. Linux counts it.
+
 Needs tyro and scikit-image; decord takes part if it is installed.
 """
 
@@ -15,6 +19,7 @@ from __future__ import annotations
 
 import cProfile
 import importlib.util
+import json
 import os
 import platform
 import pstats
@@ -23,9 +28,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
@@ -38,11 +45,14 @@ from PIL import Image
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+from vqa.clips import FragmentSampling, read_planes
 from vqa.files import write_json
 from vqa.fragments import draw_offsets
 from vqa.frame_sampling import draw_frames
 from vqa.photographs import PHOTOGRAPHS, load_photograph
 from vqa.provenance import device_name
+from vqa.sama_clips import read_sama_clips
+from vqa.sama_video_sampling import SamaSampling
 from vqa.video import VideoInfo, probe
 from vqa.video_clips import (
     DEVIATION,
@@ -73,6 +83,11 @@ class Benchmark:
     seconds: int = 8
     """Length of the videos."""
     rounds: int = 5
+    measures: tuple[Literal["speed", "memory"], ...] = ("speed", "memory")
+    """What is not measured again stays in the output as it is."""
+    memory_heights: tuple[int, ...] = (720, 2160)
+    memory_seconds: tuple[int, ...] = (1, 4)
+    """Lengths of the videos whose reading's memory is measured."""
     output: Path = Path(__file__).parent / "results" / "pipeline.json"
 
 
@@ -264,6 +279,68 @@ def measure_video(path: Path, benchmark: Benchmark) -> dict[str, object]:
     return {"bytes": path.stat().st_size, **asdict(info), **found}
 
 
+def read_fast_vqa(path: Path, generator: torch.Generator | None) -> Tensor:
+    """FAST-VQA's training clip, or its four test clips."""
+    return read_clips(path, SAMPLINGS["training" if generator else "testing"], generator)
+
+
+def read_augmented(path: Path, generator: torch.Generator | None) -> Tensor:
+    """FAST-VQA's training clip with augmentation of whole frames."""
+    augmented = replace(FAST_VQA, augmentation="trivial" if generator else "none")
+    return read_clips(path, augmented, generator)
+
+
+def read_sama(path: Path, generator: torch.Generator | None) -> Tensor:
+    """SAMA's training clip, or its four test clips."""
+    return read_sama_clips(path, SamaSampling(clips=1 if generator else 4), generator)
+
+
+def read_tiny(path: Path, generator: torch.Generator | None) -> Tensor:
+    """What the tiny model sees: one training view, or four test views."""
+    return read_planes(path, generator, FragmentSampling(), 4)[0]
+
+
+MEMORY_READERS: dict[str, Callable[[Path, torch.Generator | None], Tensor]] = {
+    "FAST-VQA": read_fast_vqa,
+    "FAST-VQA, augmented": read_augmented,
+    "SAMA": read_sama,
+    "tiny FAST-VQA": read_tiny,
+}
+
+
+def largest_held() -> int:
+    """Bytes that this process has held at most; unlike getrusage's without those of its parent."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+
+
+def grown_by(reader: str, path: Path, small: Path, use: Use) -> int:
+    """Bytes by which a process grows in reading a file, after it has read a small one."""
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0) if use == "training" else None
+    MEMORY_READERS[reader](small, generator)  # what libraries load and keep anyway
+    before = largest_held()
+    MEMORY_READERS[reader](path, generator)
+    return largest_held() - before
+
+
+def measure_memory(folder: Path, benchmark: Benchmark) -> dict[str, dict[str, float]]:
+    """MiB by reader, use and video."""
+    small = make_video(folder / "small.mp4", 90, 25, 1)
+    found: dict[str, dict[str, float]] = {}
+    for height in benchmark.memory_heights:
+        for seconds in benchmark.memory_seconds:
+            path = make_video(folder / f"{height}p-{seconds}s.mp4", height, 25, seconds)
+            for reader in MEMORY_READERS:
+                for use in SAMPLINGS:
+                    with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
+                        grown = fresh.submit(grown_by, reader, path, small, use).result()
+                    mebibytes = round(grown / 2**20, 1)
+                    found.setdefault(f"{reader}, {use}", {})[path.stem] = mebibytes
+                    print(f"{path.stem:<10} {reader:<20} {use:<9} {mebibytes:8.1f} MiB", flush=True)
+    return found
+
+
 def print_results(measured: dict[str, Result]) -> None:
     """One line per competitor."""
     for name, result in measured.items():
@@ -280,17 +357,35 @@ def print_results(measured: dict[str, Result]) -> None:
 def main(benchmark: Benchmark) -> None:
     """Measure, print a table and write the numbers."""
     torch.set_num_threads(1)
-    results = {}
+    path = benchmark.output
+    document = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
-        for height in benchmark.heights:
-            for interval in benchmark.key_intervals:
-                name = f"{height}p, a key frame every {interval}"
-                path = make_video(Path(folder, f"{name}.mp4"), height, interval, benchmark.seconds)
-                results[name] = measure_video(path, benchmark)
+        if "speed" in benchmark.measures:
+            document |= {**machine(benchmark), "results": measure_speed(Path(folder), benchmark)}
+        if "memory" in benchmark.measures:
+            mebibytes = measure_memory(Path(folder), benchmark)
+            document["memory"] = {**machine(benchmark), "MiB": mebibytes}
+    write_json(path, document)
+    print(f"\nWritten: {path}")
+
+
+def measure_speed(folder: Path, benchmark: Benchmark) -> dict[str, dict[str, object]]:
+    """All readings of all files."""
+    results = {}
+    for height in benchmark.heights:
+        for interval in benchmark.key_intervals:
+            name = f"{height}p, a key frame every {interval}"
+            path = make_video(folder / f"{name}.mp4", height, interval, benchmark.seconds)
+            results[name] = measure_video(path, benchmark)
+    return results
+
+
+def machine(benchmark: Benchmark) -> dict[str, object]:
+    """Where and when it was measured."""
     installed = ["torch", "numpy", "av"]
     if len(competitors()) > 1:
         installed.append("decord")
-    document = {
+    return {
         "date": datetime.now(timezone.utc).date().isoformat(),
         "device": device_name(torch.device("cpu")),
         "cores": os.cpu_count(),
@@ -298,10 +393,7 @@ def main(benchmark: Benchmark) -> None:
         "python": platform.python_version(),
         "versions": {name: version(name) for name in installed},
         "rounds": benchmark.rounds,
-        "results": results,
     }
-    write_json(benchmark.output, document)
-    print(f"\nWritten: {benchmark.output}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor
 from torchvision.transforms import v2  # type: ignore[import-untyped]
 
 Augmentation = Literal["none", "auto", "rand", "trivial"]
+
+
+Change = Callable[[Tensor], Tensor]
 
 
 def augment(frames: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
@@ -26,15 +30,36 @@ def augment(frames: Tensor, augmentation: Augmentation, generator: torch.Generat
     Raises:
         ValueError: frames of another type, or an unknown augmentation.
     """
-    if frames.dtype != torch.uint8:
-        raise ValueError(f"frames: expected uint8, got {frames.dtype}")
+    return draw_augmentation(augmentation, generator)(frames)
+
+
+def draw_augmentation(augmentation: Augmentation, generator: torch.Generator) -> Change:
+    """One draw of an augmentation, to be applied to the frames of a clip as they come.
+
+    Args:
+        augmentation: as for `augment`.
+        generator: source of randomness; the global generator is left as it was.
+
+    Returns:
+        A function from uint8 [T, C, H, W], any number of a clip's frames, to as many augmented
+        ones.
+
+    Raises:
+        ValueError: an unknown augmentation; from the function: frames of another type.
+    """
     transform = _transform(augmentation)
     # torchvision knows the global generator only; forking gives it back its state afterwards.
     seed = int(torch.randint(2**62, (), generator=generator))
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        augmented: Tensor = transform(frames)
-    return augmented
+
+    def change(frames: Tensor) -> Tensor:
+        if frames.dtype != torch.uint8:
+            raise ValueError(f"frames: expected uint8, got {frames.dtype}")
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            augmented: Tensor = transform(frames)
+        return augmented
+
+    return change
 
 
 def _transform(augmentation: Augmentation) -> torch.nn.Module:

@@ -89,8 +89,8 @@ def cut_fragments(
             f"row_offsets: expected segments that divide {time} frames, got {segments}"
         )
     cells = laid_over or (height, width)
-    top = _cell_starts(cells[0], grid_rows, patch[0])[:, None, None] + row_offsets
-    left = _cell_starts(cells[1], grid_columns, patch[1])[:, None] + column_offsets
+    top = cell_starts(cells[0], grid_rows, patch[0])[:, None, None] + row_offsets
+    left = cell_starts(cells[1], grid_columns, patch[1])[:, None] + column_offsets
     # Pixel numbers in a frame, [B, S, grid rows, patch rows, grid columns, patch columns].
     y = top.permute(0, 3, 1, 2)[:, :, :, None, :, None] + torch.arange(patch[0])[:, None, None]
     x = left.permute(0, 3, 1, 2)[:, :, :, None, :, None] + torch.arange(patch[1])
@@ -125,8 +125,8 @@ def cut_frame(
     height, width, channels = frame.shape
     rows, columns = row_offsets.shape
     cells = laid_over or (height, width)
-    top = _cell_starts(cells[0], rows, patch[0])[:, None] + row_offsets
-    left = _cell_starts(cells[1], columns, patch[1]) + column_offsets
+    top = cell_starts(cells[0], rows, patch[0])[:, None] + row_offsets
+    left = cell_starts(cells[1], columns, patch[1]) + column_offsets
     windows = sliding_window_view(
         frame.reshape(height, width * channels), (patch[0], patch[1] * channels)
     )
@@ -144,17 +144,24 @@ def enlarge(frames: Tensor, least: tuple[int, int]) -> Tensor:
         least: height and width that are needed.
     """
     height, width = frames.shape[-2:]
-    scale = max(least[0] / height, least[1] / width)
-    if scale <= 1:
+    size = enlarged_size((height, width), least)
+    if size == (height, width):
         return frames
-    size = tuple(
-        max(need, round(scale * side)) for need, side in zip(least, (height, width), strict=True)
-    )
     enlarged = interpolate(frames.to(torch.float32), size=size, mode="bilinear")
     return (enlarged if frames.is_floating_point() else enlarged.round()).to(frames.dtype)
 
 
-def _cell_starts(length: int, cells: int, patch: int) -> Tensor:
+def enlarged_size(size: tuple[int, int], least: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of frames after `enlarge`."""
+    scale = max(1.0, *(need / side for need, side in zip(least, size, strict=True)))
+    if scale == 1:
+        return size
+    height, width = (max(need, round(scale * side)) for need, side in zip(least, size, strict=True))
+    return height, width
+
+
+def cell_starts(length: int, cells: int, patch: int) -> Tensor:
+    """Where the cells along a side begin, so that a patch fits into each, int64 [cells]."""
     return (torch.arange(cells) * (length // cells)).clamp(max=length - patch)
 
 

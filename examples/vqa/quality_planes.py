@@ -17,57 +17,77 @@ PLANES = 3
 """Number of planes that `quality_planes` returns."""
 
 
-def quality_planes(luma: Tensor, sigma: float = 7 / 6, radius: int = 3) -> Tensor:
+RADIUS = 3
+"""Pixels by which the window reaches beyond the one that it is for."""
+_SIGMA = 7 / 6
+
+
+def quality_planes(luma: Tensor) -> Tensor:
     """MSCN, temporal difference and local contrast of a video.
 
-    With a Gaussian window (`sigma`, cut at `radius` pixels), local mean `m` and deviation `s`:
+    With a Gaussian window (deviation 7/6, cut at `RADIUS` pixels), local mean `m` and deviation
+    `s`:
 
     1. `(y - m) / (s + 1)`, the MSCN coefficients;
     2. `(y_t - y_(t-1)) / (s + 1)`, zero where the video stands still (the first frame takes the
-       second one's);
+       second one's, if there is one);
     3. `log(s + 1) - 2`, how much contrast there is.
 
     Args:
-        luma: uint8 or floating [T, H, W], 0..255, T > 1.
-        sigma: standard deviation of the window in pixels.
-        radius: half width of the window in pixels.
+        luma: uint8 or floating [T, H, W], 0..255.
 
     Returns:
         float32 [3, T, H, W].
     """
     y = luma.float()
-    deviation, contrast = _contrast(y, sigma, radius)
     change = y.diff(dim=0)
-    change = torch.cat([change[:1], change])
+    change = torch.cat([change[:1], change]) if len(change) else torch.zeros_like(y)
+    return inner_planes(_mirrored(y), change)
+
+
+def inner_planes(luma: Tensor, change: Tensor) -> Tensor:
+    """The planes of `quality_planes` where the surroundings are given instead of mirrored.
+
+    Args:
+        luma: uint8 or floating [N, H + 2 * RADIUS, W + 2 * RADIUS], 0..255.
+        change: the inner part's `y_t - y_(t-1)`, [N, H, W].
+
+    Returns:
+        float32 [3, N, H, W].
+    """
+    deviation, contrast = _contrast(luma.float())
     return torch.stack([deviation / contrast, change / contrast, contrast.log() - 2])
 
 
-def still_planes(luma: Tensor, sigma: float = 7 / 6, radius: int = 3) -> Tensor:
+def still_planes(luma: Tensor) -> Tensor:
     """The planes of `quality_planes` that need no second frame: the first and the third.
 
     Args:
         luma: uint8 or floating [B, H, W], 0..255.
-        sigma: standard deviation of the window in pixels.
-        radius: half width of the window in pixels.
 
     Returns:
         float32 [2, B, H, W].
     """
-    deviation, contrast = _contrast(luma.float(), sigma, radius)
+    deviation, contrast = _contrast(_mirrored(luma.float()))
     return torch.stack([deviation / contrast, contrast.log() - 2])
 
 
-def _contrast(y: Tensor, sigma: float, radius: int) -> tuple[Tensor, Tensor]:
-    """`y - m` and `s + 1` with local mean `m` and deviation `s`, [B, H, W] each."""
-    mean = _smooth(y, sigma, radius)
-    variance = _smooth(y.square(), sigma, radius) - mean.square()
-    return y - mean, variance.clamp(min=0).sqrt() + 1
+def _mirrored(y: Tensor) -> Tensor:
+    """Pictures [B, H, W] with their surroundings, mirrored at the edges."""
+    return functional.pad(y[:, None], (RADIUS,) * 4, mode="reflect")[:, 0]
 
 
-def _smooth(frames: Tensor, sigma: float, radius: int) -> Tensor:
-    """Separable Gaussian over rows and columns of [T, H, W], edges mirrored."""
-    weights = [math.exp(-0.5 * (k / sigma) ** 2) for k in range(-radius, radius + 1)]
+def _contrast(y: Tensor) -> tuple[Tensor, Tensor]:
+    """`y - m` and `s + 1` of the inner part with local mean `m` and deviation `s`, [B, H, W]."""
+    mean = _smooth(y)
+    variance = _smooth(y.square()) - mean.square()
+    inner = y[:, RADIUS:-RADIUS, RADIUS:-RADIUS]
+    return inner - mean, variance.clamp(min=0).sqrt() + 1
+
+
+def _smooth(frames: Tensor) -> Tensor:
+    """Separable Gaussian over rows and columns of the inner part."""
+    weights = [math.exp(-0.5 * (k / _SIGMA) ** 2) for k in range(-RADIUS, RADIUS + 1)]
     kernel = frames.new_tensor(weights) / sum(weights)
-    padded = functional.pad(frames[:, None], (radius,) * 4, mode="reflect")
-    rows = functional.conv2d(padded, kernel.view(1, 1, -1, 1))
+    rows = functional.conv2d(frames[:, None], kernel.view(1, 1, -1, 1))
     return functional.conv2d(rows, kernel.view(1, 1, 1, -1))[:, 0]

@@ -22,7 +22,7 @@ from torchvision.transforms.v2 import functional  # type: ignore[import-untyped]
 
 from vqa.models.slowfast import FRAMES
 from vqa.motion_features import MotionExtractor, MotionKind
-from vqa.video import Video, VideoError
+from vqa.video import Video
 
 
 @dataclass(frozen=True)
@@ -149,11 +149,6 @@ def extract(path: Path, settings: FeatureSettings, motion: MotionExtractor) -> F
         wanted = plan(info.frames, info.frame_rate, settings, video.times)
         seen = _Seen(settings.short_side, motion.size, wanted)
         for number, pixels in video.decode(wanted.frames, "rgb24"):
-            if pixels.shape[:2] != (info.height, info.width):
-                raise VideoError(
-                    f"{path}: expected frames of {info.height} x {info.width} pixels, frame"
-                    f" {number} has {pixels.shape[0]} x {pixels.shape[1]}"
-                )
             # A copy, as turned frames are views with negative strides, which torch lacks.
             seen.add(number, torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1))
     chunks = [motion(_in_order(seen.small, chunk)) for chunk in wanted.chunks]

@@ -114,6 +114,7 @@ class Video:
         self.path = path
         self._container = container
         self._threads = threads
+        self._size: tuple[int, int] | None = None
         with _errors_that_name(path):
             self._stream = _shown_track(path, container)
             self._set_threads(self._stream)
@@ -200,20 +201,20 @@ class Video:
                 " frames"
             )
         reformatter = VideoReformatter()
-        size: tuple[int, int] | None = None
         with _errors_that_name(self.path):
             for number, frame in self._wanted_frames(wanted):
                 # One conversion thread: more were not faster, and loaders run in parallel.
                 converted = reformatter.reformat(frame, format=pixels, threads=1)
                 array = converted.to_ndarray().astype(np.uint8, copy=False)
                 displayed = _as_displayed(array, _display_matrix(frame))
-                size = size or (displayed.shape[0], displayed.shape[1])
-                if displayed.shape[:2] != size:
-                    found = f"{size[0]} x {size[1]}, {displayed.shape[0]} x {displayed.shape[1]}"
-                    raise VideoError(
-                        f"{shown(self.path)}: the size of the frames changes ({found})"
-                    )
+                self._check_size((displayed.shape[0], displayed.shape[1]))
                 yield number, displayed
+
+    def _check_size(self, size: tuple[int, int]) -> None:
+        self._size = self._size or size
+        if size != self._size:
+            found = f"{self._size[0]} x {self._size[1]}, {size[0]} x {size[1]}"
+            raise VideoError(f"{shown(self.path)}: the size of the frames changes ({found})")
 
     def _wanted_frames(self, wanted: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         missing = set(wanted)

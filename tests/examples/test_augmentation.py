@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vqa.augmentation import augment
+from vqa.augmentation import augment, draw_augmentation
 
 KINDS = ["auto", "rand", "trivial"]
 
@@ -60,3 +60,14 @@ def test_frames_of_another_type_are_refused():
 def test_an_unknown_augmentation_is_refused():
     with pytest.raises(ValueError, match="augmentation: expected one of none, "):
         augment(moving_frames(), "mix", seeded(0))
+
+
+@pytest.mark.parametrize("kind", ["auto", "rand", "trivial"])
+def test_frames_may_come_one_by_one(kind):
+    frames = moving_frames()
+
+    for seed in range(10):
+        change = draw_augmentation(kind, seeded(seed))
+        one_by_one = torch.cat([change(frame[None]) for frame in frames])
+
+        assert one_by_one.equal(augment(frames, kind, seeded(seed)))

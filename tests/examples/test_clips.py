@@ -1,16 +1,19 @@
 """Loading a labelled set and sampling fragments from it."""
 
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import rgb_to_grayscale
-from video_files import textured_clip, write_video
+from video_files import Stream, textured_clip, write_stream, write_video
 
 from vqa.augmentation import Augmentation
 from vqa.clips import (
     FragmentSampling,
+    LumaClips,
     PlaneClips,
     fixed_views,
     load_clips,
@@ -19,6 +22,7 @@ from vqa.clips import (
     shuffled_batches,
     to_planes,
 )
+from vqa.fragments import enlarge
 from vqa.labels import LabelledVideo, LabelListError, write_label_list
 from vqa.video import read_frames
 
@@ -119,6 +123,69 @@ def test_a_partial_batch_is_dropped():
 def test_a_batch_larger_than_the_set_is_an_error():
     with pytest.raises(ValueError, match="at most the 5 clips there are, got 6"):
         next(shuffled_batches(5, 6, torch.Generator()))
+
+
+def whole_planes(video: Path) -> PlaneClips:
+    """Planes of all whole frames of one video: what is cut from its file has to agree with."""
+    return to_planes(LumaClips(read_frames(video, pixels="gray")[0][None], torch.zeros(1)))
+
+
+# The last one is too large to be kept in memory.
+SIZES = [(12, 48, 64), (9, 35, 50), (5, 240, 480)]
+
+
+@pytest.mark.parametrize(("frames", "height", "width"), SIZES)
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_cut_from_a_file_is_what_is_cut_from_its_whole_planes(
+    tmp_path, frames, height, width, seed
+):
+    kind = Stream(options={"g": "4"}, pixels="yuv444p")
+    video = write_stream(tmp_path / "v.mp4", textured_clip(frames, height, width), kind)
+    generator = torch.Generator().manual_seed(seed)
+    training = sample_fragments(whole_planes(video), torch.tensor([0]), SAMPLING, generator)
+    testing = fixed_views(whole_planes(video), SAMPLING, views=2, seed=0)[:, 0]
+
+    for _ in range(2):  # again, as it may have been kept
+        torch.testing.assert_close(planes_of(video, seed), training, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(planes_of(video, None), testing, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3])
+def test_a_video_of_few_frames_starts_again(tmp_path, frames):
+    video = write_video(tmp_path / "v.mp4", textured_clip(frames))
+
+    torch.testing.assert_close(
+        planes_of(video, 0),
+        sample_fragments(
+            whole_planes(video), torch.tensor([0]), SAMPLING, torch.Generator().manual_seed(0)
+        ),
+        atol=1e-3,
+        rtol=1e-3,
+    )
+
+
+def test_a_video_smaller_than_the_mosaic_is_enlarged(tmp_path):
+    sampling = FragmentSampling(grid=2, patch=24, frames=2, interval=2)
+    clip = np.repeat(np.repeat(textured_clip(6, 12, 18), 2, axis=1), 2, axis=2)
+    small = write_stream(tmp_path / "s.mkv", clip, Stream("matroska", "ffv1", pixels="gray"))
+    large = enlarge(read_frames(small, pixels="gray"), (48, 48))
+
+    (planes,) = read_planes(small, None, sampling, 1)
+
+    assert large.shape[-2:] == (48, 72)
+    clips = to_planes(LumaClips(large, torch.zeros(1)))
+    torch.testing.assert_close(
+        planes, fixed_views(clips, sampling, 1, seed=0)[0], atol=1e-3, rtol=1e-3
+    )
+
+
+def test_a_file_that_was_written_anew_is_read_anew(tmp_path):
+    video = write_video(tmp_path / "v.mp4", textured_clip(seed=0))
+    first = planes_of(video, None)
+    write_video(video, textured_clip(seed=1))
+    os.utime(video, (0, 0))
+
+    assert not planes_of(video, None).equal(first)
 
 
 def planes_of(video: Path, seed: int | None, augmentation: Augmentation = "none") -> Tensor:

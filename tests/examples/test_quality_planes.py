@@ -47,6 +47,13 @@ def test_the_first_frame_takes_the_change_of_the_second():
     torch.testing.assert_close(grey_levels[0], grey_levels[1] * 0 + luma.float().diff(dim=0)[0])
 
 
+def test_one_frame_alone_does_not_change():
+    planes = quality_planes(noisy_video(1))
+
+    assert planes[1].abs().max() == 0
+    torch.testing.assert_close(planes[0], quality_planes(noisy_video(1).repeat(2, 1, 1))[0, :1])
+
+
 def test_a_flat_picture_has_no_contrast():
     planes = quality_planes(torch.full((2, 16, 16), 77))
 
