@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from vqa.frame_sampling import FrameSampling
-from vqa.sama_video_sampling import SamaSampling, scale_and_mask
-from vqa.video_clips import DEVIATION, MEAN, read_clip_frames
+from vqa.frame_sampling import FrameSampling, draw_frames
+from vqa.sama_video_sampling import Mosaics, SamaSampling
+from vqa.video import Video
+from vqa.video_clips import DEVIATION, MEAN, uses_of
 
 
 def read_sama_clips(
@@ -36,6 +38,16 @@ def read_sama_clips(
         VideoError: the file cannot be decoded; names it.
     """
     temporal = FrameSampling(sampling.frames, sampling.interval, sampling.clips, "sama")
-    frames = read_clip_frames(path, temporal, generator, threads)
+    mosaics: Mosaics | None = None
+    with Video.open(path, threads) as video:
+        indices = draw_frames(video.frames, temporal, generator)
+        frames = video.decode(indices.flatten().tolist(), "rgb24")
+        for clip, time, frame in uses_of(frames, indices):
+            size = (frame.shape[0], frame.shape[1])
+            shape = (sampling.clips, 3, sampling.frames)
+            mosaics = mosaics or Mosaics(sampling, shape, size, generator)
+            pixels = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)
+            mosaics.sample(clip, time, pixels[:, None])
+    assert mosaics is not None, "a clip has at least one frame"
     mean, deviation = (torch.tensor(value).view(3, 1, 1, 1) for value in (MEAN, DEVIATION))
-    return scale_and_mask(frames, sampling, generator).sub_(mean).div_(deviation)
+    return mosaics.pixels.sub_(mean).div_(deviation)

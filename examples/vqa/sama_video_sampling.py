@@ -6,6 +6,7 @@ each step gives its fragments, so that a clip of the usual size holds detail and
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -16,7 +17,6 @@ from torch import Tensor
 from vqa.sama_cells import (
     SMALL_SQUARE,
     Grid,
-    Offsets,
     Places,
     cell_offsets,
     find_places,
@@ -96,16 +96,63 @@ def scale_and_mask(
     """
     if frames.ndim != 5:
         raise ValueError(f"frames: expected [clips, 3, T, H, W], got {list(frames.shape)}")
-    plain = sampling.variant == "fragments"
-    pixels_of = _full_size(frames, sampling) if plain else None
-    offsets = cell_offsets(sampling.mosaic, len(frames), generator, pixels_of)
-    side = sampling.mosaic.side
-    mosaics = torch.empty(*frames.shape[:3], side, side)
-    for mosaic, clip, own in zip(mosaics, frames, offsets, strict=True):
-        _sample(clip, sampling, own, mosaic)
-    if plain and frames.dtype == torch.uint8 and min(frames.shape[-2:]) < side:
-        mosaics.floor_()
-    return mosaics
+    size = (frames.shape[-2], frames.shape[-1])
+    clips, channels, length = frames.shape[:3]
+    mosaics = Mosaics(sampling, (clips, channels, length), size, generator)
+    for clip, own in enumerate(frames):
+        pairs = torch.split(own, FRAMES_PER_STEP, dim=1)
+        for step, pair in enumerate(pairs):
+            mosaics.sample(clip, FRAMES_PER_STEP * step, pair)
+    return mosaics.pixels
+
+
+class Mosaics:
+    """Mosaics of clips whose frames come one after the other, in any order.
+
+    Args:
+        sampling: variant and mosaic.
+        shape: number of clips, and of channels and frames of each.
+        size: height and width of the frames.
+        generator: draws the places of the patches; `None` for testing.
+    """
+
+    def __init__(
+        self,
+        sampling: SamaSampling,
+        shape: tuple[int, int, int],
+        size: tuple[int, int],
+        generator: torch.Generator | None,
+    ) -> None:
+        self._sampling, self._size, self._full = sampling, size, _full_size(size, sampling)
+        self._plain = sampling.variant == "fragments"
+        self._offsets = cell_offsets(
+            sampling.mosaic, shape[0], generator, self._full if self._plain else None
+        )
+        side = sampling.mosaic.side
+        self._scales = ladder(sampling.variant, shape[2], 1 / (min(self._full) / side))
+        self._places: dict[int, tuple[float, Places]] = {}
+        self.pixels = torch.empty(*shape, side, side)
+        """float32 [clips, channels, T, S, S] on 0..255, as `scale_and_mask` returns it."""
+
+    def sample(self, clip: int, time: int, frames: Tensor) -> None:
+        """Take what a clip's mosaics need of one of its frames, or of a step's, [C, T, H, W]."""
+        scale = self._scales[time // FRAMES_PER_STEP]
+        if self._places.get(clip, (math.nan,))[0] != scale:  # the last ones, for frames in a row
+            self._places[clip] = (scale, self._find_places(clip, scale))
+        read = read_pixels(frames, self._places[clip][1])
+        if self._plain and frames.dtype == torch.uint8 and self._full != self._size:
+            read.floor_()
+        self.pixels[clip, :, time : time + frames.shape[1]].flatten(2).copy_(read)
+
+    def _find_places(self, clip: int, scale: float) -> Places:
+        """Places of one step, masked where the variant says so."""
+        grid, full, offsets = self._sampling.mosaic, self._full, self._offsets[clip]
+        resized = (round(full[0] * scale), round(full[1] * scale))
+        squares = {"sama-spm": SMALL_SQUARE, "sama-swm": grid.patch}
+        if scale == 1 or self._sampling.variant not in squares:
+            return find_places(self._size, resized, grid, offsets)
+        square = squares[self._sampling.variant]
+        return masked_places(self._size, (full, resized), grid, offsets, square)
 
 
 def ladder(variant: Variant, frames: int, smallest: float) -> list[float]:
@@ -124,28 +171,7 @@ def ladder(variant: Variant, frames: int, smallest: float) -> list[float]:
     return [scales[step % length] for step in range(steps)]
 
 
-def _full_size(frames: Tensor, sampling: SamaSampling) -> tuple[int, int]:
+def _full_size(size: tuple[int, int], sampling: SamaSampling) -> tuple[int, int]:
     """Height and width at scale 1: those of the frames, enlarged if they are too small."""
-    height, width = frames.shape[-2:]
-    ratio = min(height, width) / sampling.mosaic.side
-    return (height, width) if ratio >= 1 else (round(height / ratio), round(width / ratio))
-
-
-def _sample(clip: Tensor, sampling: SamaSampling, offsets: Offsets, mosaics: Tensor) -> None:
-    """Write the mosaics [3, T, S, S] of one clip [3, T, H, W]."""
-    smallest = 1 / (min(_full_size(clip, sampling)) / sampling.mosaic.side)
-    scales = ladder(sampling.variant, clip.shape[1], smallest)
-    pairs = (torch.split(tensor, FRAMES_PER_STEP, dim=1) for tensor in (clip, mosaics.flatten(2)))
-    for pair, mosaic, scale in zip(*pairs, scales, strict=True):
-        mosaic.copy_(read_pixels(pair, _places(pair, scale, sampling, offsets)))
-
-
-def _places(frames: Tensor, scale: float, sampling: SamaSampling, offsets: Offsets) -> Places:
-    """Places of one step, masked where the variant says so."""
-    grid, full = sampling.mosaic, _full_size(frames, sampling)
-    size = (frames.shape[-2], frames.shape[-1])
-    resized = (round(full[0] * scale), round(full[1] * scale))
-    squares = {"sama-spm": SMALL_SQUARE, "sama-swm": grid.patch}
-    if scale == 1 or sampling.variant not in squares:
-        return find_places(size, resized, grid, offsets)
-    return masked_places(size, (full, resized), grid, offsets, squares[sampling.variant])
+    ratio = min(size) / sampling.mosaic.side
+    return size if ratio >= 1 else (round(size[0] / ratio), round(size[1] / ratio))

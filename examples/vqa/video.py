@@ -115,6 +115,7 @@ class Video:
         self._container = container
         self._threads = threads
         self._size: tuple[int, int] | None = None
+        self._matrix: tuple[int, NDArray[np.int32] | None] | None = None
         with _errors_that_name(path):
             self._stream = _shown_track(path, container)
             self._set_threads(self._stream)
@@ -206,9 +207,21 @@ class Video:
                 # One conversion thread: more were not faster, and loaders run in parallel.
                 converted = reformatter.reformat(frame, format=pixels, threads=1)
                 array = converted.to_ndarray().astype(np.uint8, copy=False)
-                displayed = _as_displayed(array, _display_matrix(frame))
+                displayed = _as_displayed(array, self._display_matrix(frame))
                 self._check_size((displayed.shape[0], displayed.shape[1]))
                 yield number, displayed
+
+    def _display_matrix(self, frame: av.VideoFrame) -> NDArray[np.int32] | None:
+        """How a frame is to be turned, looked up when the angle changes.
+
+        A frame whose side data were looked at refers to itself, so that it stays in memory until
+        Python looks for such circles: for dozens of frames.
+        """
+        if self._matrix is None or self._matrix[0] != frame.rotation:
+            data = cast("Mapping[str, bytes]", frame.side_data).get("DISPLAYMATRIX")
+            matrix = None if data is None else np.frombuffer(bytes(data), np.int32).reshape(3, 3)
+            self._matrix = (frame.rotation, matrix)
+        return self._matrix[1]
 
     def _check_size(self, size: tuple[int, int]) -> None:
         self._size = self._size or size
@@ -380,11 +393,6 @@ def _errors_that_name(path: Path) -> Iterator[None]:
     except Exception as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise VideoError(f"{shown(path)}: cannot be decoded ({reason})") from error
-
-
-def _display_matrix(frame: av.VideoFrame) -> NDArray[np.int32] | None:
-    data = cast("Mapping[str, bytes]", frame.side_data).get("DISPLAYMATRIX")
-    return None if data is None else np.frombuffer(bytes(data), np.int32).reshape(3, 3)
 
 
 def _as_displayed(pixels: Pixels, matrix: NDArray[np.int32] | None) -> Pixels:

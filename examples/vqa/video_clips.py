@@ -1,8 +1,8 @@
 """From a video file to what FAST-VQA takes: clips of fragments.
 
 Which frames -> decode only them -> augmentation of whole frames -> fragments -> normalise.
-Without augmentation fragments are cut from each frame as it is decoded, so that whole frames are
-never held: for large videos that takes as much time as decoding them.
+Fragments are cut from each frame as it is decoded, so that whole frames are never held: for large
+videos that takes as much time as decoding them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqa.augmentation import Augmentation, augment
+from vqa.augmentation import Augmentation, draw_augmentation
 from vqa.fragments import centre_offsets, cut_frame, draw_offsets, enlarge
 from vqa.frame_sampling import FrameSampling, draw_frames
 from vqa.published_fragments import draw_offsets_as_published, enlarge_as_published
@@ -98,38 +98,10 @@ def read_clips(
     with Video.open(path, threads) as video:
         indices = draw_frames(video.frames, sampling.temporal, generator)
         frames = video.decode(indices.flatten().tolist(), "rgb24")
-        uses: Iterable[tuple[int, int, Pixels]] = _uses(frames, indices)
+        uses: Iterable[tuple[int, int, Pixels]] = uses_of(frames, indices)
         if sampling.augmentation != "none" and generator is not None:
-            uses = _augmented(uses, indices, sampling.augmentation, generator)
+            uses = _augmented(uses, sampling.clips, sampling.augmentation, generator)
         return normalise(_cut(uses, sampling, generator))
-
-
-def read_clip_frames(
-    path: Path, temporal: FrameSampling, generator: torch.Generator | None = None, threads: int = 1
-) -> Tensor:
-    """Whole frames of the clips of one video, for samplers that need more than fragments.
-
-    Args:
-        path: video file.
-        temporal: which frames.
-        generator: draws where clips begin; `None` for testing.
-        threads: decoding threads.
-
-    Returns:
-        uint8 [clips, 3, frames, H, W]; channels last in memory.
-
-    Raises:
-        VideoError: the file cannot be decoded; names it.
-    """
-    with Video.open(path, threads) as video:
-        indices = draw_frames(video.frames, temporal, generator)
-        clips: Tensor | None = None
-        for clip, time, frame in _uses(video.decode(indices.flatten().tolist(), "rgb24"), indices):
-            if clips is None:
-                clips = torch.empty(*indices.shape, *frame.shape, dtype=torch.uint8)
-            clips[clip, time] = torch.from_numpy(np.ascontiguousarray(frame))
-    assert clips is not None, "a clip has at least one frame"
-    return clips.permute(0, 4, 1, 2, 3)
 
 
 def normalise(mosaics: Tensor) -> Tensor:
@@ -151,7 +123,7 @@ def _check_generator(sampling: FastVqaSampling, generator: torch.Generator | Non
         )
 
 
-def _uses(
+def uses_of(
     frames: Iterable[tuple[int, Pixels]], indices: Tensor
 ) -> Iterator[tuple[int, int, Pixels]]:
     """Each decoded frame wherever it belongs: clip, place in the clip, pixels."""
@@ -166,19 +138,19 @@ def _uses(
 
 def _augmented(
     uses: Iterable[tuple[int, int, Pixels]],
-    indices: Tensor,
+    clips: int,
     augmentation: Augmentation,
     generator: torch.Generator,
-) -> list[tuple[int, int, Pixels]]:
-    """Whole clips augmented, each with a draw of its own; all drawn before any patch is."""
-    frames = {(clip, time): frame for clip, time, frame in uses}
-    augmented = []
-    for clip, numbers in enumerate(indices.tolist()):
-        whole = torch.from_numpy(np.stack([frames[clip, time] for time in range(len(numbers))]))
-        changed = augment(whole.permute(0, 3, 1, 2), augmentation, generator)
-        pixels = changed.permute(0, 2, 3, 1).numpy()
-        augmented += [(clip, time, frame) for time, frame in enumerate(pixels)]
-    return augmented
+) -> Iterable[tuple[int, int, Pixels]]:
+    """Frames augmented as they come, each clip by a draw of its own before any patch is drawn."""
+    changes = [draw_augmentation(augmentation, generator) for _ in range(clips)]
+
+    def changed(clip: int, frame: Pixels) -> Pixels:
+        whole = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None]
+        pixels: Pixels = changes[clip](whole)[0].permute(1, 2, 0).numpy()
+        return pixels
+
+    return ((clip, time, changed(clip, frame)) for clip, time, frame in uses)
 
 
 def _cut(

@@ -12,7 +12,7 @@ from vqa.fragments import centre_offsets, cut_fragments, draw_offsets
 from vqa.frame_sampling import FrameSampling, draw_frames
 from vqa.published_fragments import published_fragments
 from vqa.video import VideoError
-from vqa.video_clips import FAST_VQA, FAST_VQA_M, FastVqaSampling, read_clip_frames, read_clips
+from vqa.video_clips import FAST_VQA, FAST_VQA_M, FastVqaSampling, read_clips
 
 SMALL = FastVqaSampling(frames=4, interval=2, clips=2, grid=3, patch=8)
 
@@ -132,13 +132,6 @@ def test_augmentation_comes_before_the_fragments_and_is_drawn_per_clip(path):
     rows, columns = draw_offsets(1, (3, 3), (8, 13), 2, generator)
     offsets = (offset[0].permute(2, 0, 1)[..., None] for offset in (rows, columns))
     torch.testing.assert_close(clips, normalised(cut_fragments(changed, *offsets, (8, 8))))
-
-
-def test_whole_frames_are_read_for_other_samplers(path):
-    frames = read_clip_frames(path, FrameSampling(4, 3, 2, "sama"))
-
-    numbers = draw_frames(30, FrameSampling(4, 3, 2, "sama"), None)
-    assert frames.equal(whole_clips(path, numbers.numpy()))
 
 
 @pytest.mark.parametrize("change", [{"behaviour": "paper"}, {"augmentation": "auto"}])

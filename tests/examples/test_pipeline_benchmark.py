@@ -1,0 +1,28 @@
+"""The benchmark of reading files, and the memory that reading takes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "pipeline.py"
+
+
+def test_reading_a_file_takes_the_memory_of_a_few_frames_however_many_there_are(tmp_path):
+    """A frame has 4 MiB as floating-point luma; a second of them, with planes, had two thousand."""
+    output = tmp_path / "pipeline.json"
+    output.write_text('{"results": "of an earlier run"}')
+    settings = ["--measures", "memory", "--memory-heights", "720", "--memory-seconds", "1"]
+    run = subprocess.run(
+        [sys.executable, str(SCRIPT), *settings, "--output", str(output)],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+
+    found = json.loads(output.read_text())
+
+    assert found["results"] == "of an earlier run"
+    grown = {name: videos["720p-1s"] for name, videos in found["memory"]["MiB"].items()}
+    assert len(grown) == 8
+    assert max(grown.values()) < 150, grown
