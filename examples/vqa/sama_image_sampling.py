@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -12,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional  # type: ignore[import-untyped]
 
+from vqa.files import shown
 from vqa.imagenet import normalise
 from vqa.sama_cells import (
     SMALL_SQUARE,
@@ -25,6 +27,8 @@ from vqa.sama_cells import (
 ImageVariant = Literal["sama", "sama-spm", "fragments"]
 
 _LARGEST_ANGLE = 45.0
+# Of an enlarged image: a narrow strip would fill the memory.
+_MOST_PIXELS = 1 << 26
 
 
 class ImageError(ValueError):
@@ -123,28 +127,45 @@ def mask_scales(
 def _load(path: Path, smallest: int) -> Tensor:
     """Pixels of a file, uint8 [3, H, W], enlarged if a side has fewer than `smallest` pixels."""
     try:
-        with Image.open(path) as image:
-            if image.mode in ("I", "F") or image.mode.startswith("I;"):
-                raise ImageError(
-                    f"{path}: expected 8 bits a channel, got Pillow's mode {image.mode};"
-                    " convert the file first"
-                )
-            # Pillow warns when it drops a palette's transparency in one step.
-            opaque = image.convert("RGBA") if "transparency" in image.info else image
-            colours = _enlarge(opaque.convert("RGB"), smallest)
+        with warnings.catch_warnings():
+            # Of 90 million pixels, which phones make; at twice as many Pillow refuses.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            colours = _colours(path, smallest)
     except ImageError:
         raise
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise ImageError(f"{path}: cannot be read as an image ({error})") from error
+    except Exception as error:  # each of Pillow's decoders has its own
+        reason = str(error) or type(error).__name__
+        raise ImageError(f"{shown(path)}: cannot be read as an image ({reason})") from error
     return torch.from_numpy(np.array(colours)).permute(2, 0, 1)
 
 
-def _enlarge(image: Image.Image, smallest: int) -> Image.Image:
-    short = min(image.size)
+def _colours(path: Path, smallest: int) -> Image.Image:
+    with Image.open(path) as image:
+        if image.mode in ("I", "F") or image.mode.startswith("I;"):
+            raise ImageError(
+                f"{shown(path)}: expected 8 bits a channel, got Pillow's mode {image.mode};"
+                " convert the file first"
+            )
+        width, height = _enlarged_size(image.size, smallest)
+        if width * height > _MOST_PIXELS and min(image.size) < smallest:
+            raise ImageError(
+                f"{shown(path)}: expected sides of about equal length, {image.width} x"
+                f" {image.height} pixels would have to be enlarged to {width} x {height}"
+            )
+        # Pillow warns when it drops a palette's transparency in one step.
+        opaque = image.convert("RGBA") if "transparency" in image.info else image
+        colours = opaque.convert("RGB")
+    if colours.size == (width, height):
+        return colours
+    return colours.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def _enlarged_size(size: tuple[int, int], smallest: int) -> tuple[int, int]:
+    short = min(size)
     if short >= smallest:
-        return image
-    width, height = (length * smallest // short for length in image.size)
-    return image.resize((width, height), Image.Resampling.BILINEAR)
+        return size
+    width, height = (length * smallest // short for length in size)
+    return width, height
 
 
 def _mirror_and_rotate(pixels: Tensor, generator: torch.Generator) -> Tensor:

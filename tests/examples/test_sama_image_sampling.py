@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
-from PIL import Image
+from PIL import Image, features
 from published_samples import assert_published, formula_video
 from torchvision.transforms import v2
 
@@ -212,6 +212,53 @@ def test_a_damaged_file_is_read_or_an_image_error(kind, place, value, tmp_path):
 
     with suppress(ImageError):  # and no other exception
         assert read_sama_image(tmp_path / "damaged.jpg", tiny()).shape == (3, 16, 16)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_a_damaged_avif_is_an_error_naming_it(tmp_path):
+    path = tmp_path / "damaged.avif"
+    Image.fromarray(noise(48, 64).permute(1, 2, 0).numpy()).save(path)
+    whole = path.read_bytes()
+    begin = whole.index(b"mdat") + 4
+    path.write_bytes(whole[:begin] + b"\xff" * (len(whole) - begin))
+
+    with pytest.raises(ImageError, match=r"damaged\.avif: cannot be read"):
+        read_sama_image(path, tiny())
+
+
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError, IndexError, AttributeError])
+def test_whatever_a_decoder_raises_is_an_error_naming_the_file(tmp_path, monkeypatch, error):
+    path = save(tmp_path / "a.png", noise())
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(Image.Image, "convert", fail)
+
+    with pytest.raises(ImageError, match=rf"a\.png: cannot be read as an image \({error.__name__}"):
+        read_sama_image(path, tiny())
+
+
+def test_a_name_that_cannot_be_printed_is_escaped_in_errors(tmp_path):
+    path = tmp_path / "two\nlines \udce9.png"
+    path.touch()
+
+    with pytest.raises(ImageError, match=r"two\\nlines \\udce9\.png: cannot be read"):
+        read_sama_image(path, tiny())
+
+
+def test_a_photograph_of_100_megapixels_is_read_without_a_warning(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.png", noise())
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30 * 41 - 1)
+
+    assert read_sama_image(path, tiny()).shape == (3, 16, 16)
+
+
+def test_a_strip_that_would_fill_the_memory_is_an_error_naming_it(tmp_path):
+    Image.new("RGB", (1, 300_000)).save(tmp_path / "strip.png")
+
+    with pytest.raises(ImageError, match=r"strip\.png: .* enlarged to 16 x 4800000"):
+        read_sama_image(tmp_path / "strip.png", tiny())
 
 
 def test_an_image_smaller_than_the_mosaic_cannot_be_masked():
