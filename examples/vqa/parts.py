@@ -12,6 +12,8 @@ from vqa.splits import carve_validation, split
 
 Samples = tuple[Sample, ...]
 
+_FEW = 10
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -23,10 +25,26 @@ class Parts:
     also: Mapping[str, Samples]
 
     def chooses(self, settings: Settings) -> Samples:
-        """The samples whose scores choose the epoch; none if the last one counts."""
+        """The samples whose scores choose the epoch; none if the last one counts.
+
+        A line says so where that is because their scores are all the same, and where so few choose
+        that chance does.
+        """
         if settings.select_on == "last":
             return ()
-        return self.validation if settings.select_on == "validation" else self.test
+        part: Samples = self.validation if settings.select_on == "validation" else self.test
+        if len({sample.score for sample in part}) < 2:
+            print(
+                f"warning: {settings.select_on}: all {len(part)} files have the same opinion score,"
+                " which cannot choose the epoch; the last one counts"
+            )
+            return ()
+        if len(part) < _FEW:
+            print(
+                f"warning: {settings.select_on}: only {len(part)} files choose the epoch, which is"
+                " a matter of chance; --select-on last does not choose"
+            )
+        return part
 
 
 def parts_of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ class Predictions:
     predicted: tuple[float, ...]
     scores: tuple[float, ...]
     bad_files: tuple[str, ...]
+    part: str = "test"
+    """What the files are for, for messages."""
 
 
 def autocast(settings: Settings, device: torch.device) -> AbstractContextManager[object]:
@@ -71,15 +74,25 @@ def predict(
         predicted=tuple(score for _, score in ordered),
         scores=tuple(samples[index].score for index, _ in ordered),
         bad_files=tuple(place.gather(bad_files)),
+        part=title,
     )
 
 
 def measured(predictions: Predictions, logistic_fit: bool) -> Agreement:
     """Agreement with the opinion scores; NaN where the predictions have come to nothing.
 
-    A training that diverged, or a model that says the same of every file, is a result too.
+    A training that diverged, or a model that says the same of every file, is a result too. So are
+    opinion scores that are all the same, of which a warning says whose they are.
     """
-    predicted = np.asarray(predictions.predicted)
+    predicted, scores = np.asarray(predictions.predicted), np.asarray(predictions.scores)
+    if len(scores) < 2 or np.ptp(scores) == 0:
+        held = f", all with the opinion score {scores[0]:g}" if len(scores) else ""
+        warnings.warn(
+            f"{predictions.part}: expected different opinion scores, got {len(scores)} files{held};"
+            " no correlation is defined (NaN)",
+            stacklevel=2,
+        )
+        return Agreement(math.nan, math.nan, math.nan, math.nan)
     if len(predicted) < 2 or not np.isfinite(predicted).all() or np.ptp(predicted) == 0:
         return Agreement(math.nan, math.nan, math.nan, math.nan)
     return agreement(predicted, predictions.scores, logistic_fit=logistic_fit)

@@ -136,7 +136,11 @@ class Settings:
     """Show data, model, one batch, memory and an estimate of the time, and stop."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "accumulate", "steps", "landscape_batches"):
+        if self.batch < 2:
+            raise ValueError(
+                f"batch: expected at least 2, since losses compare samples, got {self.batch}"
+            )
+        for name in ("epochs", "accumulate", "steps", "landscape_batches"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         for name in ("linear_epochs", "workers", "save_every", "landscape_points", "seed"):

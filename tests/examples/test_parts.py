@@ -6,7 +6,7 @@ import pytest
 from toy_recipe import with_settings
 
 from vqa.datasets import DataSet, Sample
-from vqa.parts import parts_of, parts_of_splits
+from vqa.parts import Parts, parts_of, parts_of_splits
 from vqa.splits import split
 
 
@@ -67,6 +67,30 @@ def test_the_settings_say_what_chooses_the_epoch(select_on, chooses):
     parts = parts_of(dataset(OFFICIAL), {}, settings, 0)
 
     assert parts.chooses(settings) == (() if chooses is None else getattr(parts, chooses))
+
+
+def samples(*scores: float) -> tuple[Sample, ...]:
+    return tuple(Sample(Path(f"{n}.mp4"), score) for n, score in enumerate(scores))
+
+
+@pytest.mark.parametrize(("count", "warned"), [(9, True), (10, False)])
+def test_few_files_that_choose_the_epoch_are_counted(count, warned, capsys):
+    parts = Parts(samples(1, 2), samples(*range(count)), samples(1, 2), {})
+
+    assert len(parts.chooses(with_settings(select_on="validation"))) == count
+
+    told = capsys.readouterr().out
+    assert told.startswith("warning: validation: only 9 files choose") == warned
+    assert told.count("\n") == warned
+
+
+@pytest.mark.parametrize("select_on", ["validation", "test"])
+def test_files_with_one_and_the_same_score_do_not_choose_the_epoch(select_on, capsys):
+    parts = Parts(samples(1, 2), samples(*[3.0] * 12), samples(*[3.0] * 12), {})
+
+    assert parts.chooses(with_settings(select_on=select_on)) == ()
+
+    assert f"warning: {select_on}: all 12 files have the same" in capsys.readouterr().out
 
 
 def test_several_splits_are_refused_where_the_parts_are_given():

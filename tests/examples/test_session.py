@@ -12,6 +12,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy_recipe import toy_recipe, toy_samples, with_settings
 
+from vqa.datasets import load_dataset
+from vqa.parts import parts_of
 from vqa.run_state import RunStateError
 from vqa.session import output_folder, run_script
 
@@ -239,6 +241,37 @@ def test_predictions_that_come_to_nothing_give_no_score_but_a_result(data, tmp_p
     split = run(settings)["splits"][0]
 
     assert split["test"] == {"srcc": None, "plcc": None, "krcc": None, "rmse": None}
+
+
+def test_a_part_with_equal_opinion_scores_is_not_measured_and_the_last_epoch_counts(data, tmp_path):
+    settings = settings_for(data, tmp_path)
+    parts = parts_of(load_dataset("list", data), {}, settings, 0)
+    validation = {sample.path.name for sample in parts.validation}
+    rows = [row.split(",") for row in (data / "labels.txt").read_text().splitlines()]
+    equal = [[*row[:3], "3.0" if row[0] in validation else row[3]] for row in rows]
+    (data / "labels.txt").write_text("".join(f"{','.join(row)}\n" for row in equal))
+
+    with pytest.warns(UserWarning, match="validation: expected different .* 3 files, all .* 3;"):
+        split = run(settings)["splits"][0]
+
+    assert set(split["validation"].values()) == {None}
+    assert None not in split["test"].values()
+    assert split["best_epoch"] == 2
+
+
+def test_equal_opinion_scores_of_everything_give_no_score_but_a_result(data, tmp_path):
+    rows = (data / "labels.txt").read_text().splitlines()
+    (data / "labels.txt").write_text("".join(f"{row.rsplit(',', 1)[0]}, 0\n" for row in rows))
+
+    with pytest.warns(UserWarning, match="expected different opinion scores") as warned:
+        split = run(settings_for(data, tmp_path))["splits"][0]
+
+    assert set(split["test"].values()) == set(split["train"].values()) == {None}
+    told = "\n".join(str(warning.message) for warning in warned)
+    for part in ("test", "train", "validation"):
+        assert f"{part}: expected" in told
+    for count in (8, 29, 3):
+        assert f"got {count} files, all with the opinion score 0;" in told
 
 
 def test_the_landscape_is_measured_on_request(data, tmp_path):

@@ -9,7 +9,7 @@ from vqa.settings import Settings
     ("change", "message"),
     [
         ({"epochs": 0}, "epochs: expected at least 1, got 0"),
-        ({"batch": 0}, "batch: expected at least 1"),
+        ({"batch": 1}, "batch: expected at least 2, since losses compare samples, got 1"),
         ({"linear_epochs": -1}, "linear_epochs: expected at least 0"),
         ({"gamma": float("nan")}, "gamma: expected a finite number from 0, got nan"),
         ({"weight_decay": -0.1}, "weight_decay: expected a finite number from 0"),
