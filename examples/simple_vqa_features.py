@@ -34,7 +34,7 @@ class ExtractFeatures:
     output: Path = DATA / "features"
     """Folder of the features."""
     dataset: str = "konvid-1k"
-    """Name of the data set, or `list` for one of your own."""
+    """Name of the data set, or `list` or `csv` for one of your own."""
     data_root: Path = Path("KoNViD-1k")
     """Where it lies."""
     annotations: Path | None = None

@@ -61,6 +61,8 @@ def parse_label_list(path: Path) -> list[LabelledVideo]:
         raise LabelListError(f"{path}: expected a readable UTF-8 label list ({error})") from error
     videos: list[LabelledVideo] = []
     seen: dict[str, int] = {}
+    while lines and not lines[-1].strip():  # many editors end a file so
+        lines.pop()
     for row, line in enumerate(lines, start=1):
         video = _parse(line, f"{path}, row {row}")
         if video.path in seen:
@@ -83,9 +85,20 @@ def _parse(line: str, place: str) -> LabelledVideo:
     return LabelledVideo(columns[0].strip(), duration, frame_rate, score)
 
 
+def parse_number(text: str) -> float:
+    """A number as annotation files have it, such as -1, 3.5 or 2e-3; may be nan or infinite.
+
+    Raises:
+        ValueError: what `float` takes besides: 1_5, and digits of other scripts.
+    """
+    if "_" in text or not text.isascii():
+        raise ValueError(f"text: expected a number, got {text!r}")
+    return float(text)
+
+
 def _number(text: str, place: str) -> float:
     try:
-        value = float(text)
+        value = parse_number(text)
     except ValueError:
         raise LabelListError(f"{place}: expected a number, got {text.strip()!r}") from None
     if not math.isfinite(value):

@@ -4,6 +4,7 @@ import csv
 import os
 import tempfile
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -390,6 +391,107 @@ def test_a_csv_of_images_needs_a_column_of_names_and_one_of_scores(tmp_path, hea
     touch(tmp_path, "images/a.png")
 
     assert found(load_dataset("csv", tmp_path, path), tmp_path) == [("images/a.png", 3.5, None)]
+
+
+ROWS = [("a, b.mp4", 3.5, "train"), ("c.mp4", 2.0, "test"), ("d.mp4", -1e-2, "train")]
+
+
+def write_table(
+    path: Path, header: bool, separator: str, decimal: str = ".", end: str = ""
+) -> Path:
+    rows = [(name, str(score).replace(".", decimal), part) for name, score, part in ROWS]
+    with path.open("w", newline="") as file:
+        table = csv.writer(file, delimiter=separator)
+        table.writerows([("Video", "MOS", "split"), *rows] if header else [row[:2] for row in rows])
+        file.write(end)
+    touch(path.parent, *(f"videos/{name}" for name, _, _ in ROWS))
+    return path
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n\r\n"])
+@pytest.mark.parametrize("header", [True, False])
+@pytest.mark.parametrize(
+    ("separator", "decimal"), [(",", "."), ("\t", "."), (";", "."), (";", ",")]
+)
+def test_a_table_of_videos_loads_whatever_separates_its_cells(
+    tmp_path, header, separator, decimal, end
+):
+    path = write_table(tmp_path / "my scores.txt", header, separator, decimal, end)
+
+    dataset = load_dataset("csv", tmp_path, path)
+
+    assert dataset.kind == "video"
+    assert found(dataset, tmp_path) == [
+        (f"videos/{name}", score, part if header else None) for name, score, part in ROWS
+    ]
+    assert summary(dataset).startswith("csv: 3 videos, ")
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "labels.tsv", "scores.tsv"])
+def test_a_table_is_found_under_its_usual_names(tmp_path, name):
+    write_table(tmp_path / name, True, "\t" if name.endswith("tsv") else ",")
+
+    assert load_dataset("csv", tmp_path).source == tmp_path / name
+
+
+def test_scores_may_come_before_names_without_a_header(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text("3.5,a.png\n2,b.png\n")
+    touch(tmp_path, "a.png", "b.png")
+
+    assert found(load_dataset("csv", tmp_path), tmp_path) == [
+        ("a.png", 3.5, None),
+        ("b.png", 2.0, None),
+    ]
+
+
+def test_a_bad_score_is_an_error_that_names_its_row_without_a_header_too(tmp_path):
+    (tmp_path / "labels.csv").write_text("a.png;3,5\nb.png;good\n")
+    touch(tmp_path, "a.png", "b.png")
+
+    with pytest.raises(DatasetError, match=r"row 2: expected a finite number .*, got 'good'"):
+        load_dataset("csv", tmp_path)
+
+
+@pytest.mark.parametrize("number", ["1_5", "\u0663", "1,5", "1,000.5"])
+def test_only_digits_make_a_score(tmp_path, number):
+    write_csv(tmp_path / "labels.csv", ("image_name", "mos"), ("a.png", number))
+    touch(tmp_path, "a.png")
+
+    with pytest.raises(DatasetError, match="row 2: expected a finite number in column 'mos', got"):
+        load_dataset("csv", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "kind"),
+    [
+        (("a.gif", "b.avif"), "image"),
+        (("a.heic", "b.JP2", "c.jfif"), "image"),
+        (("a.mp4", "b.webm"), "video"),
+        (("a.mp4", "b.gif"), "video"),
+        (("a", "b.y4m"), "video"),
+    ],
+)
+@pytest.mark.parametrize("dataset", ["list", "csv"])
+def test_a_set_is_called_what_its_files_are(tmp_path, names, kind, dataset):
+    rows = "".join(f"{name}, -1, -1, {score}\n" for score, name in enumerate(names))
+    (tmp_path / "mine.txt").write_text(rows)
+    touch(tmp_path, *names)
+
+    loaded = load_dataset(dataset, tmp_path, tmp_path / "mine.txt")
+
+    assert loaded.kind == kind
+    assert f"{len(names)} {kind}s" in summary(loaded)
+
+
+@pytest.mark.parametrize(("listed", "there"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_name_in_another_unicode_form_is_missing_and_says_so(tmp_path, listed, there):
+    name = "caf\u00e9.png"
+    write_csv(tmp_path / "labels.csv", ("name", "mos"), (normalize(listed, name), 3))
+    touch(tmp_path, f"images/{normalize(there, name)}")
+
+    with pytest.raises(DatasetError, match=r"row 2\); a file is there .* only in its Unicode form"):
+        load_dataset("csv", tmp_path)
 
 
 def test_mini_ugc_is_built_only_if_it_is_not_there(tmp_path):

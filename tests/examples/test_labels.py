@@ -81,6 +81,21 @@ def test_a_bad_row_is_an_error_that_says_where_and_what_was_expected(tmp_path, t
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize("end", ["", "\n", "\n\n", "\r\n\r\n", "\n  \n"])
+def test_a_list_may_end_with_blank_lines(tmp_path, end):
+    path = list_with(tmp_path, f"a.mp4, 1, 24, 3{end}")
+
+    assert [video.score for video in read_label_list(path)] == [3.0]
+
+
+@pytest.mark.parametrize("number", ["1_5", "\u0663", "1,5", "0x10"])
+def test_only_digits_make_a_number(tmp_path, number):
+    path = list_with(tmp_path, f"a.mp4, 1, 24, {number}\n")
+
+    with pytest.raises(LabelListError, match="row 1: expected"):
+        read_label_list(path)
+
+
 def test_missing_videos_are_counted(tmp_path):
     path = list_with(tmp_path, "x.mp4, 1, 24, 3\na.mp4, 1, 24, 3\ny.mp4, 1, 24, 3\n")
 

@@ -21,8 +21,9 @@ def load_dataset(
     """Load a data set; nothing is decoded, but every row and the presence of every file is checked.
 
     Besides the published data sets there are `list` (four-column lists of anything), `csv` (a
-    folder of images with a CSV of names and scores) and the generated `mini-ugc` and `mini-iqa`,
-    which are built if they are not there.
+    folder of videos or images with a table of names and scores: commas, tabs or semicolons between
+    cells, with or without a header) and the generated `mini-ugc` and `mini-iqa`, which are built if
+    they are not there.
 
     Args:
         name: one of `SPECS`.

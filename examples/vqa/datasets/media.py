@@ -5,13 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from unicodedata import normalize
 
 from vqa.datasets.annotations import Label
 from vqa.datasets.samples import DatasetError, MediaKind, Sample
 from vqa.datasets.specs import DataSetSpec
 
 _SHOWN = 10
-_IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+_IMAGE_SUFFIXES = frozenset(
+    f".{ending}"
+    for ending in (
+        *("apng", "avif", "bmp", "dds", "gif", "heic", "heif", "jfif", "jp2", "jpe", "jpeg", "jpg"),
+        *("pbm", "pcx", "pgm", "png", "pnm", "ppm", "sgi", "tga", "tif", "tiff", "webp"),
+    )
+)
 
 
 class FolderListings:
@@ -25,6 +32,11 @@ class FolderListings:
         names = self._listing(path.parent)
         name = names.get(path.name) or names.get(_fold_extension(path.name))
         return None if name is None else path.with_name(name)
+
+    def has_other_form(self, path: Path) -> bool:
+        """Whether there is a file whose name differs in its Unicode form only (NFC, NFD)."""
+        form = normalize("NFC", path.name)
+        return any(normalize("NFC", name) == form for name in self._listing(path.parent))
 
     def _listing(self, folder: Path) -> dict[str, str]:
         if folder not in self._names:
@@ -45,7 +57,7 @@ def find_samples(
     found = [_find_file(spec, root, label.name, listings) for label in labels]
     missing = [label for label, path in zip(labels, found, strict=True) if path is None]
     if missing and (not drop_missing or len(missing) == len(labels)):
-        raise DatasetError(_missing_message(spec, root, missing, len(labels)))
+        raise DatasetError(_missing_message(spec, root, missing, len(labels), listings))
     rows: dict[Path, Label] = {}
     samples: list[Sample] = []
     for label, path in zip(labels, found, strict=True):
@@ -79,13 +91,23 @@ def _candidates(spec: DataSetSpec, name: str) -> Iterator[str]:
             yield str(PurePosixPath(folder) / file.format(name=name, id=identifier))
 
 
-def _missing_message(spec: DataSetSpec, root: Path, missing: Sequence[Label], listed: int) -> str:
+def _missing_message(
+    spec: DataSetSpec,
+    root: Path,
+    missing: Sequence[Label],
+    listed: int,
+    listings: FolderListings,
+) -> str:
     tried = " or ".join(dict.fromkeys(_candidates(spec, missing[0].name)))
     lines = [
         f"{spec.name}: {len(missing)} of {listed} listed files are missing under {root}"
         f" (the first is expected as {tried}):"
     ]
-    lines += [f"  {label.name} ({label.place})" for label in missing[:_SHOWN]]
+    for label in missing[:_SHOWN]:
+        places = _candidates(spec, label.name)
+        same = any(listings.has_other_form(root / place) for place in places)
+        note = "; a file is there whose name differs only in its Unicode form" if same else ""
+        lines.append(f"  {label.name} ({label.place}){note}")
     if len(missing) > _SHOWN:
         lines.append(f"  and {len(missing) - _SHOWN} more")
     return "\n".join(lines)

@@ -80,6 +80,7 @@ def _build_mini_iqa(folder: Path) -> None:
         build_mini_iqa(folder, MiniIqaSettings())
 
 
+_TABLES = ("labels", "mos", "scores", "annotations")
 _FAST_VQA_LISTS = ("labels.txt", "labels.csv")
 _TWO_LISTS = (
     AnnotationFile(("labels_train.txt", "train.txt"), "train"),
@@ -266,9 +267,9 @@ _SPECS = (
     ),
     DataSetSpec(
         name="csv",
-        kind="image",
-        layouts=(_one("labels.csv", "mos.csv", "scores.csv", "annotations.csv"),),
-        folders=("", "images", "Images"),
+        kind=None,
+        layouts=(_one(*(f"{name}.{ending}" for ending in ("csv", "tsv") for name in _TABLES)),),
+        folders=("", "images", "Images", "videos", "Videos"),
         scores=("mos", "score", "mos_zscore", "quality", "rating"),
         parts=("split", "set", "part"),
         first_column_names=True,

@@ -1,6 +1,7 @@
 """Annotation files as tables of text: CSV, four-column list, spreadsheet, MATLAB file.
 
-The kind of a file is recognised by its content, not by its name.
+The kind of a file is recognised by its content, not by its name: so is what separates the cells of
+a text (commas, tabs or semicolons), and whether its first row is a header.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree.ElementTree import ParseError
@@ -23,9 +24,12 @@ from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
 from vqa.datasets.samples import DatasetError
-from vqa.labels import LabelListError, parse_label_list
+from vqa.labels import LabelListError, parse_label_list, parse_number
 
 _LIST_COLUMNS = ("path", "duration", "fps", "mos")
+# Of names and scores without a header; the other way round if only the first cell is a number.
+_PAIR_COLUMNS = ("path", "mos")
+_SEPARATORS = ("\t", ";", ",")
 _MATLAB_COLUMNS = ("video_list", "mos")
 _UNREADABLE_MATLAB = (NotImplementedError, MatReadError, zlib.error)
 
@@ -46,6 +50,8 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     sheet: str | None = None
+    decimal_comma: bool = False
+    """Whether 3,5 is a number, as in the files that spreadsheets write where it is."""
 
     def find_column(self, names: Iterable[str]) -> int | None:
         """Index of the first of `names` that is a column.
@@ -74,7 +80,7 @@ class Table:
         """A cell that must be a finite number."""
         cell = self.text(row, column)
         try:
-            value = float(cell)
+            value = parse_number(cell.replace(",", ".") if self.decimal_comma else cell)
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
@@ -129,23 +135,56 @@ def _read_text(path: Path, content: bytes) -> Table:
         raise DatasetError(
             f"{path}: expected a UTF-8 text, an .xlsx or a MATLAB file ({error})"
         ) from error
-    reader = csv.reader(io.StringIO(text, newline=""))
+    by_separator = {separator: _lines(path, text, separator) for separator in _SEPARATORS}
+    separator = _choose_separator(by_separator)
+    lines = by_separator[separator]
+    first = next((cells for _, cells in lines if any(cells)), [])
+    if separator == "," and _is_list_row(first):
+        return read_list(path)
+    decimal_comma = separator != ","
+    if columns := _columns_without_header(first, decimal_comma):
+        lines = [(0, columns), *lines]
+    return _to_table(path, lines, decimal_comma=decimal_comma)
+
+
+def _lines(path: Path, text: str, separator: str) -> list[tuple[int, Sequence[str]]]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
     try:
-        lines = [(reader.line_num, cells) for cells in reader]
+        return [(reader.line_num, cells) for cells in reader]
     except csv.Error as error:
         raise DatasetError(
             f"{path}, row {reader.line_num}: expected a CSV row ({error})"
         ) from error
-    if lines and _is_list_row(lines[0][1]):
-        return read_list(path)
-    return _to_table(path, lines)
+
+
+def _choose_separator(
+    by_separator: Mapping[str, Sequence[tuple[int, Sequence[str]]]],
+) -> str:
+    """The one that gives every row as many cells, or else the one that divides the first row."""
+    widths = {
+        separator: [len(cells) for _, cells in lines if any(cell.strip() for cell in cells)]
+        for separator, lines in by_separator.items()
+    }
+    dividing = [separator for separator, each in widths.items() if each and each[0] > 1]
+    even = [separator for separator in dividing if len(set(widths[separator])) == 1]
+    return next(iter([*even, *reversed(dividing)]), ",")
+
+
+def _columns_without_header(first: Sequence[str], decimal_comma: bool) -> tuple[str, ...]:
+    """The columns of pairs that begin in the first row; none if that is a header."""
+    numbers = [_is_number(cell.replace(",", ".") if decimal_comma else cell) for cell in first]
+    if len(first) != len(_PAIR_COLUMNS) or not any(numbers):
+        return ()
+    return _PAIR_COLUMNS if numbers[1] else _PAIR_COLUMNS[::-1]
 
 
 def _is_list_row(cells: Sequence[str]) -> bool:
-    if len(cells) != len(_LIST_COLUMNS):
-        return False
+    return len(cells) == len(_LIST_COLUMNS) and all(_is_number(cell) for cell in cells[1:])
+
+
+def _is_number(cell: str) -> bool:
     try:
-        return all(math.isfinite(float(cell)) for cell in cells[1:])
+        return math.isfinite(parse_number(cell))
     except ValueError:
         return False
 
@@ -199,7 +238,10 @@ def _read_matlab(path: Path) -> Table:
 
 
 def _to_table(
-    path: Path, lines: Iterable[tuple[int, Sequence[str]]], sheet: str | None = None
+    path: Path,
+    lines: Iterable[tuple[int, Sequence[str]]],
+    sheet: str | None = None,
+    decimal_comma: bool = False,
 ) -> Table:
     """The first line that is not empty is the header."""
     filled = [
@@ -210,7 +252,7 @@ def _to_table(
     if len(filled) < 2:
         raise DatasetError(f"{path}: expected a header and at least one row")
     header, *rows = filled
-    table = Table(path, header.cells, tuple(rows), sheet)
+    table = Table(path, header.cells, tuple(rows), sheet, decimal_comma)
     for row in rows:
         if len(row.cells) != len(header.cells):
             raise DatasetError(
