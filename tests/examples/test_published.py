@@ -2,6 +2,7 @@
 
 import json
 from collections import OrderedDict
+from itertools import permutations
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from published_fill import fill
+from safetensors.torch import save_file
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from torchvision.models.video import swin3d_t
 
 from vqa.models import Drop, Format, PublishedWeightsError, build_model, load_published
@@ -85,7 +88,10 @@ def test_a_missing_tensor_can_be_a_copy_of_another():
     assert "copied 1: table from body.bias" in str(report)
 
 
-@pytest.mark.parametrize("wrapper", ["state_dict", "model", "weights"])
+@pytest.mark.parametrize(
+    "wrapper",
+    ["state_dict", "model", "weights", "params_ema", "params", "model_state_dict", "net"],
+)
 def test_wrapped_state_dicts_and_data_parallel_prefixes_are_unwrapped(wrapper, tmp_path):
     prefixed = OrderedDict((f"module.{key}", tensor) for key, tensor in toy_file().items())
     torch.save({wrapper: prefixed, "meta": {"epoch": 30}}, tmp_path / "toy.pth")
@@ -93,6 +99,100 @@ def test_wrapped_state_dicts_and_data_parallel_prefixes_are_unwrapped(wrapper, t
     report = load_published(Toy(), tmp_path / "toy.pth")
 
     assert report.loaded == ("body.weight", "body.bias")
+
+
+PREFIXES = ("_orig_mod.", "module.", "model.")
+
+
+@pytest.mark.parametrize(
+    "prefix", ["".join(order) for count in (1, 2, 3) for order in permutations(PREFIXES, count)]
+)
+@pytest.mark.parametrize("state", ["published", "own"])
+def test_prefixes_are_removed_in_any_order(prefix, state):
+    tensors = toy_file() if state == "published" else Toy().state_dict()
+    model = Toy()
+
+    load_published(model, {f"{prefix}{key}": tensor for key, tensor in tensors.items()})
+
+    bias = tensors["trunk.bias" if state == "published" else "body.bias"]
+    assert model.body.bias.equal(bias)
+
+
+def test_a_prefix_that_is_a_models_own_stays():
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = nn.Linear(3, 2)
+
+    trained, model = Wrapped(), Wrapped()
+
+    load_published(model, {f"module.{key}": t for key, t in trained.state_dict().items()})
+
+    assert model.model.weight.equal(trained.model.weight)
+
+
+def test_weights_that_torch_averaged_and_compiled_load():
+    trained, model = Toy(), Toy()
+    average = AveragedModel(torch.compile(trained))
+    assert "n_averaged" in average.state_dict()
+
+    load_published(model, {"state_dict_ema": average.state_dict()})
+
+    assert model.body.weight.equal(trained.body.weight)
+
+
+def test_the_moving_average_comes_before_the_weights_themselves():
+    averaged = toy_file()
+    content = {"params": {k: v + 1 for k, v in averaged.items()}, "params_ema": averaged}
+    model = Toy()
+
+    load_published(model, content)
+
+    assert model.body.weight.equal(averaged["trunk.weight"])
+
+
+def test_wrappers_may_be_nested():
+    model = Toy()
+
+    load_published(model, {"model": {"state_dict": toy_file()}, "epoch": 3})
+
+    assert model.body.weight.equal(toy_file()["trunk.weight"])
+
+
+@pytest.mark.parametrize("name", ["toy.safetensors", "toy.bin"])
+def test_safetensors_files_load_whatever_their_names(tmp_path, name):
+    save_file(toy_file(), tmp_path / name)
+    model = Toy()
+
+    report = load_published(model, tmp_path / name)
+
+    assert report.format == "toy file"
+    assert model.body.weight.equal(toy_file()["trunk.weight"])
+
+
+def test_a_cut_safetensors_file_is_an_error_that_names_it(tmp_path):
+    path = tmp_path / "toy.safetensors"
+    save_file(toy_file(), path)
+    path.write_bytes(path.read_bytes()[:-8])
+
+    with pytest.raises(
+        PublishedWeightsError, match=r"toy\.safetensors: expected a file of tensors"
+    ):
+        load_published(Toy(), path)
+
+
+@pytest.mark.parametrize("allow", [False, True])
+@pytest.mark.parametrize("share", ["all", "one"])
+def test_weights_that_are_no_numbers_are_refused(allow, share):
+    state = toy_file()
+    state["trunk.weight"].view(-1)[slice(None) if share == "all" else slice(1)] = float("nan")
+    model = Toy()
+    before = model.body.bias.clone()
+
+    with pytest.raises(PublishedWeightsError, match=r"1 with NaN: body\.weight"):
+        load_published(model, state, allow_shape_mismatch=allow)
+
+    assert model.body.bias.equal(before)
 
 
 def test_own_names_load_too_and_completely():

@@ -10,11 +10,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vqa.models.formats import Drop, Format, own_names
 
-_WRAPPERS = ("state_dict", "model", "model_state", "weights")
+# Where both are in a file, the moving average is what its authors tested.
+_WRAPPERS = (
+    *("params_ema", "state_dict", "model_state_dict", "model", "model_state", "weights"),
+    *("params", "net", "network", "state_dict_ema", "model_ema", "ema"),
+)
+# Of compilation, data parallelism, averaging and training frameworks.
+_PREFIXES = ("_orig_mod.", "module.", "model.")
+_COUNT_OF_AVERAGES = "n_averaged"
 _NAMES_SHOWN = 8
 
 # Harmless kinds of number that published files hold beside the tensors, e.g. as test results;
@@ -69,12 +77,14 @@ def load_published(
     """Load a checkpoint by the key names that it was published with.
 
     The kind of file is recognised by its keys, among the model's `published_formats` and its own
-    names. `{"state_dict": ...}` and its like are unwrapped and a "module." prefix is removed.
-    Everything is checked before the first weight changes.
+    names. `{"state_dict": ...}` and its like are unwrapped, and the prefixes "_orig_mod.",
+    "module." and "model." are removed in whatever order they come. Everything is checked before the
+    first weight changes.
 
     Args:
         model: the model to fill; its device and dtypes stay.
-        source: a file of `torch.save`, which is read without running code from it, or its content.
+        source: a file of `torch.save`, which is read without running code from it, or of
+            safetensors; or its content.
         copy_missing: give a tensor that the file lacks the tensor that its format names in its
             place, instead of keeping it. (A Kinetics-400 file has no fragment tables; the paper
             starts them at zero, this starts them as the relative tables.)
@@ -87,13 +97,12 @@ def load_published(
 
     Raises:
         PublishedWeightsError: a `ValueError`; the file is missing, unreadable or of an unknown
-            kind, lacks a tensor, has one that is unknown, or one of another shape.
+            kind, lacks a tensor, has one that is unknown, one of another shape, or one with NaN.
     """
     where = "state dict" if isinstance(source, Mapping) else str(Path(source))
     content = source if isinstance(source, Mapping) else _read(Path(source))
     try:
-        tensors = _without_prefix(_unwrapped(content))
-        format_ = _recognised(model, tensors)
+        format_, tensors = _recognised(model, _unwrapped(content))
         return _load(model, tensors, format_, copy_missing, allow_shape_mismatch)
     except PublishedWeightsError as error:
         raise PublishedWeightsError(f"{where}: {error}") from None
@@ -101,6 +110,8 @@ def load_published(
 
 def _read(path: Path) -> Any:
     try:
+        if _is_safetensors(path):
+            return load_file(path)
         with torch.serialization.safe_globals(_NUMPY_NUMBERS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
@@ -112,12 +123,20 @@ def _read(path: Path) -> Any:
         ) from error
 
 
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file begins with the length of a JSON header and the header, whatever its name."""
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
+
+
 def _unwrapped(content: Any) -> Mapping[str, Tensor]:
     """The state dict in a file's content."""
-    for wrapper in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
+    while isinstance(content, Mapping):
+        inside = (content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping))
+        found = next(inside, None)
+        if found is None:
             break
+        content = found
     if not isinstance(content, Mapping) or not content:
         raise PublishedWeightsError(f"expected a state dict, got {type(content).__name__}")
     for key, value in content.items():
@@ -128,22 +147,31 @@ def _unwrapped(content: Any) -> Mapping[str, Tensor]:
     return content
 
 
-def _without_prefix(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    if all(key.startswith("module.") for key in tensors):
-        return {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
-    return tensors
-
-
-def _recognised(model: nn.Module, tensors: Mapping[str, Tensor]) -> Format:
+def _recognised(
+    model: nn.Module, tensors: Mapping[str, Tensor]
+) -> tuple[Format, Mapping[str, Tensor]]:
+    """The file's kind, and its tensors without the prefixes that the kind does not know."""
     published: Sequence[Format] = getattr(model, "published_formats", ())
     formats = (*published, own_names(model))
-    for format_ in formats:
-        if format_.recognises(tensors):
-            return format_
+    left: Mapping[str, Tensor] | None = tensors
+    while left is not None:
+        for format_ in formats:
+            if format_.recognises(left):
+                return format_, left
+        left = _without_prefix(left)
     known = "; ".join(format_.name for format_ in formats)
     raise PublishedWeightsError(
         f"expected weights for {type(model).__name__} ({known}), got keys {_shown(list(tensors))}"
     )
+
+
+def _without_prefix(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor] | None:
+    """The tensors without a prefix that all have; None if there is none."""
+    named = {key: tensor for key, tensor in tensors.items() if key != _COUNT_OF_AVERAGES}
+    for prefix in _PREFIXES:
+        if named and all(key.startswith(prefix) for key in named):
+            return {key.removeprefix(prefix): tensor for key, tensor in named.items()}
+    return None
 
 
 def _load(
@@ -167,6 +195,7 @@ def _load(
     problems = {
         "missing": [name for name in absent if name not in kept],
         "unknown": [name for name in placed if name not in own],
+        "with NaN": [name for name, tensor in placed.items() if bool(tensor.isnan().any())],
         "of another shape": [] if allow_shape_mismatch else _pairs(mismatched),
     }
     if any(problems.values()):
