@@ -28,6 +28,8 @@ from vqa.settings import RUNS, Settings
 from vqa.training_loss import landscape_of
 from vqa.training_run import TrainingRun
 
+_SHOWN = 20  # of files that cannot be read; all are in the results
+
 
 def run_script(settings: Settings, recipe: Recipe) -> Path | None:
     """Do what the settings ask for.
@@ -94,6 +96,7 @@ def _run_splits(
         print(f"split {split}:\n{table([result])}")
         if result.bad_files:
             print(f"left out: {len(result.bad_files)} files that cannot be read")
+            print("\n".join(f"  {message}" for message in result.bad_files[:_SHOWN]))
     path = folder / "results.json"
     if place.is_first:
         write_json(

@@ -1,12 +1,15 @@
 """The scripts of all models train by every method from one call, and go on where they stopped."""
 
+import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from video_files import Stream, cut, textured_clip, write_stream
 
 import fast_vqa
 import sama_iqa
@@ -69,6 +72,55 @@ def test_a_run_goes_on_where_it_stopped(script, tiny, tmp_path):
 
     for part in ("train", "validation", "test", "steps", "best_epoch"):
         assert resumed[part] == whole[part]
+
+
+@pytest.fixture
+def odd_videos(tmp_path, few_videos):
+    """A few usable videos, some of an unusual kind, and others that cannot be read."""
+    root = tmp_path / "odd videos"
+    root.mkdir()
+    for number, file in enumerate(sorted(few_videos["data_root"].rglob("*.mp4"))[:18]):
+        shutil.copy(file, root / f"{number}.mp4")
+    h264, lossless = Stream(options={"g": "10"}), Stream("matroska", "ffv1", pixels="bgr0")
+    write_stream(root / "one frame.mkv", textured_clip(1), lossless)
+    write_stream(root / "small.mkv", textured_clip(9, 17, 33), lossless)
+    write_stream(root / ("\u89c6" * 78 + ".mp4"), textured_clip(30), h264)
+    write_stream(root / "a: b.mp4", textured_clip(30), h264)
+    undecodable = write_stream(root / "bad codec.mp4", textured_clip(9), h264)
+    undecodable.write_bytes(undecodable.read_bytes().replace(b"avc1", b"drmi"))
+    cut(write_stream(root / "bad half.mkv", textured_clip(30), lossless), 0.5)
+    cut(write_stream(root / "bad half.mp4", textured_clip(30), h264), 0.5)
+    (root / "bad empty.mp4").touch()
+    (root / "bad text.mp4").write_text("hello")
+    names = sorted(file.name for file in root.iterdir())
+    with (root / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows((name, number % 7) for number, name in enumerate(names))
+    return root
+
+
+@pytest.mark.parametrize("name", ["fast_vqa", "sama_vqa", "simple_vqa"])
+def test_what_cannot_be_read_is_left_out_and_named(name, odd_videos, tmp_path, capsys):
+    script = SCRIPTS[name]
+    settings = replace(
+        script.PRESETS["tiny"][1],
+        dataset="csv",
+        data_root=odd_videos,
+        epochs=1,
+        select_on="last",
+        bad_files="skip",
+        output=tmp_path / "out",
+    )
+    if script is simple_vqa:
+        settings = replace(settings, features=tmp_path / "features")
+
+    split = run(script, settings)
+
+    bad = sorted(file.name for file in odd_videos.glob("bad *"))
+    assert len(split["bad_files"]) == len(bad) == 5
+    told = capsys.readouterr().out
+    for name, message in zip(bad, split["bad_files"], strict=True):
+        assert name in message
+        assert message in told
 
 
 class _StopsAfter:
