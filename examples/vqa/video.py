@@ -312,7 +312,9 @@ class Video:
             announced = min(announced, entries) if announced else entries
         elif container == "avi":
             announced = 1  # it counts empty packets, too
-        if found < max(announced, 1):
+        if not found:
+            raise VideoError(f"{shown(self.path)}: holds a video without frames")
+        if found < announced:
             raise VideoError(
                 f"{shown(self.path)}: holds {found} of {announced} frames, the file is truncated"
             )
