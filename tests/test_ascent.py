@@ -26,7 +26,7 @@ def perturbed(weight: Tensor, gradient: Tensor, gamma: float = 0.1, **kwargs: ob
 
 def as_on_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let what runs where values cannot be read without waiting run on the CPU."""
-    for module in ("perturbation", "block"):
+    for module in ("functional", "perturbation"):
         monkeypatch.setattr(f"torch_awp.{module}.on_host", lambda tensor: False)
 
 
@@ -224,7 +224,15 @@ def test_the_device_path_moves_like_the_host_path(constraint, step_size, dtype, 
 def test_a_zero_weight_or_gradient_does_not_move(constraint, zero):
     weight, gradient = torch.randn(3, 4), torch.randn(3, 4)
     (weight if zero == "weight" else gradient).zero_()
-    assert torch.equal(perturbed(weight, gradient, constraint=constraint), weight)
+    still = nn.Parameter(weight.clone())
+    other = nn.Parameter(torch.ones(2, 2))
+    still.grad, other.grad = gradient, torch.ones(2, 2)
+    optimizer = AdversarialWeightPerturbation(
+        torch.optim.SGD([still, other], lr=0.1), 0.1, constraint=constraint
+    )
+    with optimizer.perturb():
+        assert torch.equal(still, weight)
+        assert not torch.equal(other, torch.ones(2, 2))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
