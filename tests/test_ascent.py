@@ -127,7 +127,7 @@ def weight_and_gradients(draw):
     ]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     tensors=weight_and_gradients(),
     gamma=st.floats(1e-6, 2.0),
@@ -157,7 +157,7 @@ def test_every_step_stays_in_ball_and_box(tensors, gamma, step_size, constraint)
     assert same_bits([param], [weight])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     exponent=st.floats(-30, 30),
     steps=st.integers(1, 3),

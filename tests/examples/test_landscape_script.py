@@ -49,7 +49,6 @@ def label_list(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(label_list):
-    torch.set_num_threads(1)  # with another number, sums are rounded otherwise
     clips = to_planes(load_clips(label_list))
     parts = {"train": clips, "test": clips, "ood": clips}
     return [run_method(method, 0, EXPERIMENT, parts) for method in ("plain", "awp")]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vqa.losses import l1_rank_loss, plcc_loss, quality_loss, rank_loss
@@ -123,7 +123,6 @@ def test_l1_rank_loss_of_one_clip_is_its_absolute_error(released_order):
 SCORES = st.lists(st.floats(-5, 5, width=32), min_size=2, max_size=8)
 
 
-@settings(deadline=None)
 @given(SCORES, st.integers(0, 9), st.randoms(use_true_random=False))
 def test_no_loss_depends_on_the_order_of_the_clips(scores, seed, random):
     target = torch.tensor(scores, dtype=torch.float64)

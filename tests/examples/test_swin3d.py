@@ -150,7 +150,7 @@ def test_ten_blocks_own_fragment_tables_that_start_at_zero(backbone):
     assert not any(table.any() for table in tables.values())
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=8, derandomize=True)
 @given(time=st.integers(1, 9), height=st.integers(4, 70), width=st.integers(4, 70), m=st.booleans())
 def test_clips_of_any_size_have_features_at_every_location(
     backbone, small_window, time, height, width, m
