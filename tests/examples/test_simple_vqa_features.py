@@ -374,7 +374,7 @@ def test_the_command_survives_a_kill_and_goes_on_with_the_same_result(tmp_path):
         assert process.poll() is None
         time.sleep(0.01)
     process.kill()
-    process.communicate(timeout=60)  # returns when no worker holds the pipe any more
+    process.communicate(timeout=600)  # returns when no worker holds the pipe any more
 
     videos = [tmp_path / name for name in names]
     whole = extract_features(videos, tmp_path / "whole", TINY)
