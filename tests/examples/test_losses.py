@@ -71,7 +71,7 @@ def test_rank_loss_averages_the_disorder_of_all_ordered_pairs():
 
 
 def test_a_linear_prediction_in_the_right_order_costs_nothing():
-    target = torch.tensor([1.0, 2.0, 4.0])
+    target = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
 
     assert quality_loss(3 * target - 1, target).item() == pytest.approx(0.0, abs=1e-7)
 
