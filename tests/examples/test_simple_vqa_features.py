@@ -117,8 +117,9 @@ def test_key_frames_are_resized_without_and_chunks_with_antialiasing(tmp_path):
 
     plain = interpolate(whole.float(), (24, 24), mode="bilinear")
     smooth = interpolate(whole.float(), (16, 16), mode="bilinear", antialias=True)
-    torch.testing.assert_close(small.float(), plain, atol=1.01, rtol=0)
-    torch.testing.assert_close(seen[0][:1].float(), smooth, atol=1.01, rtol=0)
+    # Bytes are resized in integers of few bits or in floats, as the processor likes it.
+    torch.testing.assert_close(small.float(), plain, atol=1.5, rtol=0)
+    torch.testing.assert_close(seen[0][:1].float(), smooth, atol=1.5, rtol=0)
 
 
 def test_a_truncated_video_is_an_error_that_names_it(tmp_path):
