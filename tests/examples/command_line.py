@@ -26,5 +26,6 @@ def run_command(*command: object) -> subprocess.CompletedProcess[str]:
         check=False,
         env={**os.environ, "PYTHONPATH": IMPORTABLE},
     )
-    assert WARNING.findall(done.stderr) == []
+    shown = WARNING.findall(done.stderr)
+    assert not shown, "\n".join(shown)
     return done
