@@ -15,15 +15,22 @@ from pathlib import Path
 import torch
 import tyro
 
-from vqa.clips import LumaClips, load_clips
-from vqa.experiment import ExperimentSettings
-from vqa.loss_landscape import curve_positions
-from vqa.mini_ugc import DEFAULT_FOLDER, PARTS, VERSION, MiniUgcSettings, Part, build_mini_ugc
-from vqa.parallel import run_all
-from vqa.perturbation import Method
+from vqa.demo.experiment import ExperimentSettings
+from vqa.demo.parallel import run_all
+from vqa.demo.report import by_method, conclusions, table, write_results
+from vqa.demo.run_store import RunStore
 from vqa.provenance import device_name, versions
-from vqa.report import by_method, conclusions, table, write_results
-from vqa.run_store import RunStore
+from vqa.sampling.tiny_fast_vqa import LumaClips, load_clips
+from vqa.synthetic.mini_ugc import (
+    DEFAULT_FOLDER,
+    PARTS,
+    VERSION,
+    MiniUgcSettings,
+    Part,
+    build_mini_ugc,
+)
+from vqa.training.landscape import curve_positions
+from vqa.training.perturbation import Method
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 _PACKAGES = ("torch", "torchvision", "av", "numpy", "scipy", "scikit-image", "scikit-learn")

@@ -19,17 +19,17 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from vqa.clips import FragmentSampling, read_planes
-from vqa.initial_weights import load_initial_weights
-from vqa.labelled_files import Inputs, Read
-from vqa.losses import quality_loss
 from vqa.models import build_model
-from vqa.optimisation import adamw_for_backbone_and_head, cosine_multiplier
-from vqa.quality_planes import PLANES
-from vqa.recipe import Phase, Recipe
-from vqa.session import run_script
-from vqa.settings import Settings, on_any_machine
-from vqa.video_clips import FAST_VQA, FAST_VQA_M, FastVqaSampling, read_clips
+from vqa.models.quality_planes import PLANES
+from vqa.sampling.fast_vqa import FAST_VQA, FAST_VQA_M, FastVqaSampling, read_clips
+from vqa.sampling.tiny_fast_vqa import FragmentSampling, read_planes
+from vqa.training.initial_weights import load_initial_weights
+from vqa.training.loader import Inputs, Read
+from vqa.training.losses import quality_loss
+from vqa.training.main import run_script
+from vqa.training.optim import adamw_for_backbone_and_head, cosine_multiplier
+from vqa.training.settings import Settings, on_any_machine
+from vqa.training.task import Phase, Recipe
 
 
 @dataclass(frozen=True)

@@ -19,16 +19,16 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from vqa.initial_weights import load_initial_weights
-from vqa.labelled_files import Inputs
-from vqa.mini_iqa import DEFAULT_FOLDER
 from vqa.models import build_model
-from vqa.optimisation import adamw_for_backbone_and_head
-from vqa.recipe import Phase, Recipe
-from vqa.sama_image_sampling import SamaImageSampling, read_sama_image
-from vqa.schedules import warm_up_constant
-from vqa.session import run_script
-from vqa.settings import Settings, on_any_machine
+from vqa.sampling.sama_image import SamaImageSampling, read_sama_image
+from vqa.synthetic.mini_iqa import DEFAULT_FOLDER
+from vqa.training.initial_weights import load_initial_weights
+from vqa.training.loader import Inputs
+from vqa.training.main import run_script
+from vqa.training.optim import adamw_for_backbone_and_head
+from vqa.training.schedules import warm_up_constant
+from vqa.training.settings import Settings, on_any_machine
+from vqa.training.task import Phase, Recipe
 
 
 @dataclass(frozen=True)

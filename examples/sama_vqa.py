@@ -20,16 +20,16 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from vqa.initial_weights import load_initial_weights
-from vqa.labelled_files import Inputs, Read
-from vqa.losses import quality_loss
 from vqa.models import build_model
-from vqa.optimisation import adamw_for_backbone_and_head, cosine_multiplier
-from vqa.recipe import Phase, Recipe
-from vqa.sama_clips import read_sama_clips
-from vqa.sama_video_sampling import SamaSampling
-from vqa.session import run_script
-from vqa.settings import Settings, on_any_machine
+from vqa.sampling.sama_clips import read_sama_clips
+from vqa.sampling.sama_video import SamaSampling
+from vqa.training.initial_weights import load_initial_weights
+from vqa.training.loader import Inputs, Read
+from vqa.training.losses import quality_loss
+from vqa.training.main import run_script
+from vqa.training.optim import adamw_for_backbone_and_head, cosine_multiplier
+from vqa.training.settings import Settings, on_any_machine
+from vqa.training.task import Phase, Recipe
 
 
 @dataclass(frozen=True)

@@ -22,19 +22,19 @@ import tyro
 from torch import Tensor, nn
 
 import simple_vqa_features
-from vqa.feature_cache import FeatureCache
-from vqa.feature_extraction import extract_features
-from vqa.initial_weights import load_initial_weights
-from vqa.labelled_files import Inputs
-from vqa.losses import l1_rank_loss
+from vqa.features.cache import FeatureCache
+from vqa.features.extraction import extract_features
+from vqa.features.key_frames import TINY
+from vqa.features.motion import FRAME_DIFFERENCES
 from vqa.models import build_model
-from vqa.motion_features import FRAME_DIFFERENCES
-from vqa.optimisation import adam
-from vqa.recipe import Phase, Recipe
-from vqa.schedules import step_decay
-from vqa.session import run_script
-from vqa.settings import Settings, on_any_machine
-from vqa.simple_vqa_features import TINY
+from vqa.training.initial_weights import load_initial_weights
+from vqa.training.loader import Inputs
+from vqa.training.losses import l1_rank_loss
+from vqa.training.main import run_script
+from vqa.training.optim import adam
+from vqa.training.schedules import step_decay
+from vqa.training.settings import Settings, on_any_machine
+from vqa.training.task import Phase, Recipe
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ import torch
 import tyro
 
 from vqa.datasets import load_dataset
-from vqa.feature_extraction import Extraction, extract_features
-from vqa.mini_ugc import DEFAULT_FOLDER
-from vqa.simple_vqa_features import TINY, YOUTUBE_UGC, FeatureSettings
+from vqa.features.extraction import Extraction, extract_features
+from vqa.features.key_frames import TINY, YOUTUBE_UGC, FeatureSettings
+from vqa.synthetic.mini_ugc import DEFAULT_FOLDER
 
 DATA = DEFAULT_FOLDER.parent
 

@@ -19,7 +19,7 @@ from benchmarks.generalization_grounds.digits import Digits
 from benchmarks.generalization_grounds.ground import Ground, Outcome, Part
 from benchmarks.generalization_grounds.methods import Recipe
 from benchmarks.generalization_grounds.mini_ugc import MiniUgc
-from vqa.files import replacing
+from vqa.io.files import replacing
 from vqa.progress import progress_bar
 
 GroundName = Literal["biq2021", "digits", "mini-ugc"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from demo import Demo
-from vqa.checkpoints import load_model
+from vqa.demo.checkpoints import load_model
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -15,7 +15,7 @@ from torch import nn
 from video_files import textured_clip, write_video
 
 import fast_vqa
-from vqa.session import run_script
+from vqa.training.main import run_script
 
 SCRIPT = Path(fast_vqa.__file__)
 

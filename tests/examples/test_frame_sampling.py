@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from numpy.random import RandomState
 from test_fragments import TEMPORAL
 
-from vqa.frame_sampling import (
+from vqa.sampling.frames import (
     FrameSampling,
     draw_frames,
     fast_vqa_frames,

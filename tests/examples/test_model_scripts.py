@@ -12,10 +12,10 @@ import fast_vqa
 import sama_iqa
 import sama_vqa
 import simple_vqa
-from vqa.feature_cache import FeatureError
-from vqa.losses import quality_loss
-from vqa.session import run_script
-from vqa.settings import Settings
+from vqa.features.cache import FeatureError
+from vqa.training.losses import quality_loss
+from vqa.training.main import run_script
+from vqa.training.settings import Settings
 
 SCRIPTS = {script.__name__: script for script in (fast_vqa, sama_vqa, sama_iqa, simple_vqa)}
 PERTURB = ["none", "rwp", "awp", "awp-previous"]

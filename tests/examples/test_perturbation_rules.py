@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from vqa.perturbation import METHOD_NAMES, RELEASED_RULE, PerturbationRule, perturbed
+from vqa.training.perturbation import METHOD_NAMES, RELEASED_RULE, PerturbationRule, perturbed
 
 DATA = Path(__file__).parents[1] / "data" / "weight_perturbation.npz"
 

@@ -10,8 +10,8 @@ import pytest
 from finished_runs import document, write_results
 
 from reproduce import Reproduce, main
-from vqa.mini_ugc import MiniUgcSettings, build_mini_ugc
 from vqa.reproduction.catalogue import catalogue
+from vqa.synthetic.mini_ugc import MiniUgcSettings, build_mini_ugc
 
 REPOSITORY = Path(__file__).parents[2]
 EXHIBITS = catalogue()

@@ -12,8 +12,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy_recipe import toy_recipe, toy_samples, with_settings
 
-from vqa.run_state import RunStateError
-from vqa.session import output_folder, run_script
+from vqa.training.checkpoint import RunStateError
+from vqa.training.main import output_folder, run_script
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_an_interrupted_run_gives_the_same_scores(data, tmp_path, monkeypatch):
         if len(saves) == 2:
             raise KeyboardInterrupt
 
-    from vqa.training_run import TrainingRun
+    from vqa.training.run import TrainingRun
 
     original = TrainingRun.save
     monkeypatch.setattr(TrainingRun, "save", save_and_die)

@@ -10,10 +10,10 @@ import pytest
 import torch
 from toy_recipe import SETTINGS, toy_recipe, toy_samples, with_settings
 
-from vqa.perturbation import METHOD_NAMES
-from vqa.processes import Place
-from vqa.run_state import RunStateError
-from vqa.training_run import TrainingRun
+from vqa.training.checkpoint import RunStateError
+from vqa.training.distributed import Place
+from vqa.training.perturbation import METHOD_NAMES
+from vqa.training.run import TrainingRun
 
 HERE = Place(torch.device("cpu"))
 PERTURB = ["none", "rwp", "awp", "awp-previous"]

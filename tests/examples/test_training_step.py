@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from vqa.perturbation import METHOD_NAMES, PerturbationRule, perturbed
-from vqa.training_step import TrainingStep
+from vqa.training.perturbation import METHOD_NAMES, PerturbationRule, perturbed
+from vqa.training.step import TrainingStep
 
 PASSES = {"plain": [True], "rwp": [True], "awp": [True, False], "awp-previous": [True]}
 

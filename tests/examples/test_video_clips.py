@@ -7,12 +7,18 @@ import pytest
 import torch
 from video_files import Stream, decode_in_order, textured_clip, turn, write_stream
 
-from vqa.augmentation import augment
-from vqa.fragments import centre_offsets, cut_fragments, draw_offsets
-from vqa.frame_sampling import FrameSampling, draw_frames
-from vqa.published_fragments import published_fragments
-from vqa.video import VideoError
-from vqa.video_clips import FAST_VQA, FAST_VQA_M, FastVqaSampling, read_clip_frames, read_clips
+from vqa.io.video import VideoError
+from vqa.sampling.augmentation import augment
+from vqa.sampling.fast_vqa import (
+    FAST_VQA,
+    FAST_VQA_M,
+    FastVqaSampling,
+    read_clip_frames,
+    read_clips,
+)
+from vqa.sampling.fragments import centre_offsets, cut_fragments, draw_offsets
+from vqa.sampling.frames import FrameSampling, draw_frames
+from vqa.sampling.published_fragments import published_fragments
 
 SMALL = FastVqaSampling(frames=4, interval=2, clips=2, grid=3, patch=8)
 

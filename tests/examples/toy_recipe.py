@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from vqa.datasets import Sample
-from vqa.labelled_files import Inputs
-from vqa.losses import quality_loss
-from vqa.optimisation import adamw_for_backbone_and_head, cosine_multiplier
-from vqa.recipe import Phase, Recipe
-from vqa.settings import Settings
+from vqa.training.loader import Inputs
+from vqa.training.losses import quality_loss
+from vqa.training.optim import adamw_for_backbone_and_head, cosine_multiplier
+from vqa.training.settings import Settings
+from vqa.training.task import Phase, Recipe
 
 SETTINGS = Settings(
     epochs=3,
