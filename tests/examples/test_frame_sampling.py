@@ -13,15 +13,12 @@ from vqa.sampling.frames import (
     draw_frames,
     fast_vqa_frames,
     sama_frames,
-    sample_frames,
 )
 
 DRAWS = {
     "fast_fragment_seed0": lambda length, s: fast_vqa_frames(length, s, RandomState(0)),
     "sama_test": lambda length, s: sama_frames(length, s, None),
     "sama_train_seed0": lambda length, s: sama_frames(length, s, RandomState(0)),
-    "sampleframes_test": lambda length, s: sample_frames(length, s, None),
-    "sampleframes_train_seed0": lambda length, s: sample_frames(length, s, RandomState(0)),
 }
 CASES = [key for key in TEMPORAL.files if key.split("/")[0] in DRAWS]
 
@@ -59,7 +56,7 @@ def test_published_clips_begin_within_the_published_range(length):
         frames=st.integers(1, 40),
         interval=st.integers(1, 4),
         clips=st.integers(1, 6),
-        rule=st.sampled_from(["sound", "fast_vqa", "sama", "sample_frames"]),
+        rule=st.sampled_from(["sound", "fast_vqa", "sama"]),
     ),
     seed=st.none() | st.integers(0, 99),
 )
@@ -76,7 +73,7 @@ def test_every_number_is_a_frame_of_the_video(length, sampling, seed):
     assert frames.max() < length
 
 
-@pytest.mark.parametrize("rule", ["sound", "fast_vqa", "sama", "sample_frames"])
+@pytest.mark.parametrize("rule", ["sound", "fast_vqa", "sama"])
 def test_the_generator_alone_decides(rule):
     def draw(seed):
         np.random.seed(seed)  # noqa: NPY002, what must not matter

@@ -7,8 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from vqa.training.perturbation import METHOD_NAMES, RELEASED_RULE, PerturbationRule, perturbed
+from vqa.training.perturbation import METHOD_NAMES, PerturbationRule, perturbed
+from vqa.training.settings import Settings
 
+# What the training scripts do unless told otherwise.
+RELEASED_RULE = Settings().rule
 DATA = Path(__file__).parents[1] / "data" / "weight_perturbation.npz"
 
 

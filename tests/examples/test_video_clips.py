@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from published_cut import published_fragments
 from video_files import Stream, decode_in_order, textured_clip, turn, write_stream
 
 from vqa.io.video import VideoError
@@ -18,7 +19,6 @@ from vqa.sampling.fast_vqa import (
 )
 from vqa.sampling.fragments import centre_offsets, cut_fragments, draw_offsets
 from vqa.sampling.frames import FrameSampling, draw_frames
-from vqa.sampling.published_fragments import published_fragments
 
 SMALL = FastVqaSampling(frames=4, interval=2, clips=2, grid=3, patch=8)
 

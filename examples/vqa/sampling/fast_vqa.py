@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from vqa.io.video import Pixels, Video
+from vqa.models import imagenet
 from vqa.sampling.augmentation import Augmentation, augment
 from vqa.sampling.fragments import centre_offsets, cut_frame, draw_offsets, enlarge
 from vqa.sampling.frames import FrameSampling, draw_frames
@@ -24,9 +25,9 @@ from vqa.sampling.published_fragments import draw_offsets_as_published, enlarge_
 
 Behaviour = Literal["sound", "paper"]
 
-# ImageNet's, on values 0..255.
-MEAN = (123.675, 116.28, 103.53)
-DEVIATION = (58.395, 57.12, 57.375)
+# Of red, green and blue, on values 0..255.
+MEAN = tuple(255 * mean for mean in imagenet.MEAN)
+DEVIATION = tuple(255 * deviation for deviation in imagenet.DEVIATION)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vqa.sampling.fragments import clip_frame_indices, draw_clip_starts
 
-Rule = Literal["sound", "fast_vqa", "sama", "sample_frames"]
+Rule = Literal["sound", "fast_vqa", "sama"]
 Frames = NDArray[np.int64]
 
 
@@ -29,8 +29,7 @@ class FrameSampling:
 
     * `"sound"`: `draw_clip_starts` and `clip_frame_indices`; short videos start again;
     * `"fast_vqa"`: as FAST-VQA, random in testing, too; short videos start again;
-    * `"sama"`: as SAMA; short videos end with their last frame repeated;
-    * `"sample_frames"`: as the sampler of older action recognition programs.
+    * `"sama"`: as SAMA; short videos end with their last frame repeated.
 
     Raises:
         ValueError: an unknown rule, or a number below 1.
@@ -87,8 +86,6 @@ def draw_frames(
         random = RandomState(int(torch.randint(2**31, (), generator=generator)))
     if sampling.rule == "sama":
         return torch.from_numpy(sama_frames(video_frames, sampling, random))
-    if sampling.rule == "sample_frames":
-        return torch.from_numpy(sample_frames(video_frames, sampling, random))
     if random is None:
         raise ValueError(
             "generator: expected one, FAST-VQA's published sampling is random in testing, too"
@@ -118,30 +115,6 @@ def sama_frames(video_frames: int, sampling: FrameSampling, random: RandomState 
     within = max(0, slack) // 2 if random is None else _draw(random, slack, sampling.clips)
     clips = _clips(segment * np.arange(sampling.clips) + within, sampling)
     return np.minimum(clips, video_frames - 1)
-
-
-def sample_frames(video_frames: int, sampling: FrameSampling, random: RandomState | None) -> Frames:
-    """Frame numbers as the legacy `SampleFrames` draws them, int64 [clips, frames].
-
-    Clips share out the `free = video_frames - span + 1` places at which one can begin. With
-    `random=None` clip `i` begins at `floor((i + 0.5) free / clips)`; else anywhere in its part of
-    `free // clips` places, and where there are fewer places than clips, anywhere at all. A video
-    shorter than a clip gives clips from 0. Numbers are taken modulo the length.
-    """
-    clips, numbers = sampling.clips, np.arange(sampling.clips)
-    free = video_frames - sampling.span + 1
-    starts: NDArray[np.integer | np.floating]
-    if free <= 0:
-        starts = np.zeros(clips)
-    elif random is None:
-        starts = np.floor((numbers + 0.5) * free / clips)
-    elif free // clips > 0:
-        starts = numbers * (free // clips) + random.randint(free // clips, size=clips)
-    elif video_frames > max(clips, sampling.span):
-        starts = np.sort(random.randint(free, size=clips))
-    else:
-        starts = np.around(numbers * free / clips)
-    return _clips(starts.astype(np.int64), sampling) % video_frames
 
 
 def _draw(random: RandomState, slack: int, clips: int) -> NDArray[np.int64]:

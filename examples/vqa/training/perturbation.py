@@ -33,9 +33,6 @@ class PerturbationRule:
     """Added to both norms."""
 
 
-# What the paper's released code does (its text projects onto the ball of each layer).
-RELEASED_RULE = PerturbationRule(constraint="element", named_weight=True, epsilon=1e-6)
-
 _DEFAULT_RULE = PerturbationRule()
 
 
