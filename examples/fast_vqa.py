@@ -23,11 +23,10 @@ from vqa.models import build_model
 from vqa.models.quality_planes import PLANES
 from vqa.sampling.fast_vqa import FAST_VQA, FAST_VQA_M, FastVqaSampling, read_clips
 from vqa.sampling.tiny_fast_vqa import FragmentSampling, read_planes
-from vqa.training.initial_weights import load_initial_weights
 from vqa.training.loader import Inputs, Read
 from vqa.training.losses import quality_loss
 from vqa.training.main import run_script
-from vqa.training.optim import adamw_for_backbone_and_head, cosine_multiplier
+from vqa.training.optim import adamw_for_backbone_and_head, cosine_multiplier, load_initial_weights
 from vqa.training.settings import Settings, on_any_machine
 from vqa.training.task import Phase, Recipe
 

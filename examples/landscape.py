@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vqa.demo.checkpoints import Checkpoint, CheckpointError, load_model
+from vqa.demo.evaluation import loss_on_clips
 from vqa.figures import draw_contours, draw_curves, draw_surface
 from vqa.io.files import replacing, write_json
 from vqa.progress import progress_bar
@@ -38,7 +39,6 @@ from vqa.training.landscape import (
     Loss,
     average_rise,
     curve_positions,
-    loss_on_clips,
     random_curve,
     random_surface,
     worst_rise,

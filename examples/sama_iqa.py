@@ -22,11 +22,9 @@ from torch import Tensor, nn
 from vqa.models import build_model
 from vqa.sampling.sama_image import SamaImageSampling, read_sama_image
 from vqa.synthetic.mini_iqa import DEFAULT_FOLDER
-from vqa.training.initial_weights import load_initial_weights
 from vqa.training.loader import Inputs
 from vqa.training.main import run_script
-from vqa.training.optim import adamw_for_backbone_and_head
-from vqa.training.schedules import warm_up_constant
+from vqa.training.optim import adamw_for_backbone_and_head, load_initial_weights, warm_up_constant
 from vqa.training.settings import Settings, on_any_machine
 from vqa.training.task import Phase, Recipe
 

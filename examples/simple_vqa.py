@@ -27,12 +27,10 @@ from vqa.features.extraction import extract_features
 from vqa.features.key_frames import TINY
 from vqa.features.motion import FRAME_DIFFERENCES
 from vqa.models import build_model
-from vqa.training.initial_weights import load_initial_weights
 from vqa.training.loader import Inputs
 from vqa.training.losses import l1_rank_loss
 from vqa.training.main import run_script
-from vqa.training.optim import adam
-from vqa.training.schedules import step_decay
+from vqa.training.optim import adam, load_initial_weights, step_decay
 from vqa.training.settings import Settings, on_any_machine
 from vqa.training.task import Phase, Recipe
 

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from vqa.demo.checkpoints import Checkpoint
-from vqa.demo.evaluation import evaluate
+from vqa.demo.evaluation import evaluate, loss_on_clips
 from vqa.demo.training import TrainingSettings, adamw, train
 from vqa.models import build_model
 from vqa.sampling.tiny_fast_vqa import FragmentSampling, PlaneClips, fixed_views
 from vqa.synthetic.mini_ugc import Part
-from vqa.training.landscape import LandscapeSettings, loss_on_clips, random_curve, worst_rise
+from vqa.training.landscape import LandscapeSettings, random_curve, worst_rise
 from vqa.training.perturbation import Method, perturbed
 
 # Every run is scored on the same fragments.

@@ -16,7 +16,7 @@ from vqa.sampling.tiny_fast_vqa import (
     shuffled_batches,
 )
 from vqa.training.losses import quality_loss
-from vqa.training.schedules import warm_up_cosine
+from vqa.training.optim import warm_up_cosine
 from vqa.training.step import Objective, TrainingStep
 
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from torch_awp import landscape
-from vqa.sampling.tiny_fast_vqa import FragmentSampling, PlaneClips, fixed_views
-from vqa.training.losses import quality_loss
+from vqa.datasets import Sample
+from vqa.training.loader import Batch, LabelledFiles, evaluation_loader
+from vqa.training.run import TrainingRun
+from vqa.training.sampler import every_sample
+from vqa.training.task import Recipe
 
 Loss = Callable[[nn.Module], Tensor]
-
-# All models are looked at through the same fragments.
-_VIEW_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -30,22 +30,6 @@ class LandscapeSettings:
     """The curve goes from minus to plus this multiple of a filter-normalised direction."""
     points: int = 11
     """Places on the curve; an odd number includes the trained weights themselves."""
-
-
-def loss_on_clips(clips: PlaneClips, sampling: FragmentSampling, rank_weight: float) -> Loss:
-    """The loss of a model over one fixed sampling of all clips at once, in evaluation mode.
-
-    Raises:
-        ValueError: fewer than two clips, which have no order.
-    """
-    if len(clips.scores) < 2:
-        raise ValueError(f"clips: expected at least 2, got {len(clips.scores)}")
-    fragments = fixed_views(clips, sampling, 1, _VIEW_SEED)[0]
-
-    def loss(model: nn.Module) -> Tensor:
-        return quality_loss(model.eval()(fragments), clips.scores, rank_weight)
-
-    return loss
 
 
 def curve_positions(settings: LandscapeSettings) -> Tensor:
@@ -87,3 +71,40 @@ def worst_rise(model: nn.Module, loss: Loss, settings: LandscapeSettings) -> flo
 def average_rise(model: nn.Module, loss: Loss, settings: LandscapeSettings, samples: int) -> float:
     """How far the loss rises there on average over random places; takes `samples + 1` losses."""
     return landscape.sharpness(model, loss, settings.radius, mode="average", samples=samples)
+
+
+def landscape_of(run: TrainingRun, samples: Sequence[Sample]) -> dict[str, object] | None:
+    """The loss along a random direction around the tested weights, and its worst rise.
+
+    Every process computes the same; None where the settings ask for no points.
+    """
+    settings = run.settings
+    if settings.landscape_points == 0:
+        return None
+    where = LandscapeSettings(points=settings.landscape_points)
+    some = samples[: settings.landscape_batches * settings.batch]
+    files = LabelledFiles(some, run.recipe.read, settings.bad_files == "skip")
+    loader = evaluation_loader(
+        files, every_sample(len(some)), settings.batch, settings.workers, pin_memory=False
+    )
+    batches = [batch.to(run.place.device) for batch in loader if len(batch) > 1]
+    loss = _mean_loss(run.recipe, batches)
+    return {
+        "positions": curve_positions(where).tolist(),
+        "losses": random_curve(run.tested_model, loss, where).tolist(),
+        "sharpness": worst_rise(run.tested_model, loss, where),
+        "radius": where.radius,
+        "samples": sum(len(batch) for batch in batches),
+    }
+
+
+def _mean_loss(recipe: Recipe, batches: Sequence[Batch]) -> Loss:
+    def loss(model: nn.Module) -> Tensor:
+        model.eval()
+        losses = [
+            recipe.loss(recipe.scores(model, batch.inputs, "test").float(), batch.scores)
+            for batch in batches
+        ]
+        return torch.stack(losses).mean()
+
+    return loss

@@ -19,6 +19,7 @@ from vqa.provenance import provenance
 from vqa.training.distributed import Place, joined_processes
 from vqa.training.dry_run import dry_run
 from vqa.training.evaluate import measured, predict
+from vqa.training.landscape import landscape_of
 from vqa.training.loop import fit
 from vqa.training.metrics import Agreement
 from vqa.training.results import SplitResult, medians, peak_memory, table
@@ -26,7 +27,6 @@ from vqa.training.run import TrainingRun
 from vqa.training.settings import RUNS, Settings
 from vqa.training.split_samples import Parts, Samples, load_also, parts_of_splits
 from vqa.training.task import Recipe
-from vqa.training.training_loss import landscape_of
 
 
 def run_script(settings: Settings, recipe: Recipe) -> Path | None:
