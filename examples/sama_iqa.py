@@ -26,7 +26,7 @@ from vqa.training.loader import Inputs
 from vqa.training.main import run_script
 from vqa.training.optim import adamw_for_backbone_and_head, load_initial_weights, warm_up_constant
 from vqa.training.settings import Settings, on_any_machine
-from vqa.training.task import Phase, Recipe
+from vqa.training.task import Phase, Task
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,9 @@ PRESETS = {
 }
 
 
-def recipe(settings: SamaIqa) -> Recipe:
+def task(settings: SamaIqa) -> Task:
     """SAMA on images as the shared training code takes it."""
-    return Recipe(
+    return Task(
         script="sama_iqa",
         build=partial(_build, settings),
         read=partial(_read, _sampling(settings)),
@@ -115,4 +115,4 @@ def _multiplier(settings: SamaIqa, step: int, steps_per_epoch: int) -> float:
 
 if __name__ == "__main__":
     settings = tyro.extras.overridable_config_cli(PRESETS, description=__doc__)
-    run_script(settings, recipe(settings))
+    run_script(settings, task(settings))

@@ -32,7 +32,7 @@ from vqa.training.losses import l1_rank_loss
 from vqa.training.main import run_script
 from vqa.training.optim import adam, load_initial_weights, step_decay
 from vqa.training.settings import Settings, on_any_machine
-from vqa.training.task import Phase, Recipe
+from vqa.training.task import Phase, Task
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ class SimpleVqa(Settings):
     """Folder of what simple_vqa_features.py extracted."""
     crop: int = 448
     """Pixels of a key frame's square crop: anywhere in training, the centre in testing."""
-    loss: Literal["paper", "released"] = "paper"
+    loss: Literal["fixed", "released"] = "fixed"
     """The paper's L1 + rank loss, or the released code's, whose exchanged arguments leave the rank
     term without a gradient."""
-    batch_statistics: Literal["clean", "every"] = "clean"
-    """Passes that move BatchNorm's running statistics: the clean one, or the perturbed one too, as
-    in the released code."""
+    batch_statistics: Literal["fixed", "released"] = "fixed"
+    """Passes of a step that move BatchNorm's running statistics: the first one, or every one, as in
+    the released code."""
     decay: float = 0.95
     """Of the learning rate, every two epochs; SimpleVQA's own script has 0.9."""
 
@@ -69,7 +69,7 @@ PAPER = SimpleVqa(
     logistic_fit=True,
     perturb="awp",
     loss="released",
-    batch_statistics="every",
+    batch_statistics="released",
 )
 PRESETS = {
     "paper": ("The paper's training on LSVQ, with AWP.", PAPER),
@@ -93,9 +93,9 @@ PRESETS = {
 }
 
 
-def recipe(settings: SimpleVqa) -> Recipe:
+def task(settings: SimpleVqa) -> Task:
     """SimpleVQA as the shared training code takes it."""
-    return Recipe(
+    return Task(
         script="simple_vqa",
         build=partial(_build, settings),
         read=partial(_read, settings.features, settings.crop),
@@ -105,7 +105,7 @@ def recipe(settings: SimpleVqa) -> Recipe:
         multiplier=partial(_multiplier, settings),
         prepare=partial(_prepare, settings),
         head="quality",
-        freeze_statistics=settings.batch_statistics == "clean",
+        freeze_statistics=settings.batch_statistics == "fixed",
     )
 
 
@@ -145,4 +145,4 @@ def _multiplier(settings: SimpleVqa, step: int, steps_per_epoch: int) -> float:
 
 if __name__ == "__main__":
     settings = tyro.extras.overridable_config_cli(PRESETS, description=__doc__)
-    run_script(settings, recipe(settings))
+    run_script(settings, task(settings))

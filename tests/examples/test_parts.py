@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from toy_recipe import with_settings
+from toy_task import with_settings
 
 from vqa.datasets import DataSet, Sample
 from vqa.datasets.splits import split

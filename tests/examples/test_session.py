@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from toy_recipe import toy_recipe, toy_samples, with_settings
+from toy_task import toy_samples, toy_task, with_settings
 
 from vqa.training.checkpoint import RunStateError
 from vqa.training.main import output_folder, run_script
@@ -41,7 +41,7 @@ def settings_for(data, tmp_path, **changes):
 
 
 def run(settings, **changes):
-    path = run_script(settings, toy_recipe(settings))
+    path = run_script(settings, toy_task(settings))
     assert path is not None
     return json.loads(path.read_text())
 
@@ -188,7 +188,7 @@ def test_a_run_that_began_again_and_was_interrupted_does_not_go_on_from_the_old_
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_script(again, replace(toy_recipe(again), read=interrupted))
+        run_script(again, replace(toy_task(again), read=interrupted))
 
     assert not (tmp_path / "out" / "split-0" / "last.pt").exists()
 
@@ -207,7 +207,7 @@ def test_testing_alone_does_not_overwrite_the_results_of_the_training(data, tmp_
     training = settings_for(data, tmp_path, output=None)
     testing = settings_for(data, tmp_path, output=None, evaluate=Path("best.pt"))
 
-    folders = [output_folder(toy_recipe(), settings) for settings in (training, testing)]
+    folders = [output_folder(toy_task(), settings) for settings in (training, testing)]
 
     assert [folder.name for folder in folders] == ["list-awp", "list-evaluated"]
 
@@ -234,7 +234,7 @@ def test_a_training_without_any_readable_file_is_no_training(data, tmp_path):
 
 
 def test_predictions_that_come_to_nothing_give_no_score_but_a_result(data, tmp_path):
-    settings = settings_for(data, tmp_path, learning_rate=1e30, schedule="sound")
+    settings = settings_for(data, tmp_path, learning_rate=1e30, schedule="fixed")
 
     split = run(settings)["splits"][0]
 
@@ -252,7 +252,7 @@ def test_the_landscape_is_measured_on_request(data, tmp_path):
 def test_a_dry_run_tells_all_and_writes_nothing(data, tmp_path, capsys):
     settings = settings_for(data, tmp_path, dry_run=True)
 
-    assert run_script(settings, toy_recipe(settings)) is None
+    assert run_script(settings, toy_task(settings)) is None
 
     told = capsys.readouterr().out
     for what in ("29 train", "3 validation", "8 test", "Toy", "inputs [4, 6]", "GiB", "steps of"):

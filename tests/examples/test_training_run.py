@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 import torch
-from toy_recipe import SETTINGS, toy_recipe, toy_samples, with_settings
+from toy_task import SETTINGS, toy_samples, toy_task, with_settings
 
 from vqa.training.checkpoint import RunStateError
 from vqa.training.distributed import Place
@@ -21,7 +21,7 @@ PERTURB = ["none", "rwp", "awp", "awp-previous"]
 
 def new_run(settings=SETTINGS, samples=None, place=HERE, split=0):
     samples = toy_samples(18) if samples is None else samples
-    return TrainingRun(toy_recipe(settings), settings, samples, split, place)
+    return TrainingRun(toy_task(settings), settings, samples, split, place)
 
 
 def train(run, epochs=1):
@@ -136,7 +136,7 @@ def test_the_checkpoint_of_weights_is_no_state(tmp_path):
 
 
 def test_the_average_begins_with_the_first_weights_and_decays():
-    run = new_run(with_settings(schedule="sound"))
+    run = new_run(with_settings(schedule="fixed"))
     expected = {name: p.detach().clone() for name, p in run.model.named_parameters()}
 
     for _ in run.steps():
@@ -170,7 +170,7 @@ def test_learning_rates_follow_the_schedule_and_the_group():
 
 
 def test_only_the_head_learns_in_linear_epochs():
-    run = new_run(with_settings(linear_epochs=1, epochs=1, schedule="sound"))
+    run = new_run(with_settings(linear_epochs=1, epochs=1, schedule="fixed"))
     before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
     changed = []
     for _ in range(2):
@@ -182,11 +182,11 @@ def test_only_the_head_learns_in_linear_epochs():
     assert changed[1] == set(before)
 
 
-def test_batch_statistics_stand_still_in_perturbed_passes_unless_the_recipe_lets_them_move():
+def test_batch_statistics_stand_still_in_perturbed_passes_unless_the_task_lets_them_move():
     counts = []
     for freeze in (True, False):
-        recipe = replace(toy_recipe(), freeze_statistics=freeze)
-        run = TrainingRun(recipe, SETTINGS, toy_samples(18), 0, HERE)
+        task = replace(toy_task(), freeze_statistics=freeze)
+        run = TrainingRun(task, SETTINGS, toy_samples(18), 0, HERE)
         steps = len(train(run))
         counts.append(int(run.model.backbone[1].num_batches_tracked) / steps)
 
@@ -246,10 +246,10 @@ def test_a_compiled_model_trains_as_the_plain_one_and_is_saved_under_its_names(
 def run_of_rank(rank, perturb):
     place = Place(torch.device("cpu"), rank, 2)
     # Dropout and batch statistics differ between processes by nature; without them all is equal.
-    settings = with_settings(perturb=perturb, batch=6, schedule="sound")
-    recipe = toy_recipe(settings)
+    settings = with_settings(perturb=perturb, batch=6, schedule="fixed")
+    task = toy_task(settings)
     run = TrainingRun(
-        replace(recipe, build=lambda: _without_noise(recipe)),
+        replace(task, build=lambda: _without_noise(task)),
         settings,
         toy_samples(20),
         0,
@@ -261,8 +261,8 @@ def run_of_rank(rank, perturb):
     return losses, {name: weights[name] for name in weights if name != "head.1.bias"}
 
 
-def _without_noise(recipe):
-    model = recipe.build()
+def _without_noise(task):
+    model = task.build()
     model.head[0].p = 0.0
     model.backbone[1] = torch.nn.LayerNorm(8)
     return model

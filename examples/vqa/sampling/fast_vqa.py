@@ -23,7 +23,7 @@ from vqa.sampling.fragments import centre_offsets, cut_frame, draw_offsets, enla
 from vqa.sampling.frames import FrameSampling, draw_frames
 from vqa.sampling.published_fragments import draw_offsets_as_published, enlarge_as_published
 
-Behaviour = Literal["sound", "paper"]
+Behaviour = Literal["fixed", "released"]
 
 # Of red, green and blue, on values 0..255.
 MEAN = tuple(255 * mean for mean in imagenet.MEAN)
@@ -46,9 +46,9 @@ class FastVqaSampling:
     grid: int = 7
     patch: int = 32
     """Pixels."""
-    behaviour: Behaviour = "sound"
-    """`"sound"`: the middle of everything in testing, and a grid that covers enlarged frames;
-    `"paper"`: as the published code, random in testing, too, with the grid of the original size."""
+    behaviour: Behaviour = "fixed"
+    """`"fixed"`: the middle of everything in testing, and a grid that covers enlarged frames;
+    `"released"`: as released, random in testing, too, with the grid of the original size."""
     augmentation: Augmentation = "none"
     """Of whole frames; applies wherever a generator is given, so leave it out for testing."""
 
@@ -65,7 +65,7 @@ class FastVqaSampling:
     @property
     def temporal(self) -> FrameSampling:
         """Which frames the clips consist of."""
-        rule: Literal["sound", "fast_vqa"] = "sound" if self.behaviour == "sound" else "fast_vqa"
+        rule: Literal["fixed", "fast_vqa"] = "fixed" if self.behaviour == "fixed" else "fast_vqa"
         return FrameSampling(self.frames, self.interval, self.clips, rule)
 
 
@@ -93,7 +93,7 @@ def read_clips(
 
     Raises:
         VideoError: the file cannot be decoded; names it.
-        ValueError: no generator where chance has a say: augmentation and the behaviour `"paper"`.
+        ValueError: no generator where chance has a say: augmentation, the behaviour `"released"`.
     """
     _check_generator(sampling, generator)
     with Video.open(path, threads) as video:
@@ -143,7 +143,7 @@ def normalise(mosaics: Tensor) -> Tensor:
 def _check_generator(sampling: FastVqaSampling, generator: torch.Generator | None) -> None:
     chance = [
         name
-        for name, settled in (("behaviour", "sound"), ("augmentation", "none"))
+        for name, settled in (("behaviour", "fixed"), ("augmentation", "none"))
         if getattr(sampling, name) != settled
     ]
     if generator is None and chance:
@@ -194,7 +194,7 @@ def _cut(
     for clip, time, frame in uses:
         large = _enlarged(frame, sampling)
         # The published code forgets that it has enlarged the frames.
-        height, width = large.shape[:2] if sampling.behaviour == "sound" else frame.shape[:2]
+        height, width = large.shape[:2] if sampling.behaviour == "fixed" else frame.shape[:2]
         if offsets is None:
             cell = (height // sampling.grid, width // sampling.grid)
             offsets = _draw_offsets(cell, sampling, generator)
@@ -207,7 +207,7 @@ def _enlarged(frame: Pixels, sampling: FastVqaSampling) -> Pixels:
     side = sampling.grid * sampling.patch
     if min(frame.shape[:2]) >= side:
         return frame
-    grow = enlarge if sampling.behaviour == "sound" else enlarge_as_published
+    grow = enlarge if sampling.behaviour == "fixed" else enlarge_as_published
     planes = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[:, None]
     large: Pixels = grow(planes, (side, side))[:, 0].permute(1, 2, 0).numpy()
     return large
@@ -221,6 +221,6 @@ def _draw_offsets(
     slack = (cell[0] - sampling.patch, cell[1] - sampling.patch)
     if generator is None:
         return centre_offsets(1, grid, slack, sampling.clips)
-    if sampling.behaviour == "paper":
+    if sampling.behaviour == "released":
         return draw_offsets_as_published(grid, slack, sampling.clips, generator)
     return draw_offsets(1, grid, slack, sampling.clips, generator)

@@ -1,4 +1,4 @@
-"""Which frames of a video make its clips: the sound way, and those of published programs.
+"""Which frames of a video make its clips: the fixed way, and those of published programs.
 
 All divide a video into as many equal segments as clips are wanted and take one clip of evenly
 spaced frames from each. They differ in where in its segment a clip begins, and in what stands for
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vqa.sampling.fragments import clip_frame_indices, draw_clip_starts
 
-Rule = Literal["sound", "fast_vqa", "sama"]
+Rule = Literal["fixed", "fast_vqa", "sama"]
 Frames = NDArray[np.int64]
 
 
@@ -27,7 +27,7 @@ Frames = NDArray[np.int64]
 class FrameSampling:
     """Which frames to take.
 
-    * `"sound"`: `draw_clip_starts` and `clip_frame_indices`; short videos start again;
+    * `"fixed"`: `draw_clip_starts` and `clip_frame_indices`; short videos start again;
     * `"fast_vqa"`: as FAST-VQA, random in testing, too; short videos start again;
     * `"sama"`: as SAMA; short videos end with their last frame repeated.
 
@@ -40,7 +40,7 @@ class FrameSampling:
     interval: int = 2
     """Distance between a clip's frames."""
     clips: int = 1
-    rule: Rule = "sound"
+    rule: Rule = "fixed"
 
     def __post_init__(self) -> None:
         """Refuse settings that name no frames."""
@@ -77,7 +77,7 @@ def draw_frames(
     >>> draw_frames(8, FrameSampling(frames=3, interval=2, clips=1), None)
     tensor([[1, 3, 5]])
     """
-    if sampling.rule == "sound":
+    if sampling.rule == "fixed":
         length = torch.tensor([video_frames])
         starts = draw_clip_starts(length, sampling.clips, sampling.span, generator)
         return clip_frame_indices(starts, length, sampling.frames, sampling.interval)[0]

@@ -12,18 +12,18 @@ from vqa.training.results import peak_memory
 from vqa.training.run import TrainingRun
 from vqa.training.settings import Settings
 from vqa.training.split_samples import Parts
-from vqa.training.task import Recipe
+from vqa.training.task import Task
 
 # The first step allocates and warms up.
 _STEPS = 3
 
 
-def dry_run(recipe: Recipe, settings: Settings, parts: Parts, place: Place) -> None:
+def dry_run(task: Task, settings: Settings, parts: Parts, place: Place) -> None:
     """Print data, model, one batch's shapes, memory, and an estimate of the time.
 
     Takes a few steps and tests a few files; nothing is written.
     """
-    run = TrainingRun(recipe, settings, parts.train, settings.splits[0], place)
+    run = TrainingRun(task, settings, parts.train, settings.splits[0], place)
     step_seconds, step_wall = _time_steps(run)
     test_seconds = _time_test(run, parts)
     sizes = {"train": parts.train, "validation": parts.validation, "test": parts.test, **parts.also}
@@ -64,7 +64,7 @@ def _time_test(run: TrainingRun, parts: Parts) -> float:
     """Seconds per tested file and process."""
     some = parts.test[: 2 * run.place.processes]
     began = time.perf_counter()
-    predict(run.tested_model, run.recipe, some, run.settings, run.place)
+    predict(run.tested_model, run.task, some, run.settings, run.place)
     return (time.perf_counter() - began) / max(1, len(some) // run.place.processes)
 
 

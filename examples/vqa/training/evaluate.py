@@ -18,7 +18,7 @@ from vqa.training.loader import LabelledFiles, evaluation_loader
 from vqa.training.metrics import Agreement, agreement
 from vqa.training.sampler import every_sample
 from vqa.training.settings import Settings
-from vqa.training.task import Recipe
+from vqa.training.task import Task
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def autocast(settings: Settings, device: torch.device) -> AbstractContextManager
 @torch.no_grad()
 def predict(
     model: nn.Module,
-    recipe: Recipe,
+    task: Task,
     samples: Sequence[Sample],
     settings: Settings,
     place: Place,
@@ -50,10 +50,10 @@ def predict(
     """Predicted scores of samples in their order, in evaluation mode; shared by all processes."""
     training = model.training
     model.eval()
-    files = LabelledFiles(samples, recipe.read, settings.bad_files == "skip")
+    files = LabelledFiles(samples, task.read, settings.bad_files == "skip")
     draws = every_sample(len(samples), place.rank, place.processes)
     loader = evaluation_loader(
-        files, draws, recipe.test_batch, settings.workers, place.device.type == "cuda"
+        files, draws, task.test_batch, settings.workers, place.device.type == "cuda"
     )
     predicted: list[tuple[int, float]] = []
     bad_files: list[str] = []
@@ -63,7 +63,7 @@ def predict(
             bar.update(len(batch) + len(batch.bad_files))
             if len(batch):
                 with autocast(settings, place.device):
-                    scores = recipe.scores(model, batch.to(place.device).inputs, "test")
+                    scores = task.scores(model, batch.to(place.device).inputs, "test")
                 predicted += zip(batch.indices, scores.float().tolist(), strict=True)
     model.train(training)
     ordered = sorted(place.gather(predicted))

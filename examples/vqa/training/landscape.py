@@ -13,7 +13,7 @@ from vqa.datasets import Sample
 from vqa.training.loader import Batch, LabelledFiles, evaluation_loader
 from vqa.training.run import TrainingRun
 from vqa.training.sampler import every_sample
-from vqa.training.task import Recipe
+from vqa.training.task import Task
 
 Loss = Callable[[nn.Module], Tensor]
 
@@ -83,12 +83,12 @@ def landscape_of(run: TrainingRun, samples: Sequence[Sample]) -> dict[str, objec
         return None
     where = LandscapeSettings(points=settings.landscape_points)
     some = samples[: settings.landscape_batches * settings.batch]
-    files = LabelledFiles(some, run.recipe.read, settings.bad_files == "skip")
+    files = LabelledFiles(some, run.task.read, settings.bad_files == "skip")
     loader = evaluation_loader(
         files, every_sample(len(some)), settings.batch, settings.workers, pin_memory=False
     )
     batches = [batch.to(run.place.device) for batch in loader if len(batch) > 1]
-    loss = _mean_loss(run.recipe, batches)
+    loss = _mean_loss(run.task, batches)
     return {
         "positions": curve_positions(where).tolist(),
         "losses": random_curve(run.tested_model, loss, where).tolist(),
@@ -98,11 +98,11 @@ def landscape_of(run: TrainingRun, samples: Sequence[Sample]) -> dict[str, objec
     }
 
 
-def _mean_loss(recipe: Recipe, batches: Sequence[Batch]) -> Loss:
+def _mean_loss(task: Task, batches: Sequence[Batch]) -> Loss:
     def loss(model: nn.Module) -> Tensor:
         model.eval()
         losses = [
-            recipe.loss(recipe.scores(model, batch.inputs, "test").float(), batch.scores)
+            task.loss(task.scores(model, batch.inputs, "test").float(), batch.scores)
             for batch in batches
         ]
         return torch.stack(losses).mean()

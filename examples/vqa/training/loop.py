@@ -92,7 +92,7 @@ def _choose(run: TrainingRun, chooses: Sequence[Sample], best: Path) -> Agreemen
     counters, chosen = run.counters, None
     if chooses:
         predictions = predict(
-            run.tested_model, run.recipe, chooses, run.settings, run.place, "choose"
+            run.tested_model, run.task, chooses, run.settings, run.place, "choose"
         )
         chosen = measured(predictions, run.settings.logistic_fit)
     score = math.inf if chosen is None else chosen.srcc + chosen.plcc
@@ -110,7 +110,7 @@ def _save_weights(run: TrainingRun, path: Path) -> None:
         torch.save(
             {
                 "format": "torch-awp examples, weights",
-                "script": run.recipe.script,
+                "script": run.task.script,
                 "epoch": run.counters.epoch,
                 "state_dict": run.tested_model.state_dict(),
             },

@@ -26,10 +26,10 @@ from vqa.training.results import SplitResult, medians, peak_memory, table
 from vqa.training.run import TrainingRun
 from vqa.training.settings import RUNS, Settings
 from vqa.training.split_samples import Parts, Samples, load_also, parts_of_splits
-from vqa.training.task import Recipe
+from vqa.training.task import Task
 
 
-def run_script(settings: Settings, recipe: Recipe) -> Path | None:
+def run_script(settings: Settings, task: Task) -> Path | None:
     """Do what the settings ask for.
 
     Returns:
@@ -44,20 +44,20 @@ def run_script(settings: Settings, recipe: Recipe) -> Path | None:
         dataset, also = _load_data(settings, place)
         by_split = parts_of_splits(dataset, also, settings)
         if place.is_first:
-            recipe.prepare(
+            task.prepare(
                 [sample.path for own in (dataset, *also.values()) for sample in own.samples]
             )
         place.wait_for_all()
         if settings.dry_run:
-            dry_run(recipe, settings, by_split[settings.splits[0]], place)
+            dry_run(task, settings, by_split[settings.splits[0]], place)
             return None
-        return _run_splits(recipe, settings, dataset, by_split, place)
+        return _run_splits(task, settings, dataset, by_split, place)
 
 
-def output_folder(recipe: Recipe, settings: Settings) -> Path:
+def output_folder(task: Task, settings: Settings) -> Path:
     """Where the results go."""
     kind = settings.perturb if settings.evaluate is None else "evaluated"
-    return settings.output or RUNS / recipe.script / f"{settings.dataset}-{kind}"
+    return settings.output or RUNS / task.script / f"{settings.dataset}-{kind}"
 
 
 def _load_data(settings: Settings, place: Place) -> tuple[DataSet, dict[str, DataSet]]:
@@ -80,16 +80,16 @@ def _load_data(settings: Settings, place: Place) -> tuple[DataSet, dict[str, Dat
 
 
 def _run_splits(
-    recipe: Recipe,
+    task: Task,
     settings: Settings,
     dataset: DataSet,
     by_split: Mapping[int, Parts],
     place: Place,
 ) -> Path:
-    began, folder = time.perf_counter(), output_folder(recipe, settings)
+    began, folder = time.perf_counter(), output_folder(task, settings)
     results = []
     for split, parts in by_split.items():
-        result = _run_split(recipe, settings, parts, split, folder / f"split-{split}", place)
+        result = _run_split(task, settings, parts, split, folder / f"split-{split}", place)
         results.append(result)
         print(f"split {split}:\n{table([result])}")
         if result.bad_files:
@@ -99,7 +99,7 @@ def _run_splits(
         write_json(
             path,
             {
-                "script": recipe.script,
+                "script": task.script,
                 "dataset": dataset.name,
                 "opinion_scores": "synthetic" if dataset.synthetic else "human",
                 "settings": _plain(asdict(settings)),
@@ -117,9 +117,9 @@ def _run_splits(
 
 
 def _run_split(
-    recipe: Recipe, settings: Settings, parts: Parts, split: int, folder: Path, place: Place
+    task: Task, settings: Settings, parts: Parts, split: int, folder: Path, place: Place
 ) -> SplitResult:
-    run = TrainingRun(recipe, settings, parts.train, split, place)
+    run = TrainingRun(task, settings, parts.train, split, place)
     if settings.evaluate is None:
         fit(run, parts.chooses(settings), folder)
     else:
@@ -137,7 +137,7 @@ def _score(run: TrainingRun, parts: Parts, split: int) -> SplitResult:
     scores: dict[str, Agreement] = {}
     bad_files, sizes = list(run.place.gather(counters.bad_files)), {}
     for name, samples in wanted.items():
-        predictions = predict(run.tested_model, run.recipe, samples, settings, run.place, name)
+        predictions = predict(run.tested_model, run.task, samples, settings, run.place, name)
         scores[name] = measured(predictions, settings.logistic_fit)
         sizes[name] = len(predictions.scores)
         bad_files += predictions.bad_files

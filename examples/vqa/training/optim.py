@@ -55,7 +55,7 @@ def cosine_multiplier(step: int, steps_per_epoch: int, settings: Settings) -> fl
     """
     steps = (settings.linear_epochs + settings.epochs) * steps_per_epoch
     rise = int(settings.warm_up_epochs * steps_per_epoch)
-    if settings.schedule == "published":
+    if settings.schedule == "released":
         return published_cosine(step, steps, rise)
     return warm_up_cosine(step, steps, rise)
 

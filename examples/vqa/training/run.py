@@ -27,7 +27,7 @@ from vqa.training.perturbation import perturbed
 from vqa.training.sampler import TrainingDraws
 from vqa.training.settings import Settings
 from vqa.training.step import Objective, TrainingStep
-from vqa.training.task import Recipe
+from vqa.training.task import Task
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ class TrainingRun:
     """A model, how it is trained, and how far that has come.
 
     Args:
-        recipe: the model and what belongs to it.
+        task: the model and what belongs to it.
         settings: everything else.
         samples: what it is trained on.
         split: number of the split, part of the run's identity.
@@ -56,18 +56,18 @@ class TrainingRun:
 
     def __init__(
         self,
-        recipe: Recipe,
+        task: Task,
         settings: Settings,
         samples: Sequence[Sample],
         split: int,
         place: Place,
     ) -> None:
-        self.recipe, self.settings, self.samples, self.place = recipe, settings, samples, place
+        self.task, self.settings, self.samples, self.place = task, settings, samples, place
         self.counters = Counters()
         self._fingerprint = fingerprint(settings, split, samples)
         torch.manual_seed(settings.seed)
-        self.model = recipe.build().to(place.device)
-        self.optimizer = _optimizer(self.model, recipe, settings)
+        self.model = task.build().to(place.device)
+        self.optimizer = _optimizer(self.model, task, settings)
         self.average = _moving_average(self.model, settings.ema)
         self._scaler = torch.amp.GradScaler(place.device.type) if settings.amp == "fp16" else None
         self._draws = TrainingDraws(
@@ -78,7 +78,7 @@ class TrainingRun:
             place.processes,
             settings.drop_last,
         )
-        files = LabelledFiles(samples, recipe.read, settings.bad_files == "skip")
+        files = LabelledFiles(samples, task.read, settings.bad_files == "skip")
         self._loader = training_loader(
             files, self._draws, settings.workers, pin_memory=place.device.type == "cuda"
         )
@@ -111,7 +111,7 @@ class TrainingRun:
     def steps(self) -> Generator[Step]:
         """Take the steps that the current epoch has left, and say after each what it gave."""
         counters = self.counters
-        backbone, _ = split_off_head(self.model, self.recipe.head)
+        backbone, _ = split_off_head(self.model, self.task.head)
         for _, parameter in backbone:
             parameter.requires_grad_(counters.epoch >= self.settings.linear_epochs)
         model = self._in_parallel()
@@ -179,7 +179,7 @@ class TrainingRun:
         return [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def _step(self, step: TrainingStep[Batch], batches: Sequence[Batch]) -> Tensor | None:
-        factor = self.recipe.multiplier(self.counters.step, self.steps_per_epoch)
+        factor = self.task.multiplier(self.counters.step, self.steps_per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
         self.counters.bad_files += [message for batch in batches for message in batch.bad_files]
@@ -201,16 +201,16 @@ class TrainingRun:
 
     def _objective(self, model: nn.Module) -> Objective[Batch]:
         """Loss of a batch over all processes, times their number; see `Place.gather_batch`."""
-        recipe, settings, place = self.recipe, self.settings, self.place
+        task, settings, place = self.task, self.settings, self.place
 
         def objective(batch: Batch, clean: bool) -> Tensor:
-            frozen = recipe.freeze_statistics and not clean
+            frozen = task.freeze_statistics and not clean
             standing = freeze_running_stats(self.model) if frozen else nullcontext()
             with standing, autocast(settings, place.device):
-                scores = recipe.scores(model, batch.inputs, "clean" if clean else "perturbed")
+                scores = task.scores(model, batch.inputs, "first" if clean else "later")
             share = settings.batch // place.processes
             everybody = place.gather_batch(scores.float(), batch.scores, share)
-            return recipe.loss(*everybody) * place.processes
+            return task.loss(*everybody) * place.processes
 
         return objective
 
@@ -222,8 +222,8 @@ class TrainingRun:
         return DistributedDataParallel(self._compiled, device_ids=devices)
 
 
-def _optimizer(model: nn.Module, recipe: Recipe, settings: Settings) -> torch.optim.Optimizer:
-    base = recipe.optimizer(model)
+def _optimizer(model: nn.Module, task: Task, settings: Settings) -> torch.optim.Optimizer:
+    base = task.optimizer(model)
     for group in base.param_groups:
         group["initial_lr"] = group["lr"]
     return perturbed(base, settings.method, settings.gamma, settings.seed, settings.rule)

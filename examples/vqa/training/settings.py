@@ -78,9 +78,9 @@ class Settings:
     """Epochs before these in which only the head learns."""
     warm_up_epochs: float = 2.5
     """Epochs over which the learning rate rises."""
-    schedule: Literal["published", "sound"] = "sound"
-    """The published cosine begins at 0, so that the first step changes nothing, and does not come
-    down to 0; the sound one begins above and ends there."""
+    schedule: Literal["fixed", "released"] = "fixed"
+    """The released cosine begins at 0, so that the first step changes nothing, and does not come
+    down to 0; the fixed one begins above and ends there."""
     batch: int = 16
     """Samples per step over all processes."""
     accumulate: int = 1

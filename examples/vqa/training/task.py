@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from vqa.training.loader import Inputs, Read
 
-# `clean` and `perturbed` are training passes at the weights and at the perturbed weights.
-Phase = Literal["clean", "perturbed", "test"]
+# `first` and `later` are the passes of a training step, wherever the weights are in them.
+Phase = Literal["first", "later", "test"]
 
 
 def _nothing(files: Sequence[Path]) -> None:
@@ -21,7 +21,7 @@ def _nothing(files: Sequence[Path]) -> None:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Task:
     """One model with its reading, its loss and its optimizer."""
 
     script: str
@@ -43,6 +43,6 @@ class Recipe:
     head: str = "head"
     """Name of the part of the model that alone learns in `linear_epochs`."""
     freeze_statistics: bool = True
-    """Whether BatchNorm's running statistics stand still in perturbed passes."""
+    """Whether BatchNorm's running statistics stand still in later passes."""
     test_batch: int = 1
     """Files tested at a time."""

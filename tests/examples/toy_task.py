@@ -1,4 +1,4 @@
-"""A recipe small enough to train in a second: noisy vectors whose first entry is the score."""
+"""A task small enough to train in a second: noisy vectors whose first entry is the score."""
 
 from dataclasses import replace
 from functools import partial
@@ -12,12 +12,12 @@ from vqa.training.loader import Inputs
 from vqa.training.losses import quality_loss
 from vqa.training.optim import adamw_for_backbone_and_head, cosine_multiplier
 from vqa.training.settings import Settings
-from vqa.training.task import Phase, Recipe
+from vqa.training.task import Phase, Task
 
 SETTINGS = Settings(
     epochs=3,
     warm_up_epochs=0.5,
-    schedule="published",
+    schedule="released",
     batch=4,
     learning_rate=0.02,
     ema=0.9,
@@ -64,8 +64,8 @@ def score_toy(model: nn.Module, inputs: Inputs, phase: Phase) -> Tensor:
     return scores
 
 
-def toy_recipe(settings: Settings = SETTINGS) -> Recipe:
-    return Recipe(
+def toy_task(settings: Settings = SETTINGS) -> Task:
+    return Task(
         script="toy",
         build=Toy,
         read=read_toy,
