@@ -55,4 +55,15 @@ def test_steps_are_ascent_steps_of_awp_alone(method):
     model = nn.Linear(2, 1)
     optimizer = optimizer_of(model, method, PerturbationRule(steps=3))
 
-    assert getattr(optimizer, "steps", None) == {"awp": 3, "awp-previous": 1}.get(method)
+    assert getattr(optimizer, "steps", None) == {"awp": 3, "plain": 1, "awp-previous": 1}.get(
+        method
+    )
+
+
+def test_plain_training_is_a_perturbation_of_size_zero():
+    model = nn.Linear(2, 1)
+
+    assert {
+        group["perturb_gamma"]
+        for group in optimizer_of(model, "plain", PerturbationRule()).param_groups
+    } == {0.0}

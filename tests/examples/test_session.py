@@ -131,7 +131,7 @@ def test_an_interrupted_run_gives_the_same_scores(data, tmp_path, monkeypatch):
         if len(saves) == 2:
             raise KeyboardInterrupt
 
-    from vqa.training.run import TrainingRun
+    from vqa.training.loop import TrainingRun
 
     original = TrainingRun.save
     monkeypatch.setattr(TrainingRun, "save", save_and_die)

@@ -8,12 +8,12 @@ from functools import partial
 
 import pytest
 import torch
-from toy_task import SETTINGS, toy_samples, toy_task, with_settings
+from toy_task import SETTINGS, score_toy, toy_samples, toy_task, with_settings
 
 from vqa.training.checkpoint import RunStateError
 from vqa.training.distributed import Place
+from vqa.training.loop import TrainingRun
 from vqa.training.perturbation import METHOD_NAMES
-from vqa.training.run import TrainingRun
 
 HERE = Place(torch.device("cpu"))
 PERTURB = ["none", "rwp", "awp", "awp-previous"]
@@ -87,6 +87,80 @@ def test_it_does_so_with_every_way_to_train(tmp_path, changes, stop):
 
     assert train(resumed, 3 - resumed.counters.epoch) == losses[stop:]
     assert_equal(everything(resumed), everything(whole))
+
+
+@pytest.mark.parametrize(
+    ("perturb", "steps", "phases"),
+    [
+        ("none", 1, ["first"]),
+        ("rwp", 1, ["first"]),
+        ("awp", 1, ["first", "later"]),
+        ("awp", 3, ["first", "later", "later", "later"]),
+        ("awp-previous", 1, ["first"]),
+    ],
+)
+@pytest.mark.parametrize("amp", ["none", "fp16"])
+def test_a_step_takes_the_passes_of_its_method(perturb, steps, phases, amp):
+    seen = []
+
+    def scores(model, inputs, phase):
+        seen.append(phase)
+        return score_toy(model, inputs, phase)
+
+    settings = with_settings(perturb=perturb, steps=steps, amp=amp)
+    run = TrainingRun(
+        replace(toy_task(settings), scores=scores), settings, toy_samples(18), 0, HERE
+    )
+    next(run.steps())
+
+    assert seen == phases
+
+
+def plain_sgd(model):
+    return torch.optim.SGD(model.named_parameters(), lr=0.1)
+
+
+def smooth_run(settings):
+    """Nothing in it depends on how samples are batched, and its steps are gradients."""
+    task = toy_task(settings)
+    task = replace(
+        task,
+        build=lambda: _without_noise(toy_task(settings)),
+        optimizer=plain_sgd,
+        loss=torch.nn.functional.mse_loss,
+    )
+    return TrainingRun(task, settings, toy_samples(16), 0, HERE)
+
+
+@pytest.mark.parametrize("perturb", PERTURB)
+def test_batches_accumulate_to_a_larger_one(perturb):
+    whole = smooth_run(with_settings(perturb=perturb, batch=8, schedule="fixed"))
+    halves = smooth_run(with_settings(perturb=perturb, batch=4, accumulate=2, schedule="fixed"))
+
+    torch.testing.assert_close(train(halves), train(whole), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(everything(halves), everything(whole), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("perturb", ["none", "awp"])
+def test_the_loss_of_a_step_is_the_one_before_it(perturb):
+    run = smooth_run(with_settings(perturb=perturb))
+    batch = run.first_batch()
+    before = torch.nn.functional.mse_loss(run.model(*batch.inputs), batch.scores)
+
+    assert next(run.steps()).loss == pytest.approx(before.item(), rel=1e-6)
+
+
+def test_an_overflow_leaves_the_step_out_and_the_weights_alone():
+    settings = with_settings(amp="fp16", schedule="fixed")
+    task = replace(toy_task(settings), loss=lambda predicted, target: predicted.sum() * torch.inf)
+    run = TrainingRun(task, settings, toy_samples(18), 0, HERE)
+    before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+    scale = run.scaler.get_scale()
+
+    next(run.steps())
+
+    assert_equal(dict(run.model.named_parameters()), before)
+    assert run.scaler.get_scale() < scale
 
 
 def test_the_number_of_workers_does_not_show():
@@ -163,7 +237,7 @@ def test_the_published_schedule_leaves_the_first_step_without_effect():
 
 def test_learning_rates_follow_the_schedule_and_the_group():
     run = new_run(with_settings(backbone_factor=0.1))
-    rates = [run.learning_rates() for _ in run.steps()]
+    rates = [run.counters.learning_rates for _ in run.steps()]
 
     assert rates[1] == pytest.approx([0.002 / 2, 0.02 / 2])
     assert rates[2] == pytest.approx([0.002, 0.02])

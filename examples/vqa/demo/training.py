@@ -17,7 +17,6 @@ from vqa.sampling.tiny_fast_vqa import (
 )
 from vqa.training.losses import quality_loss
 from vqa.training.optim import warm_up_cosine
-from vqa.training.step import Objective, TrainingStep
 
 
 @dataclass(frozen=True)
@@ -68,22 +67,29 @@ def train(
         optimizer, lambda step: warm_up_cosine(step, settings.steps, rise)
     )
     batches = shuffled_batches(len(clips.scores), settings.batch, generator)
-    step = TrainingStep(_objective(model, settings.rank_weight), optimizer)
     model.train()
     seconds: list[float] = []
     for _, which in zip(range(settings.steps), batches, strict=False):
         fragments = sample_fragments(clips, which, sampling, generator)
         began = time.perf_counter()
-        step([(fragments, clips.scores[which])])
+        optimizer.step(_closure(model, optimizer, fragments, clips.scores[which], settings))
         seconds.append(time.perf_counter() - began)
         schedule.step()
         on_step()
     return seconds
 
 
-def _objective(model: nn.Module, rank_weight: float) -> Objective[tuple[Tensor, Tensor]]:
-    def loss(batch: tuple[Tensor, Tensor], clean: bool) -> Tensor:
-        fragments, scores = batch
-        return quality_loss(model(fragments), scores, rank_weight)
+def _closure(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    fragments: Tensor,
+    scores: Tensor,
+    settings: TrainingSettings,
+) -> Callable[[], float]:
+    def evaluate() -> float:
+        optimizer.zero_grad()
+        loss = quality_loss(model(fragments), scores, settings.rank_weight)
+        torch.autograd.backward(loss)
+        return loss.item()
 
-    return loss
+    return evaluate

@@ -8,17 +8,19 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor, nn
 
 from vqa.datasets import Sample
 from vqa.io.files import replacing
+from vqa.training.distributed import Place
 from vqa.training.settings import Settings
 
 _FORMAT = "torch-awp training run"
 # Raise it when files of the older version can no longer be gone on from.
-_VERSION = 1
+_VERSION = 2
 
 # These change how long a run takes, what it prints or where it writes, but not what it learns.
 _WITHOUT_EFFECT = frozenset(
@@ -29,6 +31,16 @@ _WITHOUT_EFFECT = frozenset(
         *("train_score", "landscape_points", "landscape_batches"),
     }
 )
+
+
+class HasState(Protocol):
+    """A model, an optimizer or whatever else a run consists of."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that it takes to go on."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> object:
+        """Go on from there."""
 
 
 class RunStateError(ValueError):
@@ -52,6 +64,8 @@ class Counters:
     """Training time so far, over all sessions."""
     losses: list[float] = field(default_factory=list)
     """Of the current epoch's steps."""
+    learning_rates: list[float] = field(default_factory=list)
+    """Of every parameter group, in the last step."""
     step_seconds: list[float] = field(default_factory=list)
     """Of every step, as `Step.seconds`."""
     history: list[dict[str, float]] = field(default_factory=list)
@@ -67,25 +81,38 @@ def fingerprint(settings: Settings, split: int, samples: Sequence[Sample]) -> st
     return hashlib.sha256(described.encode()).hexdigest()[:16]
 
 
-def save_state(path: Path, fingerprint: str, counters: Counters, parts: Mapping[str, Any]) -> None:
+def save_state(
+    path: Path, fingerprint: str, counters: Counters, parts: Mapping[str, HasState], place: Place
+) -> None:
     """Write a run's state; a process killed meanwhile leaves the old file or none.
+
+    Called by every process, written by the first.
 
     Args:
         path: where to.
         fingerprint: of the run's settings.
         counters: how far it has come.
-        parts: state dictionaries and generator states by name.
+        parts: what it consists of, by name.
+        place: this process among its peers, each of which has random states of its own.
     """
+    random = place.gather([_random_states(place.device)])
+    if not place.is_first:
+        return
+    states = {name: part.state_dict() for name, part in parts.items()}
     values = {"format": _FORMAT, "version": _VERSION, "fingerprint": fingerprint}
+    values |= {"counters": asdict(counters), "parts": {**states, "random": random}}
     with replacing(path) as unfinished:
-        torch.save({**values, "counters": asdict(counters), "parts": dict(parts)}, unfinished)
+        torch.save(values, unfinished)
 
 
-def load_state(path: Path, fingerprint: str) -> tuple[Counters, dict[str, Any]]:
-    """What `save_state` wrote, tensors on the CPU.
+def load_state(
+    path: Path, fingerprint: str, parts: Mapping[str, HasState], place: Place
+) -> Counters:
+    """Put every part and the random states back to what `save_state` wrote; how far it had come.
 
     Raises:
-        RunStateError: the file is damaged or none of ours, or the run had other settings.
+        RunStateError: the file is damaged or none of ours, or the run had other settings, another
+            number of processes or another kind of device.
     """
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
@@ -94,10 +121,50 @@ def load_state(path: Path, fingerprint: str) -> tuple[Counters, dict[str, Any]]:
     if not isinstance(values, dict) or values.get("format") != _FORMAT:
         raise RunStateError(f"{path}: expected the checkpoint of a run, got something else")
     if values.get("version") != _VERSION:
-        raise RunStateError(f"{path}: expected version {_VERSION}, got {values.get('version')!r}")
+        raise RunStateError(
+            f"{path}: expected version {_VERSION}, got {values.get('version')!r}: choose another"
+            " --output, or --resume never to begin again"
+        )
     if values["fingerprint"] != fingerprint:
         raise RunStateError(
             f"{path}: expected a run with these settings, this one had others: choose another"
             " --output, or --resume never to begin again"
         )
-    return Counters(**values["counters"]), values["parts"]
+    random = values["parts"]["random"]
+    if len(random) != place.processes or ("cuda" in random[0]) != (place.device.type == "cuda"):
+        kind = "cuda" if "cuda" in random[0] else "cpu"
+        raise RunStateError(
+            f"{path}: expected the state of {place.processes} process(es) on"
+            f" {place.device.type}, got that of {len(random)} on {kind}"
+        )
+    for name, part in parts.items():
+        part.load_state_dict(values["parts"][name])
+    _restore_random_states(random[place.rank], place.device)
+    return Counters(**values["counters"])
+
+
+def save_weights(path: Path, script: str, epoch: int, model: nn.Module) -> None:
+    """Write the weights of a chosen epoch."""
+    with replacing(path) as unfinished:
+        torch.save(
+            {
+                "format": "torch-awp examples, weights",
+                "script": script,
+                "epoch": epoch,
+                "state_dict": model.state_dict(),
+            },
+            unfinished,
+        )
+
+
+def _random_states(device: torch.device) -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _restore_random_states(states: Mapping[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)

@@ -8,8 +8,8 @@ from torch import nn
 
 from vqa.training.distributed import Place
 from vqa.training.evaluate import predict
+from vqa.training.loop import TrainingRun
 from vqa.training.results import peak_memory
-from vqa.training.run import TrainingRun
 from vqa.training.settings import Settings
 from vqa.training.split_samples import Parts
 from vqa.training.task import Task
@@ -30,7 +30,7 @@ def dry_run(task: Task, settings: Settings, parts: Parts, place: Place) -> None:
     print("samples:", ", ".join(f"{len(own)} {name}" for name, own in sizes.items()))
     print(_describe_model(run.model))
     print(
-        f"optimizer: {type(run.optimizer).__name__}, perturb {settings.perturb},"
+        f"optimizer: {type(run.optimizer.base).__name__}, perturb {settings.perturb},"
         f" gamma {settings.gamma:g}"
     )
     print(_describe_batch(run))

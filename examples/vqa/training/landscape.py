@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch_awp import landscape
 from vqa.datasets import Sample
 from vqa.training.loader import Batch, LabelledFiles, evaluation_loader
-from vqa.training.run import TrainingRun
+from vqa.training.loop import TrainingRun
 from vqa.training.sampler import every_sample
 from vqa.training.task import Task
 

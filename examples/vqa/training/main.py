@@ -20,10 +20,9 @@ from vqa.training.distributed import Place, joined_processes
 from vqa.training.dry_run import dry_run
 from vqa.training.evaluate import measured, predict
 from vqa.training.landscape import landscape_of
-from vqa.training.loop import fit
+from vqa.training.loop import TrainingRun, fit
 from vqa.training.metrics import Agreement
 from vqa.training.results import SplitResult, medians, peak_memory, table
-from vqa.training.run import TrainingRun
 from vqa.training.settings import RUNS, Settings
 from vqa.training.split_samples import Parts, Samples, load_also, parts_of_splits
 from vqa.training.task import Task

@@ -8,9 +8,11 @@ functions of the number of the step (or epoch) that is about to be made, from 0,
 from __future__ import annotations
 
 import math
+import warnings
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vqa.models import load_published
 from vqa.training.settings import Settings
@@ -133,6 +135,26 @@ def step_decay(epoch: int, factor: float = 0.95, every: int = 2) -> float:
     [1.0, 1.0, 0.95, 0.95, 0.9025]
     """
     return float(factor ** (epoch // every))
+
+
+def advance(schedule: torch.optim.lr_scheduler.LRScheduler) -> None:
+    """On to the next step's learning rates, also where this step was left out.
+
+    Bad files leave one out, and so does a scaler at an overflow; torch warns where it is the first.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+        schedule.step()
+
+
+def moving_average(model: nn.Module, decay: float) -> AveragedModel | None:
+    """The weights' moving average; None without one, for a decay of 0."""
+    if decay == 0:
+        return None
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
+    # As published: the average begins with the weights before the first step, not after it.
+    average.n_averaged.fill_(1)
+    return average
 
 
 def load_initial_weights(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 
 from torch_awp import AdversarialWeightPerturbation, RandomWeightPerturbation
+
+Perturbed = AdversarialWeightPerturbation | RandomWeightPerturbation
 
 Method = Literal["plain", "rwp", "awp", "awp-previous"]
 
@@ -42,8 +45,11 @@ def perturbed(
     gamma: float,
     seed: int,
     rule: PerturbationRule = _DEFAULT_RULE,
-) -> torch.optim.Optimizer:
-    """Wrap an optimizer as a method demands; `"plain"` is the optimizer itself.
+) -> Perturbed:
+    """Wrap an optimizer as a method demands.
+
+    `"plain"` is wrapped, too, with a size of 0: it takes the optimizer's own steps, and a training
+    loop need not tell it from the others.
 
     Args:
         optimizer: the base, built with `named_parameters()` if the rule asks for names.
@@ -57,7 +63,7 @@ def perturbed(
     select = _is_named_weight if rule.named_weight else None
     constraint, epsilon = rule.constraint, rule.epsilon
     if method == "plain":
-        return optimizer
+        return AdversarialWeightPerturbation(optimizer, gamma=0.0)
     if method == "rwp":
         device = optimizer.param_groups[0]["params"][0].device
         return RandomWeightPerturbation(
@@ -77,6 +83,25 @@ def perturbed(
         select=select,
         epsilon=epsilon,
     )
+
+
+def passes(optimizer: Perturbed) -> Iterator[int]:
+    """The number of each forward and backward pass that the optimizer's next step takes.
+
+    The weights are where each is to see them; `step()` belongs after the last.
+    """
+    if not any(group["perturb_gamma"] for group in optimizer.param_groups):
+        yield 0
+    elif isinstance(optimizer, AdversarialWeightPerturbation) and optimizer.ascent == "current":
+        yield 0
+        with optimizer.perturb():
+            for index in range(1, optimizer.steps):
+                yield index
+                optimizer.ascend()
+            yield optimizer.steps
+    else:
+        with optimizer.perturb():
+            yield 0
 
 
 def _is_named_weight(name: str, parameter: Tensor) -> bool:
