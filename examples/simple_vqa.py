@@ -22,7 +22,7 @@ import tyro
 from torch import Tensor, nn
 
 import simple_vqa_features
-from vqa.features.cache import FeatureCache
+from vqa.features.cache import MANIFEST, FeatureCache
 from vqa.features.extraction import extract_features
 from vqa.features.key_frames import TINY
 from vqa.features.motion import FRAME_DIFFERENCES
@@ -104,6 +104,7 @@ def task(settings: SimpleVqa) -> Task:
         optimizer=partial(adam, settings=settings),
         multiplier=partial(_multiplier, settings),
         prepare=partial(_prepare, settings),
+        files=(settings.features / MANIFEST,),
         head="quality",
         freeze_statistics=settings.batch_statistics == "fixed",
     )

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from vqa.training.metrics import LogisticFitError, agreement, fit_logistic, rescale
+from vqa.metrics import LogisticFitError, agreement, fit_logistic, rescale
 
 CONFORMANCE = np.load(Path(__file__).parents[1] / "data" / "losses_metrics.npz")
 

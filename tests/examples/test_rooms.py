@@ -12,9 +12,9 @@ REPOSITORY = Path(__file__).parents[2]
 EXAMPLES = REPOSITORY / "examples"
 MOST_MODULES = 18
 
-# What the modules of a folder may import beside one another. The four modules that lie beside the
+# What the modules of a folder may import beside one another. The five modules that lie beside the
 # folders import nothing of the package.
-COMMON = {"figures", "progress", "provenance", "statistics"}
+COMMON = {"figures", "metrics", "progress", "provenance", "statistics"}
 PLAN = {
     "io": set(),
     "synthetic": {"io", "progress"},
@@ -22,7 +22,7 @@ PLAN = {
     "models": set(),
     "sampling": {"io", "models"},
     "features": {"io", "models", "progress"},
-    "training": {"io", "synthetic", "datasets", "models", "progress", "provenance"},
+    "training": {"io", "synthetic", "datasets", "models", "metrics", "progress", "provenance"},
     "demo": {"io", "synthetic", "models", "sampling", "training", *COMMON},
     "reproduction": {"io", "datasets", *COMMON},
     **{name: set() for name in COMMON},

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -258,3 +259,60 @@ def test_a_dry_run_tells_all_and_writes_nothing(data, tmp_path, capsys):
     for what in ("29 train", "3 validation", "8 test", "Toy", "inputs [4, 6]", "GiB", "steps of"):
         assert what in told
     assert not (tmp_path / "out").exists()
+
+
+def touched(data, name):
+    """The file changes, its name and label do not."""
+    (data / name).write_text("other pixels")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: {"gamma": 0.02}, "gamma was 0.01 and is 0.02"),
+        (lambda data: touched(data, toy_samples(40)[3].path) or {}, "the files of the samples"),
+        (lambda data: {"validation_share": 0.2}, "the labels of the samples that train changed"),
+    ],
+)
+def test_what_decides_a_result_decides_whether_it_is_found_finished(
+    data, tmp_path, change, message
+):
+    settings = settings_for(data, tmp_path)
+    run(settings)
+
+    with pytest.raises(RunStateError, match=message):
+        run(replace(settings, **change(data)))
+
+
+def test_the_same_names_and_labels_in_another_folder_are_another_run(data, tmp_path):
+    settings = settings_for(data, tmp_path)
+    run(settings)
+    other = tmp_path / "other"
+    shutil.copytree(data, other)
+
+    with pytest.raises(RunStateError, match=r"data_root was .*data' and is .*other'"):
+        run(replace(settings, data_root=other, annotations=other / "labels.txt"))
+
+
+def test_other_weights_to_begin_with_are_another_run(data, tmp_path):
+    weights = tmp_path / "weights.pt"
+    settings = settings_for(data, tmp_path, finetune_from=weights)
+    weights.write_bytes(b"first")
+    run(settings)
+    weights.rename(tmp_path / "elsewhere.pt")
+    run(replace(settings, finetune_from=tmp_path / "elsewhere.pt"))
+    weights.write_bytes(b"second")
+
+    with pytest.raises(RunStateError, match="the content of finetune_from changed"):
+        run(settings)
+
+
+def test_a_run_that_is_taken_up_or_found_finished_says_so(data, tmp_path, capsys):
+    settings = settings_for(data, tmp_path)
+    run(settings)
+    assert "split-0: " not in capsys.readouterr().out
+
+    run(settings)
+
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "split-0: " in line]
+    assert line.endswith("found finished with these settings and files, not trained again")

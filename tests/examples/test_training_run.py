@@ -177,7 +177,9 @@ def test_a_run_with_other_settings_or_labels_is_not_gone_on_from(tmp_path):
         new_run(split=1),
         new_run(samples=toy_samples(17)),
     ):
-        with pytest.raises(RunStateError, match=r"last\.pt: expected a run with these settings"):
+        with pytest.raises(
+            RunStateError, match=r"last\.pt: expected a run with these settings and files, but "
+        ):
             other.load(tmp_path / "last.pt")
     new_run(with_settings(workers=1, output=tmp_path)).load(tmp_path / "last.pt")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from vqa.metrics import Agreement, agreement
 from vqa.sampling.tiny_fast_vqa import FragmentSampling, PlaneClips, fixed_views
 from vqa.training.landscape import Loss
 from vqa.training.losses import quality_loss
-from vqa.training.metrics import Agreement, agreement
 
 # All models are looked at through the same fragments.
 _VIEW_SEED = 0

@@ -29,7 +29,7 @@ from vqa.models.imagenet import normalise
 # To be raised when the same video and settings would give another entry.
 VERSION = 1
 
-_MANIFEST = "features.json"
+MANIFEST = "features.json"
 _PIECE = 1 << 16
 
 
@@ -56,7 +56,7 @@ class FeatureCache:
         cache = cls(folder, settings, motion)
         if not _is_free(folder):
             raise FeatureError(f"{folder}: expected features or an empty folder, found other files")
-        write_json(folder / _MANIFEST, cache._made())
+        write_json(folder / MANIFEST, cache._made())
         return cache
 
     @classmethod
@@ -67,7 +67,7 @@ class FeatureCache:
             FeatureError: there is none, or one of another version.
         """
         try:
-            made = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+            made = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             cache = cls(folder, FeatureSettings(**made["settings"]), made["motion"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise FeatureError(
@@ -181,7 +181,7 @@ def fingerprint(video: Path) -> str:
 
 
 def _is_free(folder: Path) -> bool:
-    return not folder.exists() or (folder / _MANIFEST).exists() or not any(folder.iterdir())
+    return not folder.exists() or (folder / MANIFEST).exists() or not any(folder.iterdir())
 
 
 def _to_png(frame: Tensor) -> bytes:

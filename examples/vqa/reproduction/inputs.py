@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from vqa.datasets import SPECS
+from vqa.io.files import sha256
 from vqa.reproduction.data_choice import GENERATED
 from vqa.reproduction.trainings import PlannedRun
 
@@ -59,7 +59,8 @@ class Inputs:
     def digests(self) -> dict[str, str]:
         """Digests of weights and of annotation files that were named."""
         return {
-            name: _digest(file) for name, file in (*self.weights.items(), *self.annotations.items())
+            name: sha256(file)[:16]
+            for name, file in (*self.weights.items(), *self.annotations.items())
         }
 
 
@@ -106,11 +107,3 @@ def _existing(argument: str, file: Path) -> Path:
     if not file.is_file():
         raise ValueError(f"{argument}: expected a file, there is none: {file}")
     return file
-
-
-def _digest(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()[:16]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,24 +11,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from vqa.datasets import Sample
 from vqa.io.files import replacing
 from vqa.training.distributed import Place
-from vqa.training.settings import Settings
+from vqa.training.identity import differences
 
 _FORMAT = "torch-awp training run"
 # Raise it when files of the older version can no longer be gone on from.
 _VERSION = 2
-
-# These change how long a run takes, what it prints or where it writes, but not what it learns.
-_WITHOUT_EFFECT = frozenset(
-    {
-        *("data_root", "annotations", "also_test", "missing_files", "bad_files", "splits"),
-        *("device", "compile", "workers", "threads"),
-        *("output", "resume", "save_every", "dry_run", "evaluate"),
-        *("train_score", "landscape_points", "landscape_batches"),
-    }
-)
 
 
 class HasState(Protocol):
@@ -73,16 +60,12 @@ class Counters:
     bad_files: list[str] = field(default_factory=list)
 
 
-def fingerprint(settings: Settings, split: int, samples: Sequence[Sample]) -> str:
-    """Equal for two runs that must give the same result: same settings, same labels."""
-    values = {k: v for k, v in asdict(settings).items() if k not in _WITHOUT_EFFECT}
-    labels = [(sample.path.name, sample.score, sample.part) for sample in samples]
-    described = json.dumps([split, values, labels], sort_keys=True, default=str)
-    return hashlib.sha256(described.encode()).hexdigest()[:16]
-
-
 def save_state(
-    path: Path, fingerprint: str, counters: Counters, parts: Mapping[str, HasState], place: Place
+    path: Path,
+    identity: Mapping[str, Any],
+    counters: Counters,
+    parts: Mapping[str, HasState],
+    place: Place,
 ) -> None:
     """Write a run's state; a process killed meanwhile leaves the old file or none.
 
@@ -90,7 +73,7 @@ def save_state(
 
     Args:
         path: where to.
-        fingerprint: of the run's settings.
+        identity: all that decides the run's result.
         counters: how far it has come.
         parts: what it consists of, by name.
         place: this process among its peers, each of which has random states of its own.
@@ -99,20 +82,20 @@ def save_state(
     if not place.is_first:
         return
     states = {name: part.state_dict() for name, part in parts.items()}
-    values = {"format": _FORMAT, "version": _VERSION, "fingerprint": fingerprint}
+    values = {"format": _FORMAT, "version": _VERSION, "identity": dict(identity)}
     values |= {"counters": asdict(counters), "parts": {**states, "random": random}}
     with replacing(path) as unfinished:
         torch.save(values, unfinished)
 
 
 def load_state(
-    path: Path, fingerprint: str, parts: Mapping[str, HasState], place: Place
+    path: Path, identity: Mapping[str, Any], parts: Mapping[str, HasState], place: Place
 ) -> Counters:
     """Put every part and the random states back to what `save_state` wrote; how far it had come.
 
     Raises:
-        RunStateError: the file is damaged or none of ours, or the run had other settings, another
-            number of processes or another kind of device.
+        RunStateError: the file is damaged or none of ours, or the run had other settings or files,
+            another number of processes or another kind of device.
     """
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
@@ -125,10 +108,10 @@ def load_state(
             f"{path}: expected version {_VERSION}, got {values.get('version')!r}: choose another"
             " --output, or --resume never to begin again"
         )
-    if values["fingerprint"] != fingerprint:
+    if found := list(differences(values["identity"], identity)):
         raise RunStateError(
-            f"{path}: expected a run with these settings, this one had others: choose another"
-            " --output, or --resume never to begin again"
+            f"{path}: expected a run with these settings and files, but {'; '.join(found)}: choose"
+            " another --output, or --resume never to begin again"
         )
     random = values["parts"]["random"]
     if len(random) != place.processes or ("cuda" in random[0]) != (place.device.type == "cuda"):

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from vqa.datasets import Sample
+from vqa.metrics import Agreement, agreement
 from vqa.progress import progress_bar
 from vqa.training.distributed import Place
 from vqa.training.loader import LabelledFiles, evaluation_loader
-from vqa.training.metrics import Agreement, agreement
 from vqa.training.sampler import every_sample
 from vqa.training.settings import Settings
 from vqa.training.task import Task

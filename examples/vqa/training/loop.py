@@ -21,20 +21,20 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from torch_awp import freeze_running_stats
 from vqa.datasets import Sample
+from vqa.metrics import Agreement
 from vqa.progress import progress_bar
 from vqa.training.checkpoint import (
     Counters,
     HasState,
-    fingerprint,
     load_state,
     save_state,
     save_weights,
 )
 from vqa.training.distributed import Place
 from vqa.training.evaluate import autocast, measured, predict
+from vqa.training.identity import identity
 from vqa.training.loader import Batch, LabelledFiles, training_loader
 from vqa.training.log import RunLog
-from vqa.training.metrics import Agreement
 from vqa.training.optim import advance, moving_average, split_off_head
 from vqa.training.perturbation import passes, perturbed
 from vqa.training.sampler import TrainingDraws
@@ -44,12 +44,11 @@ from vqa.training.task import Task
 T = TypeVar("T")
 
 
-def fit(run: TrainingRun, chooses: Sequence[Sample], folder: Path) -> None:
+def fit(run: TrainingRun, folder: Path) -> None:
     """Train a run to its end, from where an earlier session stopped; load the chosen weights.
 
     Args:
         run: what is trained.
-        chooses: samples whose SRCC + PLCC chooses the epoch; empty for the last one.
         folder: of last.pt (all it takes to go on), best.pt (the chosen weights), log.csv and the
             events.
 
@@ -60,13 +59,14 @@ def fit(run: TrainingRun, chooses: Sequence[Sample], folder: Path) -> None:
     last, best = folder / "last.pt", folder / "best.pt"
     if run.settings.resume == "auto" and last.is_file():
         run.load(last)
+        print(_describe_taken_up(run, folder))
     elif run.place.is_first:
         last.unlink(missing_ok=True)  # or the next session would go on from the old run
     log = RunLog(folder, run.counters.step) if run.place.is_first else None
     try:
         while run.counters.epoch < run.epochs:
             loss = _train_epoch(run, last, log)
-            chosen = _choose(run, chooses, best)
+            chosen = _choose(run, best)
             _write_history(run, loss, chosen, log)
             _save(run, last, log)
     finally:
@@ -75,6 +75,13 @@ def fit(run: TrainingRun, chooses: Sequence[Sample], folder: Path) -> None:
     run.place.wait_for_all()
     saved = torch.load(best, map_location="cpu", weights_only=True)
     run.tested_model.load_state_dict(saved["state_dict"])
+
+
+def _describe_taken_up(run: TrainingRun, folder: Path) -> str:
+    counters = run.counters
+    if counters.epoch == run.epochs:
+        return f"{folder}: found finished with these settings and files, not trained again"
+    return f"{folder}: gone on with after epoch {counters.epoch}, step {counters.step}"
 
 
 def _train_epoch(run: TrainingRun, last: Path, log: RunLog | None) -> float:
@@ -126,6 +133,7 @@ class TrainingRun:
         samples: what it is trained on.
         split: number of the split, part of the run's identity.
         place: this process among its peers.
+        chooses: samples whose SRCC + PLCC chooses the epoch; empty for the last one.
     """
 
     def __init__(
@@ -135,10 +143,14 @@ class TrainingRun:
         samples: Sequence[Sample],
         split: int,
         place: Place,
+        chooses: Sequence[Sample] = (),
     ) -> None:
         self.task, self.settings, self.samples, self.place = task, settings, samples, place
         self.counters = Counters()
-        self._fingerprint = fingerprint(settings, split, samples)
+        self.chooses = chooses
+        self._identity = identity(
+            settings, split, {"train": samples, "choose the epoch": chooses}, task.files
+        )
         torch.manual_seed(settings.seed)
         self.model = task.build().to(place.device)
         self.optimizer = perturbed(
@@ -274,7 +286,7 @@ class TrainingRun:
     def save(self, path: Path) -> None:
         """Write all that `load` needs; called by every process, written by the first."""
         self.counters.bad_files = sorted(set(self.place.gather(self.counters.bad_files)))
-        save_state(path, self._fingerprint, self.counters, self._parts(), self.place)
+        save_state(path, self._identity, self.counters, self._parts(), self.place)
 
     def load(self, path: Path) -> None:
         """Go on from what `save` wrote, bit for bit.
@@ -282,7 +294,7 @@ class TrainingRun:
         Raises:
             RunStateError: as `load_state`.
         """
-        self.counters = load_state(path, self._fingerprint, self._parts(), self.place)
+        self.counters = load_state(path, self._identity, self._parts(), self.place)
 
     def _parts(self) -> dict[str, HasState]:
         """All that a step changes, counters and random states aside."""
@@ -295,12 +307,12 @@ class TrainingRun:
         return parts if self.average is None else {**parts, "average": self.average}
 
 
-def _choose(run: TrainingRun, chooses: Sequence[Sample], best: Path) -> Agreement | None:
+def _choose(run: TrainingRun, best: Path) -> Agreement | None:
     """Score the epoch, and keep its weights if it is the best so far (or if nothing chooses)."""
     counters, chosen = run.counters, None
-    if chooses:
+    if run.chooses:
         predictions = predict(
-            run.tested_model, run.task, chooses, run.settings, run.place, "choose"
+            run.tested_model, run.task, run.chooses, run.settings, run.place, "choose"
         )
         chosen = measured(predictions, run.settings.logistic_fit)
     score = math.inf if chosen is None else chosen.srcc + chosen.plcc

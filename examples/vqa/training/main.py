@@ -14,6 +14,7 @@ import torch
 
 from vqa.datasets import DataSet, load_dataset, summary
 from vqa.io.files import write_json
+from vqa.metrics import Agreement
 from vqa.models import load_published
 from vqa.provenance import provenance
 from vqa.training.distributed import Place, joined_processes
@@ -21,7 +22,6 @@ from vqa.training.dry_run import dry_run
 from vqa.training.evaluate import measured, predict
 from vqa.training.landscape import landscape_of
 from vqa.training.loop import TrainingRun, fit
-from vqa.training.metrics import Agreement
 from vqa.training.results import SplitResult, medians, peak_memory, table
 from vqa.training.settings import RUNS, Settings
 from vqa.training.split_samples import Parts, Samples, load_also, parts_of_splits
@@ -118,9 +118,9 @@ def _run_splits(
 def _run_split(
     task: Task, settings: Settings, parts: Parts, split: int, folder: Path, place: Place
 ) -> SplitResult:
-    run = TrainingRun(task, settings, parts.train, split, place)
+    run = TrainingRun(task, settings, parts.train, split, place, parts.chooses(settings))
     if settings.evaluate is None:
-        fit(run, parts.chooses(settings), folder)
+        fit(run, folder)
     else:
         print(load_published(run.tested_model, settings.evaluate))
     return _score(run, parts, split)

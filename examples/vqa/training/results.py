@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 
 import torch
 
-from vqa.training.metrics import Agreement
+from vqa.metrics import Agreement
 
 Scores = Mapping[str, float]
 
@@ -55,7 +55,7 @@ _GAP = ("srcc", "plcc")
 def medians(results: Sequence[SplitResult]) -> dict[str, dict[str, float] | None]:
     """Median over splits of every score, by part or data set; the gap's is that of the gaps.
 
-    >>> from vqa.training.metrics import Agreement
+    >>> from vqa.metrics import Agreement
     >>> splits = [SplitResult(n, Agreement(0.1 * n, 0.5, 0.5, 1.0)) for n in range(3)]
     >>> medians(splits)["test"]["srcc"]
     0.1

@@ -40,6 +40,8 @@ class Task:
     """Factor of the learning rates from the step's number and the steps per epoch."""
     prepare: Callable[[Sequence[Path]], None] = _nothing
     """Make, of all files, what reading them takes; called once, by the first process."""
+    files: tuple[Path, ...] = ()
+    """What else the model's inputs are made of, beside the samples' files."""
     head: str = "head"
     """Name of the part of the model that alone learns in `linear_epochs`."""
     freeze_statistics: bool = True
