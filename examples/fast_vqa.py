@@ -19,6 +19,7 @@ import torch
 import tyro
 from torch import Tensor, nn
 
+from vqa.errors import expected_errors_in_one_line
 from vqa.models import build_model
 from vqa.models.quality_planes import PLANES
 from vqa.sampling.fast_vqa import FAST_VQA, FAST_VQA_M, FastVqaSampling, read_clips
@@ -157,5 +158,6 @@ def _scores(model: nn.Module, inputs: Inputs, phase: Phase) -> Tensor:
 
 
 if __name__ == "__main__":
-    settings = tyro.extras.overridable_config_cli(PRESETS, description=__doc__)
-    run_script(settings, task(settings))
+    with expected_errors_in_one_line():
+        settings = tyro.extras.overridable_config_cli(PRESETS, description=__doc__)
+        run_script(settings, task(settings))

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from vqa.demo.checkpoints import Checkpoint, CheckpointError, load_model
 from vqa.demo.evaluation import loss_on_clips
+from vqa.errors import expected_errors_in_one_line
 from vqa.figures import draw_contours, draw_curves, draw_surface
 from vqa.io.files import replacing, write_json
 from vqa.progress import progress_bar
@@ -316,5 +317,6 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(tyro.cli(Landscape, description=__doc__))
+    with expected_errors_in_one_line():
+        torch.set_num_threads(1)
+        main(tyro.cli(Landscape, description=__doc__))

@@ -19,6 +19,7 @@ import torch
 import tyro
 from torch import Tensor, nn
 
+from vqa.errors import expected_errors_in_one_line
 from vqa.models import build_model
 from vqa.sampling.sama_image import SamaImageSampling, read_sama_image
 from vqa.synthetic.mini_iqa import DEFAULT_FOLDER
@@ -114,5 +115,6 @@ def _multiplier(settings: SamaIqa, step: int, steps_per_epoch: int) -> float:
 
 
 if __name__ == "__main__":
-    settings = tyro.extras.overridable_config_cli(PRESETS, description=__doc__)
-    run_script(settings, task(settings))
+    with expected_errors_in_one_line():
+        settings = tyro.extras.overridable_config_cli(PRESETS, description=__doc__)
+        run_script(settings, task(settings))

@@ -20,6 +20,7 @@ import torch
 import tyro
 from torch import Tensor, nn
 
+from vqa.errors import expected_errors_in_one_line
 from vqa.models import build_model
 from vqa.sampling.sama_clips import read_sama_clips
 from vqa.sampling.sama_video import SamaSampling
@@ -135,5 +136,6 @@ def _scores(settings: SamaVqa, model: nn.Module, inputs: Inputs, phase: Phase) -
 
 
 if __name__ == "__main__":
-    settings = tyro.extras.overridable_config_cli(PRESETS, description=__doc__)
-    run_script(settings, task(settings))
+    with expected_errors_in_one_line():
+        settings = tyro.extras.overridable_config_cli(PRESETS, description=__doc__)
+        run_script(settings, task(settings))

@@ -22,6 +22,7 @@ import tyro
 from torch import Tensor, nn
 
 import simple_vqa_features
+from vqa.errors import expected_errors_in_one_line
 from vqa.features.cache import MANIFEST, FeatureCache
 from vqa.features.extraction import extract_features
 from vqa.features.key_frames import TINY
@@ -145,5 +146,6 @@ def _multiplier(settings: SimpleVqa, step: int, steps_per_epoch: int) -> float:
 
 
 if __name__ == "__main__":
-    settings = tyro.extras.overridable_config_cli(PRESETS, description=__doc__)
-    run_script(settings, task(settings))
+    with expected_errors_in_one_line():
+        settings = tyro.extras.overridable_config_cli(PRESETS, description=__doc__)
+        run_script(settings, task(settings))

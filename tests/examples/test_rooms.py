@@ -12,9 +12,9 @@ REPOSITORY = Path(__file__).parents[2]
 EXAMPLES = REPOSITORY / "examples"
 MOST_MODULES = 18
 
-# What the modules of a folder may import beside one another. The five modules that lie beside the
+# What the modules of a folder may import beside one another. The six modules that lie beside the
 # folders import nothing of the package.
-COMMON = {"figures", "metrics", "progress", "provenance", "statistics"}
+COMMON = {"errors", "figures", "metrics", "progress", "provenance", "statistics"}
 PLAN = {
     "io": set(),
     "synthetic": {"io", "progress"},
