@@ -12,16 +12,16 @@ REPOSITORY = Path(__file__).parents[2]
 EXAMPLES = REPOSITORY / "examples"
 MOST_MODULES = 18
 
-# What the modules of a folder may import beside one another. The six modules that lie beside the
+# What the modules of a folder may import beside one another. The seven modules that lie beside the
 # folders import nothing of the package.
-COMMON = {"errors", "figures", "metrics", "progress", "provenance", "statistics"}
+COMMON = {"errors", "figures", "metrics", "processes", "progress", "provenance", "statistics"}
 PLAN = {
     "io": set(),
-    "synthetic": {"io", "progress"},
+    "synthetic": {"io", "processes", "progress"},
     "datasets": {"io", "synthetic"},
     "models": set(),
     "sampling": {"io", "models"},
-    "features": {"io", "models", "progress"},
+    "features": {"io", "models", "processes", "progress"},
     "training": {"io", "synthetic", "datasets", "models", "metrics", "progress", "provenance"},
     "demo": {"io", "synthetic", "models", "sampling", "training", *COMMON},
     "reproduction": {"io", "datasets", *COMMON},

@@ -7,10 +7,10 @@ from concurrent.futures import (
     FIRST_EXCEPTION,
     Executor,
     Future,
-    ProcessPoolExecutor,
     ThreadPoolExecutor,
     wait,
 )
+from contextlib import AbstractContextManager
 from multiprocessing import get_context
 from multiprocessing.sharedctypes import Synchronized
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from vqa.demo.experiment import ExperimentSettings, Run, run_method
 from vqa.demo.run_store import RunStore
+from vqa.processes import process_pool
 from vqa.progress import progress_bar
 from vqa.sampling.tiny_fast_vqa import LumaClips, PlaneClips, to_planes
 from vqa.synthetic.mini_ugc import Part
@@ -59,16 +60,17 @@ def _train_missing(
     # As arrays, because tensors would travel through shared memory, which containers are short of.
     arrays = {part: (c.luma.numpy(), c.scores.numpy()) for part, c in clips.items()}
     held = (arrays, store, steps)
-    pool: Executor
+    pool: AbstractContextManager[Executor]
     if processes == 1:  # starting a process would take longer than a short run
         pool = ThreadPoolExecutor(1, initializer=_start_worker, initargs=held)
     else:
-        pool = ProcessPoolExecutor(processes, context, _start_worker, held)
-    try:
-        futures = [pool.submit(_work, method, seed, settings) for method, seed in jobs]
-        _show_progress(futures, steps, settings.training.steps)
-    finally:
-        pool.shutdown(cancel_futures=True)
+        pool = process_pool(processes, _start_worker, held)
+    with pool as executor:
+        futures = [executor.submit(_work, method, seed, settings) for method, seed in jobs]
+        try:
+            _show_progress(futures, steps, settings.training.steps)
+        finally:
+            executor.shutdown(cancel_futures=True)
 
 
 def _show_progress(

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from contextlib import closing
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
 from pathlib import Path
-from threading import Thread
 
 import torch
 
@@ -17,6 +14,7 @@ from vqa.features.cache import FeatureCache, FeatureError
 from vqa.features.key_frames import FeatureSettings, extract
 from vqa.features.motion import MotionExtractor, build_extractor
 from vqa.io.video import VideoError
+from vqa.processes import process_pool
 from vqa.progress import progress_bar
 
 
@@ -108,13 +106,9 @@ def _in_parallel(
     device: str,
 ) -> Generator[str | None, None, None]:
     held = (cache, slowfast_weights, device)
-    pool = ProcessPoolExecutor(processes, get_context("spawn"), _start_worker, held)
-    try:
-        futures = [pool.submit(_work, video) for video in videos]
-        for future in as_completed(futures):
+    with process_pool(processes, _start_worker, held) as pool:
+        for future in as_completed([pool.submit(_work, video) for video in videos]):
             yield future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 class _Worker:
@@ -125,20 +119,10 @@ class _Worker:
 
 
 def _start_worker(cache: FeatureCache, slowfast_weights: Path | None, device: str) -> None:
-    Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(1)
     _Worker.cache = cache
     _Worker.extractor = build_extractor(
         cache.settings.motion, slowfast_weights, torch.device(device)
     )
-
-
-def _end_with_parent() -> None:
-    """Otherwise a worker whose parent was killed would wait for work forever."""
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-    os._exit(1)
 
 
 def _work(video: Path) -> str | None:

@@ -13,16 +13,14 @@ set was made. The set is built in a temporary folder and renamed when it is comp
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 
 from vqa.io.label_list import LabelledVideo, write_label_list
+from vqa.processes import process_pool
 from vqa.progress import progress_bar
 from vqa.synthetic.camera_motion import draw_camera_path, film
 from vqa.synthetic.degradations import FRAME_RATE, Chain, Kind, Link, degrade
@@ -155,9 +153,7 @@ def _make_clips(recipes: list[_Recipe], folder: Path, processes: int) -> Iterato
     if processes == 1:
         yield from map(_make_clip, recipes, folders)
         return
-    context = get_context("spawn")
-    # One thread per process: more would only fight over the cores.
-    with ProcessPoolExecutor(processes, context, torch.set_num_threads, (1,)) as pool:
+    with process_pool(processes) as pool:
         yield from pool.map(_make_clip, recipes, folders, chunksize=8)
 
 
