@@ -5,6 +5,7 @@ import json
 import math
 import re
 import shutil
+import statistics
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +14,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy_task import toy_samples, toy_task, with_settings
 
-from vqa.training.checkpoint import RunStateError
+from vqa.datasets.splits import split
+from vqa.training.checkpoint import CheckpointError, RunStateError, load_checkpoint
 from vqa.training.main import output_folder, run_script
+from vqa.training.optim import load_initial_weights
 
 
 @pytest.fixture
@@ -116,8 +119,8 @@ def test_a_finished_run_is_not_trained_again(data, tmp_path):
 
 def _equal_but_memory(first, second):
     for results in (first, second):
-        for split in results["splits"]:
-            del split["peak_memory_bytes"]
+        for own in results["splits"]:
+            del own["peak_memory_bytes"]
     return first["splits"] == second["splits"]
 
 
@@ -202,6 +205,37 @@ def test_trained_weights_can_be_tested_alone(data, tmp_path):
 
     assert tested["splits"][0]["test"] == trained["splits"][0]["test"]
     assert tested["splits"][0]["steps"] == 0
+
+
+def test_a_checkpoint_says_what_the_model_is_and_how_its_inputs_are_cut(data, tmp_path):
+    results = run(settings_for(data, tmp_path))
+    checkpoint = load_checkpoint(tmp_path / "out" / "split-0" / "best.pt")
+
+    assert (checkpoint.script, checkpoint.epoch) == ("toy", results["splits"][0]["best_epoch"])
+    assert json.loads(json.dumps(checkpoint.settings)) == results["settings"]
+
+
+def test_its_scores_have_the_scale_of_the_training_part(data, tmp_path):
+    run(settings_for(data, tmp_path, select_on="last"))
+    scale = load_checkpoint(tmp_path / "out" / "split-0" / "best.pt").scale
+
+    numbers, _ = split(40)
+    scores = [toy_samples(40)[number].score for number in numbers]
+    assert scale is not None
+    assert scale.opinion(scale.predicted_mean) == pytest.approx(statistics.mean(scores))
+    assert scale.opinion_deviation == pytest.approx(statistics.pstdev(scores))
+
+
+@pytest.mark.parametrize("use", ["evaluate", "finetune_from"])
+def test_checkpoints_of_older_versions_are_refused(data, tmp_path, use):
+    old = tmp_path / "old.pt"
+    torch.save({"format": "torch-awp examples, weights", "script": "toy", "state_dict": {}}, old)
+    settings = settings_for(data, tmp_path, **{use: old})
+    task = toy_task(settings)
+    task = replace(task, build=lambda: load_initial_weights(toy_task().build(), settings))
+
+    with pytest.raises(CheckpointError, match=r"old\.pt: expected version 2 .* got 1"):
+        run_script(settings, task)
 
 
 def test_testing_alone_does_not_overwrite_the_results_of_the_training(data, tmp_path):

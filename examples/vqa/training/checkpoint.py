@@ -1,23 +1,27 @@
-"""A training run on disk: all it needs to go on as if it had never stopped."""
+"""A training on disk: all that a run needs to go on as if it had never stopped, and what it gave.
+
+Both are dictionaries of plain values and tensors, which `torch.load(..., weights_only=True)` reads.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vqa.io.files import replacing
 from vqa.training.distributed import Place
 from vqa.training.identity import differences
 
 _FORMAT = "torch-awp training run"
-# Raise it when files of the older version can no longer be gone on from.
+# Raise them when files of the older version can no longer be gone on from, or used.
 _VERSION = 2
+_WEIGHTS_FORMAT, _WEIGHTS_VERSION = "torch-awp examples, weights", 2
 
 
 class HasState(Protocol):
@@ -126,18 +130,91 @@ def load_state(
     return Counters(**values["counters"])
 
 
-def save_weights(path: Path, script: str, epoch: int, model: nn.Module) -> None:
-    """Write the weights of a chosen epoch."""
+class Scale(NamedTuple):
+    """Mean and population deviation of predicted and opinion scores on the training part.
+
+    They make a model's scores comparable with opinion scores: its losses leave them on any scale.
+    """
+
+    predicted_mean: float
+    predicted_deviation: float
+    opinion_mean: float
+    opinion_deviation: float
+
+    def opinion(self, predicted: float) -> float:
+        """A predicted score on the scale of the opinion scores.
+
+        >>> Scale(0.0, 0.5, 3.0, 1.0).opinion(0.5)
+        4.0
+        """
+        standardised = (predicted - self.predicted_mean) / self.predicted_deviation
+        return self.opinion_mean + standardised * self.opinion_deviation
+
+
+@dataclass(frozen=True, eq=False)  # tensors have no single truth value
+class Checkpoint:
+    """A trained model, with all it takes to build it again, to feed it and to read its scores."""
+
+    script: str
+    """Name of the training script."""
+    settings: dict[str, Any]
+    """Its settings as plain values: which model, what builds it, how its inputs are cut."""
+    epoch: int
+    """The chosen one."""
+    state_dict: dict[str, Tensor]
+    scale: Scale | None = None
+    """None where the training part was not scored, or nothing came of it."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint of a training script cannot be used; the message names the file."""
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint; a process killed meanwhile leaves the old file or none."""
+    values = {field.name: getattr(checkpoint, field.name) for field in fields(Checkpoint)}
+    values["scale"] = None if checkpoint.scale is None else tuple(checkpoint.scale)
     with replacing(path) as unfinished:
         torch.save(
-            {
-                "format": "torch-awp examples, weights",
-                "script": script,
-                "epoch": epoch,
-                "state_dict": model.state_dict(),
-            },
+            {"format": _WEIGHTS_FORMAT, "version": _WEIGHTS_VERSION, **values},
             unfinished,
         )
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether the file is a training script's checkpoint, of whatever version."""
+    try:
+        values = torch.load(path, map_location="meta", weights_only=True)
+    except Exception:  # torch.load raises whatever the damage leads to
+        return False
+    return isinstance(values, dict) and values.get("format") == _WEIGHTS_FORMAT
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """What `save_checkpoint` wrote, tensors on the CPU; no code of the file's is run.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, none of ours, or of another version.
+    """
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: expected a checkpoint, there is no file") from error
+    except Exception as error:  # torch.load raises whatever the damage leads to
+        raise CheckpointError(f"{path}: expected a checkpoint, cannot be read ({error})") from error
+    if not isinstance(values, dict) or values.get("format") != _WEIGHTS_FORMAT:
+        raise CheckpointError(
+            f"{path}: expected a checkpoint of a training script, got something else"
+        )
+    if values.get("version") != _WEIGHTS_VERSION:
+        raise CheckpointError(
+            f"{path}: expected version {_WEIGHTS_VERSION} of a training script's checkpoints, got"
+            f" {values.get('version', 1)!r}, which does not say how the model is built and fed:"
+            " train again"
+        )
+    scale = None if values["scale"] is None else Scale(*values["scale"])
+    own = {field.name: values[field.name] for field in fields(Checkpoint)}
+    return Checkpoint(**{**own, "scale": scale})
 
 
 def _random_states(device: torch.device) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from torch import nn
 from vqa.datasets import Sample
 from vqa.metrics import Agreement, agreement
 from vqa.progress import progress_bar
+from vqa.training.checkpoint import Scale
 from vqa.training.distributed import Place
 from vqa.training.loader import LabelledFiles, evaluation_loader
 from vqa.training.sampler import every_sample
@@ -83,3 +84,13 @@ def measured(predictions: Predictions, logistic_fit: bool) -> Agreement:
     if len(predicted) < 2 or not np.isfinite(predicted).all() or np.ptp(predicted) == 0:
         return Agreement(math.nan, math.nan, math.nan, math.nan)
     return agreement(predicted, predictions.scores, logistic_fit=logistic_fit)
+
+
+def scale_of(predictions: Predictions) -> Scale | None:
+    """How the predictions lie beside the opinion scores; None where they have come to nothing."""
+    predicted, scores = (
+        np.asarray(values, np.float64) for values in (predictions.predicted, predictions.scores)
+    )
+    if len(predicted) < 2 or not np.isfinite(predicted).all() or np.ptp(predicted) == 0:
+        return None
+    return Scale(*(float(v) for own in (predicted, scores) for v in (own.mean(), own.std())))

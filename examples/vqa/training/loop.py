@@ -24,11 +24,13 @@ from vqa.datasets import Sample
 from vqa.metrics import Agreement
 from vqa.progress import progress_bar
 from vqa.training.checkpoint import (
+    Checkpoint,
     Counters,
     HasState,
+    load_checkpoint,
     load_state,
+    save_checkpoint,
     save_state,
-    save_weights,
 )
 from vqa.training.distributed import Place
 from vqa.training.evaluate import autocast, measured, predict
@@ -38,7 +40,7 @@ from vqa.training.log import RunLog
 from vqa.training.optim import advance, moving_average, split_off_head
 from vqa.training.perturbation import passes, perturbed
 from vqa.training.sampler import TrainingDraws
-from vqa.training.settings import Settings
+from vqa.training.settings import Settings, plain
 from vqa.training.task import Task
 
 T = TypeVar("T")
@@ -73,8 +75,7 @@ def fit(run: TrainingRun, folder: Path) -> None:
         if log is not None:
             log.close()
     run.place.wait_for_all()
-    saved = torch.load(best, map_location="cpu", weights_only=True)
-    run.tested_model.load_state_dict(saved["state_dict"])
+    run.tested_model.load_state_dict(load_checkpoint(best).state_dict)
 
 
 def _describe_taken_up(run: TrainingRun, folder: Path) -> str:
@@ -321,7 +322,10 @@ def _choose(run: TrainingRun, best: Path) -> Agreement | None:
         counters.best = score if math.isfinite(score) else -math.inf
         counters.best_epoch = counters.epoch
         if run.place.is_first:
-            save_weights(best, run.task.script, counters.epoch, run.tested_model)
+            weights = run.tested_model.state_dict()
+            save_checkpoint(
+                best, Checkpoint(run.task.script, plain(run.settings), counters.epoch, weights)
+            )
     return chosen
 
 

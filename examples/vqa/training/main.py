@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import redirect_stdout
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,15 +15,16 @@ import torch
 from vqa.datasets import DataSet, load_dataset, summary
 from vqa.io.files import write_json
 from vqa.metrics import Agreement
-from vqa.models import load_published
 from vqa.provenance import provenance
+from vqa.training.checkpoint import Scale, load_checkpoint, save_checkpoint
 from vqa.training.distributed import Place, joined_processes
 from vqa.training.dry_run import dry_run
-from vqa.training.evaluate import measured, predict
+from vqa.training.evaluate import measured, predict, scale_of
 from vqa.training.landscape import landscape_of
 from vqa.training.loop import TrainingRun, fit
+from vqa.training.optim import load_weights
 from vqa.training.results import SplitResult, medians, peak_memory, table
-from vqa.training.settings import RUNS, Settings
+from vqa.training.settings import RUNS, Settings, plain
 from vqa.training.split_samples import Parts, Samples, load_also, parts_of_splits
 from vqa.training.task import Task
 
@@ -101,7 +102,7 @@ def _run_splits(
                 "script": task.script,
                 "dataset": dataset.name,
                 "opinion_scores": "synthetic" if dataset.synthetic else "human",
-                "settings": _plain(asdict(settings)),
+                "settings": plain(settings),
                 "median": medians(results),
                 "splits": [result.document() for result in results],
                 "seconds": time.perf_counter() - began,
@@ -122,11 +123,18 @@ def _run_split(
     if settings.evaluate is None:
         fit(run, folder)
     else:
-        print(load_published(run.tested_model, settings.evaluate))
-    return _score(run, parts, split)
+        print(load_weights(run.tested_model, settings.evaluate))
+    result, scale = _score(run, parts, split)
+    best = folder / "best.pt"
+    if settings.evaluate is None and place.is_first:
+        checkpoint = load_checkpoint(best)
+        if scale is not None and checkpoint.scale != scale:
+            save_checkpoint(best, replace(checkpoint, scale=scale))
+    return result
 
 
-def _score(run: TrainingRun, parts: Parts, split: int) -> SplitResult:
+def _score(run: TrainingRun, parts: Parts, split: int) -> tuple[SplitResult, Scale | None]:
+    """The result, and the scale of the predictions where the training part was scored."""
     settings, counters = run.settings, run.counters
     wanted: dict[str, Samples] = {"test": parts.test, **parts.also}
     if settings.train_score:
@@ -135,12 +143,15 @@ def _score(run: TrainingRun, parts: Parts, split: int) -> SplitResult:
         wanted["validation"] = parts.validation
     scores: dict[str, Agreement] = {}
     bad_files, sizes = list(run.place.gather(counters.bad_files)), {}
+    scale: Scale | None = None
     for name, samples in wanted.items():
         predictions = predict(run.tested_model, run.task, samples, settings, run.place, name)
         scores[name] = measured(predictions, settings.logistic_fit)
         sizes[name] = len(predictions.scores)
         bad_files += predictions.bad_files
-    return SplitResult(
+        if name == "train":
+            scale = scale_of(predictions)
+    result = SplitResult(
         split=split,
         test=scores["test"],
         train=scores.get("train"),
@@ -157,7 +168,4 @@ def _score(run: TrainingRun, parts: Parts, split: int) -> SplitResult:
         bad_files=sorted(set(bad_files)),
         landscape=landscape_of(run, parts.train),
     )
-
-
-def _plain(values: dict[str, object]) -> dict[str, object]:
-    return {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
+    return result, scale

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 import warnings
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from vqa.models import load_published
+from vqa.models import LoadReport, load_published
+from vqa.training.checkpoint import is_checkpoint, load_checkpoint
 from vqa.training.settings import Settings
 
 
@@ -157,6 +159,16 @@ def moving_average(model: nn.Module, decay: float) -> AveragedModel | None:
     return average
 
 
+def load_weights(model: nn.Module, path: Path) -> LoadReport:
+    """Load the weights of a training script's checkpoint, or published ones of a whole model.
+
+    Raises:
+        CheckpointError: a checkpoint of an older version.
+        PublishedWeightsError: the file cannot be used.
+    """
+    return load_published(model, load_checkpoint(path).state_dict if is_checkpoint(path) else path)
+
+
 def load_initial_weights(
     model: nn.Module,
     settings: Settings,
@@ -183,5 +195,5 @@ def load_initial_weights(
         )
         print(report)
     if settings.finetune_from is not None:
-        print(load_published(model, settings.finetune_from))
+        print(load_weights(model, settings.finetune_from))
     return model

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from vqa.datasets.splits import Protocol
 from vqa.synthetic.mini_ugc import DEFAULT_FOLDER
@@ -169,6 +169,14 @@ class Settings:
     def rule(self) -> PerturbationRule:
         """How the perturbation is made."""
         return PerturbationRule(self.steps, self.constraint, self.named_weight, self.epsilon)
+
+
+def plain(settings: Settings) -> dict[str, Any]:
+    """The settings as plain values, paths as text."""
+    values = asdict(settings)
+    return {
+        name: str(value) if isinstance(value, Path) else value for name, value in values.items()
+    }
 
 
 S = TypeVar("S", bound=Settings)
