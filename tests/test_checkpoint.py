@@ -201,7 +201,8 @@ def test_a_first_step_at_learning_rate_zero_counts():
     optimizer = AdversarialWeightPerturbation(
         torch.optim.SGD(model.parameters(), lr=0.0), 0.1, interval=2
     )
-    closure_for(model, data)()
+    for _ in optimizer.passes():
+        closure_for(model, data)()
     optimizer.step()
     losses: list[float] = []
     optimizer.step(closure_for(model, data, losses))

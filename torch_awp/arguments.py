@@ -54,3 +54,8 @@ def checked_select(select: Select | None, optimizer: Optimizer) -> Select | None
             f"with {cls}(model.named_parameters(), ...)"
         )
     return select
+
+
+def is_selected(select: Select | None, name: str, weight: Tensor) -> bool:
+    """Whether a tensor takes part; by default those with more than one dimension do."""
+    return weight.ndim > 1 if select is None else bool(select(name, weight))

@@ -146,4 +146,5 @@ def test_the_luma_of_augmented_colour_frames_is_that_of_the_decoder(tmp_path):
     luma = read_frames(video, pixels="gray")[0].float()
     of_colour = rgb_to_grayscale(read_frames(video).transpose(0, 1))[:, 0].float()
 
-    assert (luma - of_colour).abs().max() <= 2
+    # FFmpeg converts colours by instructions of the processor, which round each in their way.
+    assert (luma - of_colour).abs().max() <= 4

@@ -409,7 +409,7 @@ FILE_NAMES = st.text(
 ).map(lambda name: f"{name[:40]}.png")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.dictionaries(FILE_NAMES, st.floats(-1e6, 1e6), min_size=1, max_size=5))
 def test_whatever_a_csv_can_hold_is_read_back(scores):
     with tempfile.TemporaryDirectory() as folder:

@@ -67,9 +67,16 @@ def test_results_hold_scores_gap_settings_and_where_they_come_from(data, tmp_pat
 def test_every_split_is_trained_and_the_median_reported(data, tmp_path):
     results = run(settings_for(data, tmp_path, splits=(0, 1, 2), protocol="sama"))
 
+    assert [split["split"] for split in results["splits"]] == [0, 1, 2]
     scores = sorted(split["test"]["srcc"] for split in results["splits"])
-    assert len(set(scores)) > 1
     assert results["median"]["test"]["srcc"] == scores[1]
+    first, second, third = (
+        torch.load(tmp_path / "out" / f"split-{split}" / "best.pt", weights_only=True)
+        for split in range(3)
+    )
+    weights = [saved["state_dict"]["backbone.0.weight"] for saved in (first, second, third)]
+    assert not weights[0].equal(weights[1])
+    assert not weights[1].equal(weights[2])
 
 
 def test_a_split_that_is_not_there_is_refused_before_any_other_is_trained(data, tmp_path):

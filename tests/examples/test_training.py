@@ -83,8 +83,10 @@ def test_one_step_is_one_step_of_the_optimizer_on_the_loss():
     optimizer = adamw(twin, settings)
     quality_loss(twin(fragments), still.scores[order], settings.rank_weight).backward()
     optimizer.step()
-    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(a, b)
+    # The loss does not see the last bias: its gradient is rounding, which AdamW makes large.
+    expected = {name: p for name, p in twin.named_parameters() if name != "head.2.bias"}
+    measured = {name: p for name, p in model.named_parameters() if name != "head.2.bias"}
+    torch.testing.assert_close(measured, expected)
 
 
 def test_every_step_is_timed_and_announced():

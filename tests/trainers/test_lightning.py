@@ -139,10 +139,11 @@ def test_manual_optimization_under_a_grad_scaler(tmp_path):
     torch.testing.assert_close(measured, expected, rtol=0.05, atol=0.02)  # fp16 forward passes
 
 
-def test_automatic_optimization_under_a_grad_scaler_stays_unperturbed(tmp_path):
+def test_automatic_optimization_under_a_grad_scaler_stays_unperturbed_and_says_so(tmp_path):
     """A known limit: Lightning calls the closure itself, since the scaler takes none."""
     module = Automatic("awp")
-    trainer(tmp_path, plugins=[scaling()]).fit(module, loader())
+    with pytest.warns(UserWarning, match="unperturbed weights"):
+        trainer(tmp_path, plugins=[scaling()]).fit(module, loader())
     assert len(module.losses) == 6
 
 
