@@ -38,7 +38,7 @@ from vqa.training.identity import identity
 from vqa.training.loader import Batch, LabelledFiles, training_loader
 from vqa.training.log import RunLog
 from vqa.training.optim import advance, moving_average, split_off_head
-from vqa.training.perturbation import passes, perturbed
+from vqa.training.perturbation import perturbed
 from vqa.training.sampler import TrainingDraws
 from vqa.training.settings import Settings, plain
 from vqa.training.task import Task
@@ -230,9 +230,9 @@ class TrainingRun:
         readable = [batch.to(self.place.device) for batch in batches if self._is_usable(batch)]
         losses = []
         if readable:
-            for number in passes(self.optimizer):  # one, or more at perturbed weights
+            for p in self.optimizer.passes():
                 self.optimizer.zero_grad()
-                losses.append(self._forward_and_backward(model, readable, number > 0))
+                losses.append(self._forward_and_backward(model, readable, p.index > 0))
             self.scaler.step(self.optimizer)
             self.scaler.update()
             if self.average is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -83,25 +82,6 @@ def perturbed(
         select=select,
         epsilon=epsilon,
     )
-
-
-def passes(optimizer: Perturbed) -> Iterator[int]:
-    """The number of each forward and backward pass that the optimizer's next step takes.
-
-    The weights are where each is to see them; `step()` belongs after the last.
-    """
-    if not any(group["perturb_gamma"] for group in optimizer.param_groups):
-        yield 0
-    elif isinstance(optimizer, AdversarialWeightPerturbation) and optimizer.ascent == "current":
-        yield 0
-        with optimizer.perturb():
-            for index in range(1, optimizer.steps):
-                yield index
-                optimizer.ascend()
-            yield optimizer.steps
-    else:
-        with optimizer.perturb():
-            yield 0
 
 
 def _is_named_weight(name: str, parameter: Tensor) -> bool:
