@@ -1,10 +1,10 @@
 """What is wrong with files or settings is one line, a mistake of the program is a traceback."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from command_line import run_command
 
 from vqa.errors import expected_errors_in_one_line
 from vqa.io.video import VideoError
@@ -67,18 +67,13 @@ def test_debug_shows_every_traceback(command):
     ("script", "flags", "message"),
     [
         ("fast_vqa.py", ["tiny", "--gamma", "-1"], "gamma: expected a finite number from 0"),
-        ("fast_vqa.py", ["tiny", "--dataset", "list", "--data-root", "nowhere"], "nowhere"),
-        ("landscape.py", ["--checkpoint", "nowhere.pt"], "nowhere.pt: expected a checkpoint"),
+        ("fast_vqa.py", ["tiny", "--dataset", "list", "--data-root", "/nowhere"], "nowhere"),
+        ("landscape.py", ["--checkpoint", "/nowhere.pt"], "nowhere.pt: expected a checkpoint"),
         ("reproduce.py", ["table99"], "exhibits: expected some of table1"),
     ],
 )
-def test_scripts_end_so(tmp_path, script, flags, message):
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / script), *flags],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
+def test_scripts_end_so(script, flags, message):
+    done = run_command(EXAMPLES / script, *flags)
 
     assert done.returncode == 2
     assert message in done.stderr
