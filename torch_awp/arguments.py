@@ -20,7 +20,7 @@ def checked_real(name: str, value: Any, *, positive: bool = False) -> float:
     ...
     ValueError: gamma must be a finite number >= 0, got -1
     """
-    number = float(value) if isinstance(value, Real) else math.nan
+    number = float(value) if isinstance(value, float | int | Real) else math.nan
     if not (math.isfinite(number) and (number > 0 if positive else number >= 0)):
         bound = "> 0" if positive else ">= 0"
         raise ValueError(f"{name} must be a finite number {bound}, got {value!r}")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_awp.functional import alike
+from torch_awp.functional import alike, clone_tensors
 from torch_awp.sharding import local_part, placed_like
 
 State = Any  # a dictionary from tensors to dictionaries, and what some optimizers keep beside
@@ -20,14 +20,17 @@ State = Any  # a dictionary from tensors to dictionaries, and what some optimize
 @torch.no_grad()
 def copies_of(sources: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
     """Return dense copies of tensors that belong to parameters, placed like these."""
-    copies = {param: torch.empty_like(param) for param in sources}
-    parts = []
+    copies: dict[Tensor, Tensor] = {}
+    plain = {param: source for param, source in sources.items() if type(source) is Tensor}
     for param, source in sources.items():
-        dense = source if source.layout == torch.strided else source.to_dense()
-        parts.append(local_part(placed_like(dense, param)))
-    targets = [local_part(copy) for copy in copies.values()]
-    for indices in alike(targets):
-        torch._foreach_copy_([targets[i] for i in indices], [parts[i] for i in indices])
+        if source.layout != torch.strided or param not in plain:
+            dense = source if source.layout == torch.strided else source.to_dense()
+            copies[param] = torch.empty_like(param).copy_(placed_like(dense, param))
+            plain.pop(param, None)
+    params, tensors = list(plain), list(plain.values())
+    for indices in alike(tensors):
+        clones = clone_tensors([tensors[i] for i in indices])
+        copies.update(zip([params[i] for i in indices], clones, strict=True))
     return copies
 
 

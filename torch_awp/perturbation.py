@@ -50,6 +50,7 @@ class Layer:
     home: Tensor
     weight: Tensor
     groups: tuple[ProcessGroup, ...]
+    place: tuple[int, torch.Size]
     backup: Tensor | None = None
     norm: float | Tensor = 0.0
     travelled: float = 0.0
@@ -62,12 +63,13 @@ class Layer:
                 f"a parameter of shape {tuple(param.shape)} has the layout {home.layout}: only "
                 "strided ones can be perturbed, leave it out with select"
             )
-        return cls(param, home, _as_real(home, home), shard_groups(param))
+        place = (home.data_ptr(), home.shape)
+        return cls(param, home, _as_real(home, home), shard_groups(param), place)
 
     def is_there(self) -> bool:
         """Whether the parameter still lies where it did."""
         now = local_part(self.param.detach()) if self.groups else self.param
-        return now.data_ptr() == self.home.data_ptr() and now.shape == self.home.shape
+        return (now.data_ptr(), now.shape) == self.place
 
     def follow(self) -> None:
         """Look where the parameter lies now, if somebody gave it other memory while away."""
@@ -102,6 +104,7 @@ class Batch:
     gamma: float
     step_size: float
     layers: list[Layer] = field(default_factory=list)
+    weights: list[Tensor] = field(default_factory=list)
     directions: list[Tensor] = field(default_factory=list)
 
     @property
@@ -111,10 +114,6 @@ class Batch:
     @property
     def travelled(self) -> float:
         return self.layers[0].travelled
-
-    @property
-    def weights(self) -> list[Tensor]:
-        return [layer.weight for layer in self.layers]
 
     @property
     def backups(self) -> list[Tensor]:
@@ -183,8 +182,11 @@ class Perturbation:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def save(self, params: Iterable[Tensor]) -> list[Layer]:
+    def save(self, params: Iterable[Tensor]) -> None:
         """Copy what is still at home; tensors that share memory must all be saved before moves."""
+        self._save(params)
+
+    def _save(self, params: Iterable[Tensor]) -> list[Layer]:
         layers, new = [], []
         for param in params:
             layer = self._layers.get(id(param))
@@ -207,7 +209,7 @@ class Perturbation:
             False where all directions are known to be zero, though a weight is not; they are not
             known where reading them would wait.
         """
-        batches = _batches(moves, self.save(move.param for move in moves))
+        batches = _batches(moves, self._save(move.param for move in moves))
         # All at once, since parts that lie in other processes cost a collective.
         norms = whole_norms(
             [([] if batch.travelled else batch.backups) + batch.directions for batch in batches],
@@ -298,6 +300,7 @@ def _batches(moves: Sequence[Move], layers: list[Layer]) -> list[Batch]:
         if batch is None:
             batch = batches[key] = Batch(gamma, step_size)
         batch.layers.append(layer)
+        batch.weights.append(weight)
         batch.directions.append(layer.along(direction))
     return list(batches.values())
 

@@ -338,7 +338,7 @@ class WeightPerturbation(DelegatingOptimizer):
     # -- when and what ---------------------------------------------------------------------------
 
     def _perturbs_now(self) -> bool:
-        return self._is_due(self._step_number()) and any(self._group_gammas())
+        return any(self._group_gammas()) and self._is_due(self._step_number())
 
     def _is_due(self, step: int) -> bool:
         return step >= self.start_step and (step - self.start_step) % self.interval == 0
