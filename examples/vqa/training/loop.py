@@ -9,7 +9,6 @@ import itertools
 import math
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -256,8 +255,7 @@ class TrainingRun:
         """Loss of a batch over all processes, times their number; see `Place.gather_batch`."""
         task, place = self.task, self.place
         frozen = later and task.freeze_statistics
-        standing = freeze_running_stats(self.model) if frozen else nullcontext()
-        with standing, autocast(self.settings, place.device):
+        with freeze_running_stats(self.model, frozen), autocast(self.settings, place.device):
             scores = task.scores(model, batch.inputs, "later" if later else "first")
         share = self.settings.batch // place.processes
         everybody = place.gather_batch(scores.float(), batch.scores, share)
