@@ -117,7 +117,10 @@ def test_a_checkpoint_of_something_else_is_an_error(tmp_path, content):
     [
         ({"version": 99}, "expected version 1 of the format, got 99"),
         ({"seed": "seven"}, "expected 'seed' of type int, got 'seven'"),
-        ({"method": "sgd"}, "expected a method of plain, rwp, awp, awp-previous, got 'sgd'"),
+        (
+            {"method": "sgd"},
+            "expected a method of plain, rwp, awp, awp-update, awp-previous, got 'sgd'",
+        ),
         ({"sampling": {"stride": 3}}, "expected other settings in 'sampling'"),
     ],
     ids=["version", "type", "method", "sampling"],

@@ -55,9 +55,8 @@ def test_steps_are_ascent_steps_of_awp_alone(method):
     model = nn.Linear(2, 1)
     optimizer = optimizer_of(model, method, PerturbationRule(steps=3))
 
-    assert getattr(optimizer, "steps", None) == {"awp": 3, "plain": 1, "awp-previous": 1}.get(
-        method
-    )
+    expected = {"awp": 3, "rwp": None}.get(method, 1)
+    assert getattr(optimizer, "steps", None) == expected
 
 
 def test_plain_training_is_a_perturbation_of_size_zero():

@@ -16,7 +16,7 @@ from vqa.training.loop import TrainingRun
 from vqa.training.perturbation import METHOD_NAMES
 
 HERE = Place(torch.device("cpu"))
-PERTURB = ["none", "rwp", "awp", "awp-previous"]
+PERTURB = ["none", "rwp", "awp", "awp-update", "awp-previous"]
 
 
 def new_run(settings=SETTINGS, samples=None, place=HERE, split=0):
@@ -96,6 +96,7 @@ def test_it_does_so_with_every_way_to_train(tmp_path, changes, stop):
         ("rwp", 1, ["first"]),
         ("awp", 1, ["first", "later"]),
         ("awp", 3, ["first", "later", "later", "later"]),
+        ("awp-update", 1, ["first"]),
         ("awp-previous", 1, ["first"]),
     ],
 )

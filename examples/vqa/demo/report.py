@@ -23,6 +23,7 @@ _COLOURS: dict[Method, str] = {
     "plain": "#555555",
     "rwp": "#e69f00",
     "awp": "#0072b2",
+    "awp-update": "#009e73",
     "awp-previous": "#56b4e9",
 }
 
