@@ -78,12 +78,14 @@ def test_a_step_along_the_update_takes_as_many_operations_for_400_tensors_as_for
         optimizer = AdversarialWeightPerturbation(
             base, 0.1, ascent="update", constraint=constraint, step_size=0.2
         )
-        optimizer.step()
-        with Dispatched() as dispatched:
-            for _ in optimizer.passes():
-                pass
-            optimizer.step()
-        counts.add(len(dispatched.names))
+        for _ in range(3):  # where tensors lie is looked up once
+            with Dispatched() as dispatched:
+                for p in optimizer.passes():
+                    pass
+                optimizer.step()
+        assert p.perturbed
+        # Another view of the same memory starts nothing on the device.
+        counts.add(len([name for name in dispatched.names if "detach" not in name]))
     assert len(counts) == 1
 
 
