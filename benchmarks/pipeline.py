@@ -38,19 +38,19 @@ from PIL import Image
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from vqa.files import write_json
-from vqa.fragments import draw_offsets
-from vqa.frame_sampling import draw_frames
-from vqa.photographs import PHOTOGRAPHS, load_photograph
+from vqa.io.files import write_json
+from vqa.io.video import VideoInfo, probe
 from vqa.provenance import device_name
-from vqa.video import VideoInfo, probe
-from vqa.video_clips import (
+from vqa.sampling.fast_vqa import (
     DEVIATION,
     FAST_VQA,
     MEAN,
     FastVqaSampling,
     read_clips,
 )
+from vqa.sampling.fragments import draw_offsets
+from vqa.sampling.frames import draw_frames
+from vqa.synthetic.photographs import PHOTOGRAPHS, load_photograph
 
 Use = Literal["training", "testing"]
 Reader = Callable[["Task", int], Tensor]

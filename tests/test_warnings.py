@@ -17,7 +17,14 @@ def warn_of(module: str, category: type[Warning]) -> None:
 @pytest.mark.parametrize("category", [UserWarning, RuntimeWarning, FutureWarning])
 @pytest.mark.parametrize(
     "module",
-    ["torch_awp.wrapper", "vqa.fit", "benchmarks.overhead", "reference", "__main__", "torch.optim"],
+    [
+        "torch_awp.wrapper",
+        "vqa.training.loop",
+        "benchmarks.overhead",
+        "reference",
+        "__main__",
+        "torch.optim",
+    ],
 )
 def test_a_warning_that_points_at_us_or_at_torchs_public_modules_is_an_error(module, category):
     with pytest.raises(category, match="mend this"):

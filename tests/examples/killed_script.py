@@ -9,7 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
-from vqa.training_run import TrainingRun
+from vqa.training.loop import TrainingRun
 
 
 def kill_instead_of_save(number: int) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vqa.augmentation import augment
+from vqa.sampling.augmentation import augment
 
 KINDS = ["auto", "rand", "trivial"]
 

@@ -5,16 +5,16 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from vqa import checkpoints
-from vqa.checkpoints import (
+from vqa.demo import checkpoints
+from vqa.demo.checkpoints import (
     Checkpoint,
     CheckpointError,
     load_checkpoint,
     load_model,
     save_checkpoint,
 )
-from vqa.clips import FragmentSampling
 from vqa.models import build_model
+from vqa.sampling.tiny_fast_vqa import FragmentSampling
 
 
 def checkpoint_of(model: torch.nn.Module) -> Checkpoint:

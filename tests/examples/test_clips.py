@@ -8,8 +8,10 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 from video_files import textured_clip, write_video
 
-from vqa.augmentation import Augmentation
-from vqa.clips import (
+from vqa.io.label_list import LabelledVideo, LabelListError, write_label_list
+from vqa.io.video import read_frames
+from vqa.sampling.augmentation import Augmentation
+from vqa.sampling.tiny_fast_vqa import (
     FragmentSampling,
     PlaneClips,
     fixed_views,
@@ -19,8 +21,6 @@ from vqa.clips import (
     shuffled_batches,
     to_planes,
 )
-from vqa.labels import LabelledVideo, LabelListError, write_label_list
-from vqa.video import read_frames
 
 SAMPLING = FragmentSampling(grid=2, patch=8, frames=2, interval=2)
 

@@ -13,7 +13,7 @@ from openpyxl import Workbook
 from scipy.io import savemat
 
 from vqa.datasets import SPECS, DataSet, DatasetError, Sample, load_dataset, summary
-from vqa.mini_ugc import MiniUgcSettings, build_mini_ugc
+from vqa.synthetic.mini_ugc import MiniUgcSettings, build_mini_ugc
 
 
 def touch(root: Path, *names: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 from command_line import REPOSITORY, run_command
 
 from demo import Demo
-from vqa.checkpoints import load_model
+from vqa.demo.checkpoints import load_model
 
 
 def run_demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vqa.checkpoints import Checkpoint, load_model
-from vqa.clips import FragmentSampling, PlaneClips, fixed_views
-from vqa.evaluation import evaluate, predict
-from vqa.experiment import ExperimentSettings, Gammas, Run, run_method
-from vqa.loss_landscape import LandscapeSettings, curve_positions
+from vqa.demo.checkpoints import Checkpoint, load_model
+from vqa.demo.evaluation import evaluate, predict
+from vqa.demo.experiment import ExperimentSettings, Gammas, Run, run_method
+from vqa.demo.run_store import RunStore
+from vqa.demo.training import TrainingSettings
 from vqa.models import build_model
-from vqa.run_store import RunStore
-from vqa.training import TrainingSettings
+from vqa.sampling.tiny_fast_vqa import FragmentSampling, PlaneClips, fixed_views
+from vqa.training.landscape import LandscapeSettings, curve_positions
 
 SETTINGS = ExperimentSettings(
     width=4,

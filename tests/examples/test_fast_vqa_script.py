@@ -12,7 +12,7 @@ from torch import nn
 from video_files import textured_clip, write_video
 
 import fast_vqa
-from vqa.session import run_script
+from vqa.training.main import run_script
 
 SCRIPT, KILLED = Path(fast_vqa.__file__), Path(__file__).with_name("killed_script.py")
 
@@ -42,8 +42,8 @@ def test_the_full_size_model_takes_a_step_of_awp_and_is_tested_on_real_files(vid
         data_root=videos,
         annotations=videos / "labels.txt",
         output=tmp_path,
-        schedule="sound",
-        sampling="sound",
+        schedule="fixed",
+        sampling="fixed",
         epochs=1,
         frames=2,
         test_clips=1,
@@ -55,7 +55,7 @@ def test_the_full_size_model_takes_a_step_of_awp_and_is_tested_on_real_files(vid
         checkpoint_activations=True,
     )
 
-    results = run_script(settings, fast_vqa.recipe(settings))
+    results = run_script(settings, fast_vqa.task(settings))
 
     assert scores_of(results)["steps"] == 1
     saved = torch.load(tmp_path / "split-0" / "last.pt", weights_only=True)["parts"]
@@ -89,7 +89,7 @@ def training(labels: dict[str, object], output: Path) -> list[object]:
 def test_the_backbone_learns_at_a_tenth_of_the_heads_rate():
     model = nn.ModuleDict({"backbone": nn.Linear(2, 2), "head": nn.Linear(2, 1)})
 
-    optimizer = fast_vqa.recipe(fast_vqa.PAPER).optimizer(model)
+    optimizer = fast_vqa.task(fast_vqa.PAPER).optimizer(model)
 
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1e-4, 1e-3])
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.05}

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from published_cut import published_fragments
 
-from vqa.fragments import (
+from vqa.sampling.fragments import (
     centre_offsets,
     clip_frame_indices,
     cut_fragments,
@@ -15,7 +16,7 @@ from vqa.fragments import (
     draw_offsets,
     enlarge,
 )
-from vqa.published_fragments import draw_offsets_as_published, published_fragments
+from vqa.sampling.published_fragments import draw_offsets_as_published
 
 DATA = Path(__file__).parents[1] / "data"
 SPATIAL = np.load(DATA / "fast_spatial_fragments.npz")

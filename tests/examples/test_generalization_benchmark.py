@@ -26,9 +26,9 @@ from benchmarks.generalization_grounds.methods import INDEPENDENT, Recipe, depen
 from benchmarks.generalization_grounds.mini_ugc import MiniUgc, add_dropout
 from benchmarks.generalization_grounds.runs import Job, Runner
 from benchmarks.generalization_grounds.selection import best_ordinary, choose_all
-from vqa.mini_ugc import MiniUgcSettings
+from vqa.demo.training import TrainingSettings
 from vqa.models import build_model
-from vqa.training import TrainingSettings
+from vqa.synthetic.mini_ugc import MiniUgcSettings
 
 PERTURBED = [
     Recipe("rwp", 0.1),

@@ -11,13 +11,13 @@ from video_files import textured_clip, write_video
 
 import landscape
 from landscape import Landscape, main
-from vqa.checkpoints import Checkpoint, CheckpointError, save_checkpoint
-from vqa.clips import FragmentSampling, load_clips, to_planes
-from vqa.experiment import ExperimentSettings, run_method
-from vqa.labels import LabelledVideo, write_label_list
-from vqa.loss_landscape import LandscapeSettings
-from vqa.mini_ugc import MiniUgcSettings, build_mini_ugc
-from vqa.training import TrainingSettings
+from vqa.demo.checkpoints import Checkpoint, CheckpointError, save_checkpoint
+from vqa.demo.experiment import ExperimentSettings, run_method
+from vqa.demo.training import TrainingSettings
+from vqa.io.label_list import LabelledVideo, write_label_list
+from vqa.sampling.tiny_fast_vqa import FragmentSampling, load_clips, to_planes
+from vqa.synthetic.mini_ugc import MiniUgcSettings, build_mini_ugc
+from vqa.training.landscape import LandscapeSettings
 
 WHERE = LandscapeSettings(points=3, ascent_steps=2)
 EXPERIMENT = ExperimentSettings(

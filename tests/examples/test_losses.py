@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vqa.losses import l1_rank_loss, plcc_loss, quality_loss, rank_loss
+from vqa.training.losses import l1_rank_loss, plcc_loss, quality_loss, rank_loss
 
 CONFORMANCE = np.load(Path(__file__).parents[1] / "data" / "losses_metrics.npz")
 CASES = sorted({key.split("/")[1] for key in CONFORMANCE.files if key.startswith("f64/")})

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from video_files import textured_clip
 
-from vqa.degradations import Chain, Link
-from vqa.opinion import (
+from vqa.synthetic.degradations import Chain, Link
+from vqa.synthetic.opinion import (
     Content,
     Opinion,
     expected_quality,

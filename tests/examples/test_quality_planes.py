@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from vqa.quality_planes import PLANES, quality_planes
+from vqa.models.quality_planes import PLANES, quality_planes
 
 
 def noisy_video(frames: int = 3) -> torch.Tensor:

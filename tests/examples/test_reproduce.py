@@ -7,8 +7,8 @@ from command_line import REPOSITORY, run_command
 from finished_runs import document, write_results
 
 from reproduce import Reproduce, main
-from vqa.mini_ugc import MiniUgcSettings, build_mini_ugc
 from vqa.reproduction.catalogue import catalogue
+from vqa.synthetic.mini_ugc import MiniUgcSettings, build_mini_ugc
 
 EXHIBITS = catalogue()
 

@@ -14,7 +14,7 @@ from PIL import Image
 from published_samples import assert_published, formula_video
 from torchvision.transforms import v2
 
-from vqa.sama_image_sampling import (
+from vqa.sampling.sama_image import (
     ImageError,
     SamaImageSampling,
     mask_scales,

@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose
 from published_samples import assert_published, formula_video
 from torch.nn.functional import interpolate
 
-from vqa.sama_video_sampling import SamaSampling, ladder, scale_and_mask
+from vqa.sampling.sama_video import SamaSampling, ladder, scale_and_mask
 
 PUBLISHED = np.load(Path(__file__).parents[1] / "data" / "sama_vqa_sampling.npz")
 SAMPLES = sorted({key.rsplit("/", 1)[0] for key in PUBLISHED.files if "/" in key})

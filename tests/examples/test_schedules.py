@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vqa.schedules import published_cosine, step_decay, warm_up_constant, warm_up_cosine
+from vqa.training.optim import published_cosine, step_decay, warm_up_constant, warm_up_cosine
 
 PUBLISHED = np.load(Path(__file__).parents[1] / "data" / "lr_schedules.npz")
 STEPS_PER_EPOCH = 100

@@ -15,15 +15,15 @@ from published_fill import fill
 from torch.nn.functional import interpolate
 
 from simple_vqa_features import PRESETS, main
-from vqa.encoding import encode
-from vqa.feature_cache import FeatureCache, FeatureError
-from vqa.feature_extraction import extract_features
-from vqa.labels import LabelledVideo, write_label_list
+from vqa.features.cache import FeatureCache, FeatureError
+from vqa.features.extraction import extract_features
+from vqa.features.key_frames import TINY, FeatureSettings, extract, plan
+from vqa.features.motion import FrameDifferences, SlowFastFeatures, build_extractor
+from vqa.io.encoding import encode
+from vqa.io.label_list import LabelledVideo, write_label_list
+from vqa.io.video import VideoError
 from vqa.models import PublishedWeightsError, load_published
 from vqa.models.slowfast import SlowFastR50
-from vqa.motion_features import FrameDifferences, SlowFastFeatures, build_extractor
-from vqa.simple_vqa_features import TINY, FeatureSettings, extract, plan
-from vqa.video import VideoError
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "simple_vqa_features.py"
 SLOWFAST_KEYS = Path(__file__).parents[1] / "data" / "keys_slowfast_r50.json"

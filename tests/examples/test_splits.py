@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vqa.splits import carve_validation, split
+from vqa.datasets.splits import carve_validation, split
 
 PUBLISHED = np.load(Path(__file__).parents[1] / "data" / "splits.npz")
 COUNTS = (585, 1040, 1195, 1200)

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vqa.clips import FragmentSampling, PlaneClips
-from vqa.losses import quality_loss
+from vqa.demo.training import TrainingSettings, adamw, train
 from vqa.models import build_model
-from vqa.perturbation import Method, perturbed
-from vqa.training import TrainingSettings, adamw, train
+from vqa.sampling.tiny_fast_vqa import FragmentSampling, PlaneClips
+from vqa.training.losses import quality_loss
+from vqa.training.perturbation import Method, perturbed
 
 SAMPLING = FragmentSampling(grid=2, patch=8, frames=2)
 SETTINGS = TrainingSettings(steps=3, batch=4)

@@ -10,7 +10,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from vqa.encoding import Codec, encode
+from vqa.io.encoding import Codec, encode
 
 Pixels = NDArray[np.uint8]
 

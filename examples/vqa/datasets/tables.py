@@ -23,7 +23,7 @@ from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
 from vqa.datasets.samples import DatasetError
-from vqa.labels import LabelListError, parse_label_list
+from vqa.io.label_list import LabelListError, parse_label_list
 
 _LIST_COLUMNS = ("path", "duration", "fps", "mos")
 _MATLAB_COLUMNS = ("video_list", "mos")
@@ -109,7 +109,7 @@ def read_list(path: Path) -> Table:
     """A four-column list, whatever its first row looks like.
 
     Raises:
-        DatasetError: see `vqa.labels.parse_label_list`.
+        DatasetError: see `vqa.io.label_list.parse_label_list`.
     """
     try:
         videos = parse_label_list(path)
