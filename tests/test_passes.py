@@ -18,7 +18,11 @@ from reference import (
 )
 from torch import Tensor, nn
 
-from torch_awp import AdversarialWeightPerturbation, RandomWeightPerturbation
+from torch_awp import (
+    AdversarialWeightPerturbation,
+    RandomWeightPerturbation,
+    freeze_running_stats,
+)
 from torch_awp.passes import Pass
 
 BASES = {
@@ -420,6 +424,23 @@ def test_a_step_that_does_not_perturb_may_add_to_gradients():
         loss_of(model, data).backward()
     twice = [p.grad for p in model.parameters()]
     torch.testing.assert_close(twice, [2 * g for g in once])
+
+
+@pytest.mark.parametrize("wrap", ["awp", "awp-3-steps", "awp-interval", "update", "rwp"])
+def test_statistics_frozen_but_in_the_first_pass_move_once_a_step(wrap):
+    model = nn.Sequential(nn.BatchNorm1d(5, momentum=0.25), small_net()).double()
+    optimizer = WRAPS[wrap](torch.optim.SGD(model.parameters(), lr=0.1))
+    mean, var = torch.zeros(5, dtype=torch.float64), torch.ones(5, dtype=torch.float64)
+    for _ in range(4):
+        data = batch()
+        mean = 0.75 * mean + 0.25 * data[0].mean(0)
+        var = 0.75 * var + 0.25 * data[0].var(0)
+        for p in optimizer.passes():
+            with freeze_running_stats(model, p.index > 0):
+                closure_for(model, data)()
+        optimizer.step()
+    torch.testing.assert_close([model[0].running_mean, model[0].running_var], [mean, var])
+    assert model[0].num_batches_tracked == 4
 
 
 # -- scaled losses ---------------------------------------------------------------------------------
