@@ -69,6 +69,8 @@ class AdversarialWeightPerturbation(WeightPerturbation):
 
     _default_key = "perturb_adversarial"
     _others_default_key = "perturb_random"
+    # What this step will keep; here, since copies of an optimizer bring no private values.
+    _copies: dict[Tensor, Tensor] | None = None
 
     def __init__(
         self,
@@ -84,7 +86,6 @@ class AdversarialWeightPerturbation(WeightPerturbation):
         ascent: Literal["current", "update", "previous"] = "current",
         epsilon: float = 0.0,
     ) -> None:
-        self._copies: dict[Tensor, Tensor] | None = None
         self.steps = checked_integer("steps", steps, minimum=1)
         self.step_size = (
             None if step_size is None else checked_real("step_size", step_size, positive=True)
@@ -146,6 +147,9 @@ class AdversarialWeightPerturbation(WeightPerturbation):
                 # What is kept of an update is the way back; a base that maximizes calls up down.
                 against = self.ascent == "update" or maximizes(self.base, group)
                 yield Move(param, direction, gamma, -step_size if against else step_size)
+
+    def _step_begins(self) -> None:
+        self._copies = None  # of a step that failed, or a base around another that did not step
 
     def _gradients_ready(self, is_probe: bool) -> None:
         if self.ascent == "current" or not (is_probe or self._is_due(self._step_number() + 1)):

@@ -68,8 +68,10 @@ def keep(state: State, key: str, values: Mapping[Tensor, Tensor], params: list[T
     own = [state[param] for param in params]  # checkpoints want entries of all or of none
     stateless = not any(own)
     for param, value in values.items():
+        if state[param] is None:  # ZeroRedundancyOptimizer's sign for "in another process"
+            state[param] = {key: value}
         # Where a hook took the gradient away the base still has to make its state.
-        if stateless or state[param] or param.grad is not None:
+        elif stateless or state[param] or param.grad is not None:
             state[param][key] = value
 
 

@@ -115,6 +115,9 @@ class WeightPerturbation(DelegatingOptimizer):
         """Whether a tensor would move if weights were perturbed now."""
         return next(self._selected(), None) is not None
 
+    def _step_begins(self) -> None:
+        """Called before the base steps."""
+
     def _gradients_ready(self, is_probe: bool) -> None:
         """Called when the gradients that the base is about to use are there."""
 
@@ -223,6 +226,7 @@ class WeightPerturbation(DelegatingOptimizer):
                 the base differentiates gradients that belong to perturbed weights.
         """
         self._refuse_while_away("step")
+        self._step_begins()
         is_probe = closure is None and self._is_state_probe()
         perturbs = self._perturbs_now()
         if closure is None:
