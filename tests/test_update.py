@@ -161,7 +161,7 @@ def test_a_tensor_of_another_shape_is_not_perturbed_along_the_old_update():
 def kept_tensors(optimizer) -> list[Tensor]:
     return [
         values["perturb_update"]
-        for values in optimizer.state_dict()["state"].values()
+        for values in optimizer.state.values()
         if "perturb_update" in values
     ]
 

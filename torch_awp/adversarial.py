@@ -180,7 +180,9 @@ class AdversarialWeightPerturbation(WeightPerturbation):
         state_dict = super().state_dict()
         if self.ascent == "current":
             return state_dict
-        return save_kept(self.state, _KEYS[self.ascent], self._params(), state_dict)
+        begun = bool(self.state) or self._step_number() > 0
+        named = {param for param, _, _ in self._selected()} if begun else set()
+        return save_kept(self.state, _KEYS[self.ascent], self._params(), state_dict, named)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint of this wrapper or of the plain base.

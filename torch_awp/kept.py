@@ -76,12 +76,19 @@ def keep(state: State, key: str, values: Mapping[Tensor, Tensor], params: list[T
 
 
 def save_kept(
-    state: State, key: str, params: list[Tensor], state_dict: dict[str, Any]
+    state: State, key: str, params: list[Tensor], state_dict: dict[str, Any], named: set[Tensor]
 ) -> dict[str, Any]:
-    """Return a base's ``state_dict`` with what is kept now, whatever the base saves."""
+    """Return a base's ``state_dict`` with what is kept now, whatever the base saves.
+
+    Those of ``named`` have zeros where nothing is kept: distributed checkpoints are read into what
+    a fresh optimizer has, and want every name of that.
+    """
     saved = dict(state_dict["state"])
+    stateless = not any(saved.values())
     for index, param in zip(_indices(state_dict), params, strict=True):
         value, values = kept(state, key, param), saved.get(index) or {}
+        if value is None and param in named and (values or stateless):
+            value = torch.zeros_like(param, requires_grad=False)
         if value is not values.get(key):
             others = {name: v for name, v in values.items() if name != key}
             saved[index] = others if value is None else {**others, key: value}

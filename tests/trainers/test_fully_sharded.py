@@ -34,6 +34,10 @@ WRAPS = {
         base, 0.1, steps=3, step_size=0.07, constraint="element"
     ),
     "awp-update": lambda base: AdversarialWeightPerturbation(base, 0.1, ascent="update"),
+    # After three steps nothing is kept, since the next one does not perturb.
+    "awp-update-interval": lambda base: AdversarialWeightPerturbation(
+        base, 0.1, ascent="update", interval=2
+    ),
     "awp-previous": lambda base: AdversarialWeightPerturbation(base, 0.1, ascent="previous"),
     "rwp": lambda base: RandomWeightPerturbation(
         base, 0.1, interval=2, generator=torch.Generator().manual_seed(5)
@@ -173,6 +177,7 @@ def resume(rank: int, wrap: str, options: StateDictOptions) -> bool:
     return same_bits(local_weights(model), local_weights(twin))
 
 
+RESUMED = ["awp", "awp-update", "awp-update-interval", "awp-previous", "rwp"]
 OPTIONS = {
     "sharded": StateDictOptions(),
     "flat": StateDictOptions(flatten_optimizer_state_dict=True),
@@ -181,7 +186,9 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("wrap", ["awp", "awp-update", "awp-previous", "rwp"])
+@pytest.mark.parametrize(
+    "wrap", ["awp", "awp-update", "awp-update-interval", "awp-previous", "rwp"]
+)
 def test_distributed_state_dicts_resume_bitwise(two_ranks, wrap, options):
     assert two_ranks.run(resume, wrap, OPTIONS[options]) == [True, True]
 
@@ -215,7 +222,9 @@ def _states(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("wrap", ["awp", "awp-update", "awp-previous", "rwp"])
+@pytest.mark.parametrize(
+    "wrap", ["awp", "awp-update", "awp-update-interval", "awp-previous", "rwp"]
+)
 def test_a_distributed_checkpoint_on_disk_resumes_bitwise(two_ranks, wrap, tmp_path):
     expected = two_ranks.run(save, tmp_path, wrap)
     for weights, reference in zip(two_ranks.run(load, tmp_path, wrap), expected, strict=True):
