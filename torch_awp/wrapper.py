@@ -51,7 +51,7 @@ class Progress:
         visit: the form that is open now (``"a perturb() block"``), if one is.
         perturbation: a weak reference to the last stay at ``w + v``; who opened it owns it.
         visited: whether a block or loop has been gone through since the last step.
-        gradient: the parameter, gradient and version of it that the last block or loop left.
+        scaler: a weak reference to the GradScaler that stepped last, if one did.
         steps: successful steps, where no group tells.
         places: layers of the last stay.
         warned: the warnings given.
@@ -61,7 +61,7 @@ class Progress:
         self.visit: str | None = None
         self.perturbation: Callable[[], Perturbation | None] = lambda: None
         self.visited = False
-        self.gradient: tuple[Tensor, Callable[[], Tensor | None], int] | None = None
+        self.scaler: Callable[[], GradScaler | None] = lambda: None
         self.steps = 0
         self.places: dict[int, Layer] = {}
         self.warned: set[str] = set()
@@ -187,6 +187,7 @@ class WeightPerturbation(DelegatingOptimizer):
     def _visit(self, name: str) -> Iterator[Perturbation]:
         """The one way to ``w + v`` and home again."""
         self._refuse_while_away(name)
+        self._refuse_unscaled_gradients()
         progress = self._progress
         perturbation = Perturbation(
             self.constraint, self.epsilon, progress.places, self._keeps_memory
@@ -198,14 +199,6 @@ class WeightPerturbation(DelegatingOptimizer):
         finally:
             progress.visit = None
         progress.visited = True
-        progress.gradient = next(
-            (
-                (p, weakref.ref(p.grad), p.grad._version)
-                for p in self._params()
-                if p.grad is not None
-            ),
-            None,
-        )
 
     def step(self, closure: Closure | None = None, *args: Any, **kwargs: Any) -> Any:
         """Let the base step, with a closure on the gradients at perturbed weights.
@@ -445,21 +438,21 @@ class WeightPerturbation(DelegatingOptimizer):
             self._warn_once("select", f"no tensor is perturbed: {reason}")
         return False
 
+    def _refuse_unscaled_gradients(self) -> None:
+        scaler = self._progress.scaler()
+        states = {} if scaler is None else scaler._per_optimizer_states
+        if id(self) in states and states[id(self)]["stage"] is OptState.UNSCALED:
+            raise RuntimeError(
+                "the GradScaler has unscaled gradients that scaled ones are about to replace: call "
+                "unscale_() after the loop or block, not before"
+            )
+
     @property
     def _step_supports_amp_scaling(self) -> bool:
         """Asked by a GradScaler when it steps, which has to unscale the gradients itself."""
         scaler = sys._getframe(1).f_locals.get("self")
-        left, self._progress.gradient = self._progress.gradient, None
-        if left is not None and isinstance(scaler, GradScaler):
-            param, gradient, version = left
-            stage = scaler._per_optimizer_states.get(id(self), {}).get("stage")
-            now = param.grad
-            untouched = now is not None and now is gradient() and now._version == version
-            if stage is OptState.UNSCALED and untouched:
-                raise RuntimeError(
-                    "the GradScaler has unscaled gradients that scaled ones have replaced since: "
-                    "call unscale_() after the perturb() block or loop, not before"
-                )
+        if isinstance(scaler, GradScaler):
+            self._progress.scaler = weakref.ref(scaler)
         return False
 
     # -- state -----------------------------------------------------------------------------------
