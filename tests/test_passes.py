@@ -502,3 +502,16 @@ def test_an_overflow_in_the_ascent_alone_moves_nothing_and_steps_from_home():
     plain.step()
     assert scaler.get_scale() == 2.0**10
     torch.testing.assert_close(weights_of(model), weights_of(twin), rtol=1e-6, atol=1e-7)
+
+
+def test_ascend_inside_a_loop_is_refused():
+    model, data = small_net(), batch()
+    optimizer = AdversarialWeightPerturbation(torch.optim.SGD(model.parameters(), lr=0.1), 0.1)
+
+    def climb_too_often() -> None:
+        for _ in optimizer.passes():
+            closure_for(model, data)()
+            optimizer.ascend()
+
+    with pytest.raises(RuntimeError, match=r"ascend\(\) inside a loop"):
+        climb_too_often()

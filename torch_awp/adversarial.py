@@ -10,7 +10,7 @@ from torch_awp.arguments import Select, checked_choice, checked_integer, checked
 from torch_awp.delegation import maximizes
 from torch_awp.kept import copies_of, drop, keep, kept, load_kept, save_kept, subtract_params_
 from torch_awp.perturbation import Move, Perturbation
-from torch_awp.wrapper import Constraint, WeightPerturbation
+from torch_awp.wrapper import BLOCK, Constraint, WeightPerturbation
 
 # Under which name the modes that need no gradient at w keep their direction.
 _KEYS = {"update": "perturb_update", "previous": "perturb_gradient"}
@@ -110,6 +110,8 @@ class AdversarialWeightPerturbation(WeightPerturbation):
             RuntimeError: outside a block.
         """
         perturbation = self._open_perturbation("ascend")
+        if self._progress.visit != BLOCK:
+            raise RuntimeError(f"ascend() inside {self._progress.visit}, which climbs by itself")
         if self._perturbs_now():
             perturbation.move(list(self._moves()))
 

@@ -32,6 +32,7 @@ Constraint = Literal["layer", "element"]
 
 GAMMA_KEY = "perturb_gamma"
 STEP_KEY = "perturb_step"
+BLOCK = "a perturb() block"
 
 # Below half the spacing between numbers most moves of a weight relative to itself round away.
 _SMALLEST_GAMMA = {dtype: torch.finfo(dtype).eps / 2 for dtype in (torch.bfloat16, torch.float16)}
@@ -178,7 +179,7 @@ class WeightPerturbation(DelegatingOptimizer):
 
     @contextmanager
     def _block(self) -> Iterator[None]:
-        with self._visit("a perturb() block") as perturbation:
+        with self._visit(BLOCK) as perturbation:
             if self._perturbs_now():
                 self._climb(perturbation)
             yield
@@ -405,7 +406,7 @@ class WeightPerturbation(DelegatingOptimizer):
     def _refuse_to_save_while_away(self, what: str) -> None:
         """In the first pass of a loop the weights are home, so a checkpoint is as good as ever."""
         perturbation = self._progress.perturbation()
-        in_block = self._progress.visit == "a perturb() block"
+        in_block = self._progress.visit == BLOCK
         if in_block or (perturbation is not None and perturbation.away):
             self._refuse_while_away(what)
 
