@@ -26,9 +26,9 @@ from torch.nn import functional
 
 sys.path.extend(str(Path(__file__).resolve().parents[1] / folder) for folder in (".", "examples"))
 
-from vqa.files import replacing
+from vqa.io.files import replacing
+from vqa.models.quality_planes import quality_planes
 from vqa.progress import progress_bar
-from vqa.quality_planes import quality_planes
 
 GRID = 8
 SCALES = (1, 2)

@@ -36,9 +36,9 @@ from benchmarks.generalization_grounds.report import (
 from benchmarks.generalization_grounds.rows import Row, compared_with_plain, contrasts
 from benchmarks.generalization_grounds.runs import GroundName, Job, Runner, build_ground
 from benchmarks.generalization_grounds.selection import Choice, best_ordinary, choose_all
-from vqa.files import write_json
-from vqa.mini_ugc import DEFAULT_FOLDER
+from vqa.io.files import write_json
 from vqa.provenance import provenance
+from vqa.synthetic.mini_ugc import DEFAULT_FOLDER
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 _PACKAGES = ("scikit-learn", "scikit-image", "pytorch_optimizer")

@@ -97,6 +97,16 @@ class Still(torch.optim.Optimizer):
         """Stay."""
 
 
+class Drifting(Still):
+    """An optimizer that moves one number, so that there is an update."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Move the first number of every tensor."""
+        for param in self.param_groups[0]["params"]:
+            param.view(-1)[0] += 1e-6
+
+
 class Dispatched(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records the name of every operation that reaches the dispatcher."""
 
@@ -149,6 +159,7 @@ def visits(params: list[nn.Parameter]) -> dict[str, Run]:
         "noise": lambda: [torch.randn_like(weight) for weight in weights],
         "layer": adversarial(params),
         "layer, 3 steps": adversarial(params, steps=3),
+        "update": along_updates(params),
         "element": adversarial(params, constraint="element"),
         "element, 3 steps": adversarial(params, constraint="element", steps=3),
         "random": random(params),
@@ -166,6 +177,18 @@ def adversarial(params: list[nn.Parameter], steps: int = 1, **settings: Any) -> 
         with optimizer.perturb():
             for _ in range(steps - 1):
                 optimizer.ascend()
+
+    return visit
+
+
+def along_updates(params: list[nn.Parameter]) -> Run:
+    """Go on along the last update, come back, and keep the next one."""
+    optimizer = AdversarialWeightPerturbation(Drifting(params), GAMMA, ascent="update")
+
+    def visit() -> None:
+        with optimizer.perturb():
+            pass
+        optimizer.step()
 
     return visit
 
@@ -228,7 +251,7 @@ def visit_ratios(seconds: Seconds, device: str) -> Iterator[Ratio]:
     yield ratio("layer / rule by tensor", layer, seconds["rule by tensor"], None if cpu else 0.1)
     yield ratio("element / copy", element, seconds["copy"], 4.5 if cpu else None)
     yield ratio("random / (noise + layer)", random_, noise_and_layer, 1.3)
-    for name in ("layer, 3 steps", "element, 3 steps", "random", "random, element"):
+    for name in ("update", "layer, 3 steps", "element, 3 steps", "random", "random, element"):
         yield ratio(f"{name} / copy", seconds[name], seconds["copy"])
     for name in ("copy, fresh memory", "SAM", "rule by tensor"):
         yield ratio(f"{name} / copy", seconds[name], seconds["copy"])
@@ -287,12 +310,15 @@ def methods(cpu: bool) -> dict[str, Method]:
         "layer": Method(lambda base: awp(base, GAMMA), 2, two),
         "layer, 3 steps": Method(lambda base: awp(base, GAMMA, steps=3), 4),
         "element": Method(lambda base: awp(base, GAMMA, constraint="element"), 2),
+        "update": Method(lambda base: awp(base, GAMMA, ascent="update"), 1, one),
         "previous": Method(lambda base: awp(base, GAMMA, ascent="previous"), 1, one),
         "random": Method(lambda base: RandomWeightPerturbation(base, GAMMA), 1, one),
     }
 
 
-def training(network: nn.Module, method: Method, images: Tensor, labels: Tensor) -> Run:
+def training(
+    network: nn.Module, method: Method, images: Tensor, labels: Tensor, by_loop: bool = False
+) -> Run:
     """A step of SGD with momentum on one batch, as ``method`` takes it."""
     model = copy.deepcopy(network)
     optimizer = method.wrap(torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9))
@@ -303,7 +329,15 @@ def training(network: nn.Module, method: Method, images: Tensor, labels: Tensor)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
-    return lambda: optimizer.step(closure)  # type: ignore[arg-type]
+    if not by_loop:
+        return lambda: optimizer.step(closure)  # type: ignore[arg-type]
+
+    def loop() -> None:
+        for _ in optimizer.passes():  # type: ignore[attr-defined]
+            closure()
+        optimizer.step()
+
+    return loop
 
 
 def step_ratios(network: nn.Module, benchmark: Benchmark, aims: bool) -> Iterator[Ratio]:
@@ -313,8 +347,12 @@ def step_ratios(network: nn.Module, benchmark: Benchmark, aims: bool) -> Iterato
     labels = torch.randint(10, (benchmark.batch,), device=benchmark.device)
     network = network.to(benchmark.device)
     runs = {name: training(network, method, images, labels) for name, method in known.items()}
-    seconds = take_turns(runs, benchmark.steps, benchmark.device)
     for name, method in known.items():
+        if name != "plain":
+            runs[f"{name}, passes()"] = training(network, method, images, labels, by_loop=True)
+    seconds = take_turns(runs, benchmark.steps, benchmark.device)
+    for name in runs:
+        method = known[name.removesuffix(", passes()")]
         contained = [method.passes * plain for plain in seconds["plain"]]
         yield ratio(f"{name} / {method.passes} x plain", seconds[name], contained, method.aim)
 
@@ -390,6 +428,7 @@ def costs(params: list[nn.Parameter], device: str) -> dict[str, dict[str, float]
     runs = {
         "layer": adversarial(params),
         "layer, 3 steps": adversarial(params, steps=3),
+        "update": along_updates(params),
         "element": adversarial(params, constraint="element"),
         "random": random(params),
         "SAM": sam(params),

@@ -45,22 +45,22 @@ from PIL import Image
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from vqa.clips import FragmentSampling, read_planes
-from vqa.files import write_json
-from vqa.fragments import draw_offsets
-from vqa.frame_sampling import draw_frames
-from vqa.photographs import PHOTOGRAPHS, load_photograph
+from vqa.io.files import write_json
+from vqa.io.video import VideoInfo, probe
 from vqa.provenance import device_name
-from vqa.sama_clips import read_sama_clips
-from vqa.sama_video_sampling import SamaSampling
-from vqa.video import VideoInfo, probe
-from vqa.video_clips import (
+from vqa.sampling.fast_vqa import (
     DEVIATION,
     FAST_VQA,
     MEAN,
     FastVqaSampling,
     read_clips,
 )
+from vqa.sampling.fragments import draw_offsets
+from vqa.sampling.frames import draw_frames
+from vqa.sampling.sama_clips import read_sama_clips
+from vqa.sampling.sama_video import SamaSampling
+from vqa.sampling.tiny_fast_vqa import FragmentSampling, read_planes
+from vqa.synthetic.photographs import PHOTOGRAPHS, load_photograph
 
 Use = Literal["training", "testing"]
 Reader = Callable[["Task", int], Tensor]

@@ -30,7 +30,7 @@ from torch.nn.functional import interpolate
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 from vqa.provenance import device_name
-from vqa.sama_video_sampling import SamaSampling, ladder, scale_and_mask
+from vqa.sampling.sama_video import SamaSampling, ladder, scale_and_mask
 
 Sampler = Callable[[Tensor], Tensor]
 GRID, PATCH = 7, 32

@@ -7,6 +7,7 @@ the settings. An interrupted demo goes on where it stopped.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -15,15 +16,23 @@ from pathlib import Path
 import torch
 import tyro
 
-from vqa.clips import LumaClips, load_clips
-from vqa.experiment import ExperimentSettings
-from vqa.loss_landscape import curve_positions
-from vqa.mini_ugc import DEFAULT_FOLDER, PARTS, VERSION, MiniUgcSettings, Part, build_mini_ugc
-from vqa.parallel import run_all
-from vqa.perturbation import Method
+from vqa.demo.experiment import ExperimentSettings
+from vqa.demo.parallel import run_all
+from vqa.demo.report import by_method, conclusions, table, write_results
+from vqa.demo.run_store import RunStore
+from vqa.errors import expected_errors_in_one_line
 from vqa.provenance import device_name, versions
-from vqa.report import by_method, conclusions, table, write_results
-from vqa.run_store import RunStore
+from vqa.sampling.tiny_fast_vqa import LumaClips, load_clips
+from vqa.synthetic.mini_ugc import (
+    DEFAULT_FOLDER,
+    PARTS,
+    VERSION,
+    MiniUgcSettings,
+    Part,
+    build_mini_ugc,
+)
+from vqa.training.landscape import curve_positions
+from vqa.training.perturbation import Method
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 _PACKAGES = ("torch", "torchvision", "av", "numpy", "scipy", "scikit-image", "scikit-learn")
@@ -58,7 +67,7 @@ def main(demo: Demo) -> None:
     clips = {part: load_clips(demo.data_dir / f"{part}.txt") for part in PARTS}
     print(_introduction(demo, clips, built))
     configuration = {
-        "data": {"version": VERSION, **asdict(demo.data)},
+        "data": {"version": VERSION, **asdict(demo.data), "content": _digest(clips)},
         "experiment": asdict(demo.experiment),
         "versions": versions(_PACKAGES),
     }
@@ -84,6 +93,15 @@ def main(demo: Demo) -> None:
     print("`python examples/landscape.py --checkpoint FILE ...` draws the loss around them.")
 
 
+def _digest(clips: Mapping[Part, LumaClips]) -> str:
+    """Of every pixel and score, whatever files they came in."""
+    digest = hashlib.sha256()
+    for own in clips.values():
+        digest.update(own.luma.numpy().tobytes())
+        digest.update(own.scores.numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _introduction(demo: Demo, clips: Mapping[Part, LumaClips], built: bool) -> str:
     sizes = ", ".join(f"{len(own.scores)} {part}" for part, own in clips.items())
     return (
@@ -93,5 +111,6 @@ def _introduction(demo: Demo, clips: Mapping[Part, LumaClips], built: bool) -> s
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(tyro.cli(Demo, description=__doc__))
+    with expected_errors_in_one_line():
+        torch.set_num_threads(1)
+        main(tyro.cli(Demo, description=__doc__))

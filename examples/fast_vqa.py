@@ -19,17 +19,17 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from vqa.clips import FragmentSampling, read_planes
-from vqa.initial_weights import load_initial_weights
-from vqa.labelled_files import Inputs, Read
-from vqa.losses import quality_loss
+from vqa.errors import expected_errors_in_one_line
 from vqa.models import build_model
-from vqa.optimisation import adamw_for_backbone_and_head, cosine_multiplier
-from vqa.quality_planes import PLANES
-from vqa.recipe import Phase, Recipe
-from vqa.session import run_script
-from vqa.settings import Settings, on_any_machine
-from vqa.video_clips import FAST_VQA, FAST_VQA_M, FastVqaSampling, read_clips
+from vqa.models.quality_planes import PLANES
+from vqa.sampling.fast_vqa import FAST_VQA, FAST_VQA_M, FastVqaSampling, read_clips
+from vqa.sampling.tiny_fast_vqa import FragmentSampling, read_planes
+from vqa.training.loader import Inputs, Read
+from vqa.training.losses import quality_loss
+from vqa.training.main import run_script
+from vqa.training.optim import adamw_for_backbone_and_head, cosine_multiplier, load_initial_weights
+from vqa.training.settings import Settings, on_any_machine
+from vqa.training.task import Phase, Task
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class FastVqa(Settings):
     """Settings of FAST-VQA."""
 
     model: Literal["fast_vqa", "fast_vqa_m", "tiny_fast_vqa"] = "fast_vqa"
-    sampling: Literal["sound", "paper"] = "sound"
-    """How fragments are cut: the published way is random in testing, too, and cuts enlarged videos
+    sampling: Literal["fixed", "released"] = "fixed"
+    """How fragments are cut: the released way is random in testing, too, and cuts enlarged videos
     from a part of their frames. The tiny model knows one way only."""
     frames: int | None = None
     """Frames of a clip; as many as the model is made for if not given."""
@@ -67,8 +67,8 @@ PAPER = FastVqa(
     dataset="lsvq",
     data_root=Path("LSVQ"),
     perturb="awp",
-    sampling="paper",
-    schedule="published",
+    sampling="released",
+    schedule="released",
 )
 PRESETS = {
     "paper": ("The paper's training on LSVQ, with AWP.", PAPER),
@@ -96,9 +96,9 @@ PRESETS = {
 }
 
 
-def recipe(settings: FastVqa) -> Recipe:
+def task(settings: FastVqa) -> Task:
     """FAST-VQA as the shared training code takes it."""
-    return Recipe(
+    return Task(
         script="fast_vqa",
         build=partial(_build, settings),
         read=_reader(settings),
@@ -145,7 +145,7 @@ def _read(
 ) -> Inputs:
     if generator is not None:
         return (read_clips(path, training, generator),)
-    if testing.behaviour == "paper":  # random in testing, too, but the same each time
+    if testing.behaviour == "released":  # random in testing, too, but the same each time
         generator = torch.Generator().manual_seed(crc32(path.name.encode()))
     return (read_clips(path, testing, generator),)
 
@@ -158,5 +158,6 @@ def _scores(model: nn.Module, inputs: Inputs, phase: Phase) -> Tensor:
 
 
 if __name__ == "__main__":
-    settings = tyro.extras.overridable_config_cli(PRESETS, description=__doc__)
-    run_script(settings, recipe(settings))
+    with expected_errors_in_one_line():
+        settings = tyro.extras.overridable_config_cli(PRESETS, description=__doc__)
+        run_script(settings, task(settings))

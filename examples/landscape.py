@@ -21,23 +21,30 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vqa.checkpoints import Checkpoint, CheckpointError, load_model
-from vqa.clips import PlaneClips, load_clips, to_planes
+from vqa.demo.checkpoints import Checkpoint, CheckpointError, load_model
+from vqa.demo.evaluation import loss_on_clips
+from vqa.errors import expected_errors_in_one_line
 from vqa.figures import draw_contours, draw_curves, draw_surface
-from vqa.files import replacing, write_json
-from vqa.loss_landscape import (
+from vqa.io.files import replacing, write_json
+from vqa.progress import progress_bar
+from vqa.sampling.tiny_fast_vqa import PlaneClips, load_clips, to_planes
+from vqa.synthetic.mini_ugc import (
+    DEFAULT_FOLDER,
+    MiniUgcSettings,
+    Part,
+    build_mini_ugc,
+    is_mini_ugc,
+)
+from vqa.training.landscape import (
     LandscapeSettings,
     Loss,
     average_rise,
     curve_positions,
-    loss_on_clips,
     random_curve,
     random_surface,
     worst_rise,
 )
-from vqa.mini_ugc import DEFAULT_FOLDER, MiniUgcSettings, Part, build_mini_ugc, is_mini_ugc
-from vqa.perturbation import METHOD_NAMES
-from vqa.progress import progress_bar
+from vqa.training.perturbation import METHOD_NAMES
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 _NAME_WIDTH = 36  # characters of a line in legends and titles; longer names are broken
@@ -310,5 +317,6 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(tyro.cli(Landscape, description=__doc__))
+    with expected_errors_in_one_line():
+        torch.set_num_threads(1)
+        main(tyro.cli(Landscape, description=__doc__))

@@ -19,6 +19,7 @@ from pathlib import Path
 import tyro
 
 from vqa.datasets import load_dataset
+from vqa.errors import expected_errors_in_one_line
 from vqa.reproduction.catalogue import Exhibit, catalogue
 from vqa.reproduction.data_choice import GENERATED, DataName, data_choice
 from vqa.reproduction.inputs import Inputs, read_roots, read_weights
@@ -164,4 +165,5 @@ def _plain(value: object) -> object:
 
 
 if __name__ == "__main__":
-    raise SystemExit(1 if main(tyro.cli(Reproduce, description=__doc__)) else 0)
+    with expected_errors_in_one_line():
+        raise SystemExit(1 if main(tyro.cli(Reproduce, description=__doc__)) else 0)

@@ -19,16 +19,15 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from vqa.initial_weights import load_initial_weights
-from vqa.labelled_files import Inputs
-from vqa.mini_iqa import DEFAULT_FOLDER
+from vqa.errors import expected_errors_in_one_line
 from vqa.models import build_model
-from vqa.optimisation import adamw_for_backbone_and_head
-from vqa.recipe import Phase, Recipe
-from vqa.sama_image_sampling import SamaImageSampling, read_sama_image
-from vqa.schedules import warm_up_constant
-from vqa.session import run_script
-from vqa.settings import Settings, on_any_machine
+from vqa.sampling.sama_image import SamaImageSampling, read_sama_image
+from vqa.synthetic.mini_iqa import DEFAULT_FOLDER
+from vqa.training.loader import Inputs
+from vqa.training.main import run_script
+from vqa.training.optim import adamw_for_backbone_and_head, load_initial_weights, warm_up_constant
+from vqa.training.settings import Settings, on_any_machine
+from vqa.training.task import Phase, Task
 
 
 @dataclass(frozen=True)
@@ -75,9 +74,9 @@ PRESETS = {
 }
 
 
-def recipe(settings: SamaIqa) -> Recipe:
+def task(settings: SamaIqa) -> Task:
     """SAMA on images as the shared training code takes it."""
-    return Recipe(
+    return Task(
         script="sama_iqa",
         build=partial(_build, settings),
         read=partial(_read, _sampling(settings)),
@@ -116,5 +115,6 @@ def _multiplier(settings: SamaIqa, step: int, steps_per_epoch: int) -> float:
 
 
 if __name__ == "__main__":
-    settings = tyro.extras.overridable_config_cli(PRESETS, description=__doc__)
-    run_script(settings, recipe(settings))
+    with expected_errors_in_one_line():
+        settings = tyro.extras.overridable_config_cli(PRESETS, description=__doc__)
+        run_script(settings, task(settings))

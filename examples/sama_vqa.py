@@ -20,16 +20,16 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from vqa.initial_weights import load_initial_weights
-from vqa.labelled_files import Inputs, Read
-from vqa.losses import quality_loss
+from vqa.errors import expected_errors_in_one_line
 from vqa.models import build_model
-from vqa.optimisation import adamw_for_backbone_and_head, cosine_multiplier
-from vqa.recipe import Phase, Recipe
-from vqa.sama_clips import read_sama_clips
-from vqa.sama_video_sampling import SamaSampling
-from vqa.session import run_script
-from vqa.settings import Settings, on_any_machine
+from vqa.sampling.sama_clips import read_sama_clips
+from vqa.sampling.sama_video import SamaSampling
+from vqa.training.loader import Inputs, Read
+from vqa.training.losses import quality_loss
+from vqa.training.main import run_script
+from vqa.training.optim import adamw_for_backbone_and_head, cosine_multiplier, load_initial_weights
+from vqa.training.settings import Settings, on_any_machine
+from vqa.training.task import Phase, Task
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class SamaVqa(Settings):
     """How a clip is sampled."""
     test_clips: int = 4
     """Clips over which a test score is the mean."""
-    perturbed_scores: Literal["as-clean", "published"] = "as-clean"
+    perturbed_scores: Literal["fixed", "released"] = "fixed"
     """In training a clip's score is the sum over time of the mean over space. The released code
-    takes the mean over time in the perturbed pass, which makes the rank loss smaller there; with
-    `as-clean` a perturbation of size zero is plain training."""
+    takes the mean over time in the second pass, which makes the rank loss smaller there; with
+    `fixed` a perturbation of size zero is plain training."""
     rank_weight: float = 0.3
     """Weight of the rank loss beside the PLCC loss."""
     relative_tables: Literal["keep", "copy"] = "keep"
@@ -65,8 +65,8 @@ PAPER = SamaVqa(
     batch=12,
     drop_last=True,
     perturb="awp",
-    perturbed_scores="published",
-    schedule="published",
+    perturbed_scores="released",
+    schedule="released",
 )
 PRESETS = {
     "paper": ("The paper's training on LSVQ, with AWP.", PAPER),
@@ -88,9 +88,9 @@ PRESETS = {
 }
 
 
-def recipe(settings: SamaVqa) -> Recipe:
+def task(settings: SamaVqa) -> Task:
     """SAMA on videos as the shared training code takes it."""
-    return Recipe(
+    return Task(
         script="sama_vqa",
         build=partial(_build, settings),
         read=_reader(settings),
@@ -129,12 +129,13 @@ def _scores(settings: SamaVqa, model: nn.Module, inputs: Inputs, phase: Phase) -
     (clips,) = inputs
     maps: Tensor = model(clips.flatten(0, 1))
     scores = maps.reshape(len(clips), -1).mean(dim=1)
-    if phase == "test" or (phase == "perturbed" and settings.perturbed_scores == "published"):
+    if phase == "test" or (phase == "later" and settings.perturbed_scores == "released"):
         return scores
     positions = maps.shape[2] if maps.ndim == 5 else 1
     return scores * positions
 
 
 if __name__ == "__main__":
-    settings = tyro.extras.overridable_config_cli(PRESETS, description=__doc__)
-    run_script(settings, recipe(settings))
+    with expected_errors_in_one_line():
+        settings = tyro.extras.overridable_config_cli(PRESETS, description=__doc__)
+        run_script(settings, task(settings))

@@ -22,19 +22,18 @@ import tyro
 from torch import Tensor, nn
 
 import simple_vqa_features
-from vqa.feature_cache import FeatureCache
-from vqa.feature_extraction import extract_features
-from vqa.initial_weights import load_initial_weights
-from vqa.labelled_files import Inputs
-from vqa.losses import l1_rank_loss
+from vqa.errors import expected_errors_in_one_line
+from vqa.features.cache import MANIFEST, FeatureCache
+from vqa.features.extraction import extract_features
+from vqa.features.key_frames import TINY
+from vqa.features.motion import FRAME_DIFFERENCES
 from vqa.models import build_model
-from vqa.motion_features import FRAME_DIFFERENCES
-from vqa.optimisation import adam
-from vqa.recipe import Phase, Recipe
-from vqa.schedules import step_decay
-from vqa.session import run_script
-from vqa.settings import Settings, on_any_machine
-from vqa.simple_vqa_features import TINY
+from vqa.training.loader import Inputs
+from vqa.training.losses import l1_rank_loss
+from vqa.training.main import run_script
+from vqa.training.optim import adam, load_initial_weights, step_decay
+from vqa.training.settings import Settings, on_any_machine
+from vqa.training.task import Phase, Task
 
 
 @dataclass(frozen=True)
@@ -46,12 +45,12 @@ class SimpleVqa(Settings):
     """Folder of what simple_vqa_features.py extracted."""
     crop: int = 448
     """Pixels of a key frame's square crop: anywhere in training, the centre in testing."""
-    loss: Literal["paper", "released"] = "paper"
+    loss: Literal["fixed", "released"] = "fixed"
     """The paper's L1 + rank loss, or the released code's, whose exchanged arguments leave the rank
     term without a gradient."""
-    batch_statistics: Literal["clean", "every"] = "clean"
-    """Passes that move BatchNorm's running statistics: the clean one, or the perturbed one too, as
-    in the released code."""
+    batch_statistics: Literal["fixed", "released"] = "fixed"
+    """Passes of a step that move BatchNorm's running statistics: the first one, or every one, as in
+    the released code."""
     decay: float = 0.95
     """Of the learning rate, every two epochs; SimpleVQA's own script has 0.9."""
 
@@ -71,7 +70,7 @@ PAPER = SimpleVqa(
     logistic_fit=True,
     perturb="awp",
     loss="released",
-    batch_statistics="every",
+    batch_statistics="released",
 )
 PRESETS = {
     "paper": ("The paper's training on LSVQ, with AWP.", PAPER),
@@ -95,9 +94,9 @@ PRESETS = {
 }
 
 
-def recipe(settings: SimpleVqa) -> Recipe:
+def task(settings: SimpleVqa) -> Task:
     """SimpleVQA as the shared training code takes it."""
-    return Recipe(
+    return Task(
         script="simple_vqa",
         build=partial(_build, settings),
         read=partial(_read, settings.features, settings.crop),
@@ -106,8 +105,9 @@ def recipe(settings: SimpleVqa) -> Recipe:
         optimizer=partial(adam, settings=settings),
         multiplier=partial(_multiplier, settings),
         prepare=partial(_prepare, settings),
+        files=(settings.features / MANIFEST,),
         head="quality",
-        freeze_statistics=settings.batch_statistics == "clean",
+        freeze_statistics=settings.batch_statistics == "fixed",
     )
 
 
@@ -146,5 +146,6 @@ def _multiplier(settings: SimpleVqa, step: int, steps_per_epoch: int) -> float:
 
 
 if __name__ == "__main__":
-    settings = tyro.extras.overridable_config_cli(PRESETS, description=__doc__)
-    run_script(settings, recipe(settings))
+    with expected_errors_in_one_line():
+        settings = tyro.extras.overridable_config_cli(PRESETS, description=__doc__)
+        run_script(settings, task(settings))

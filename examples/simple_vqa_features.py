@@ -20,9 +20,10 @@ import torch
 import tyro
 
 from vqa.datasets import load_dataset
-from vqa.feature_extraction import Extraction, extract_features
-from vqa.mini_ugc import DEFAULT_FOLDER
-from vqa.simple_vqa_features import TINY, YOUTUBE_UGC, FeatureSettings
+from vqa.errors import expected_errors_in_one_line
+from vqa.features.extraction import Extraction, extract_features
+from vqa.features.key_frames import TINY, YOUTUBE_UGC, FeatureSettings
+from vqa.synthetic.mini_ugc import DEFAULT_FOLDER
 
 DATA = DEFAULT_FOLDER.parent
 
@@ -93,4 +94,5 @@ def main(settings: ExtractFeatures) -> Extraction:
 
 
 if __name__ == "__main__":
-    main(tyro.extras.overridable_config_cli(PRESETS, description=__doc__))
+    with expected_errors_in_one_line():
+        main(tyro.extras.overridable_config_cli(PRESETS, description=__doc__))

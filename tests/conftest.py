@@ -2,13 +2,30 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from ranks import Ranks
+
+# How long an example takes, or the drawing of one, is a matter of the machine.
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _reproducible_module() -> None:
+    """For the fixtures of a module, which are made before those of its first test."""
+    _begin_alike()
 
 
 @pytest.fixture(autouse=True)
 def _reproducible() -> None:
+    _begin_alike()
+
+
+def _begin_alike() -> None:
     torch.manual_seed(0)
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # with another number, sums are rounded otherwise
 
 
 @pytest.fixture(scope="session")

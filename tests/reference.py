@@ -65,17 +65,20 @@ def closure_for(
 
 
 def one_step(optimizer: Any, closure: Callable[[], Tensor], form: str) -> None:
-    """Step a wrapper by its ``"closure"`` or its ``"block"`` form, whatever its mode."""
+    """Step a wrapper by its ``"closure"``, its ``"loop"`` or its ``"block"`` form."""
     if form == "closure":
         optimizer.step(closure)
         return
-    if getattr(optimizer, "ascent", "") == "current":
-        closure()
-    with optimizer.perturb():
-        for _ in range(getattr(optimizer, "steps", 1) - 1):
+    if form == "loop":
+        for _ in optimizer.passes():
             closure()
-            optimizer.ascend()
-        closure()
+    else:
+        closure()  # modes that need no gradient at w do without; it does no harm
+        with optimizer.perturb():
+            for _ in range(getattr(optimizer, "steps", 1) - 1):
+                closure()
+                optimizer.ascend()
+            closure()
     optimizer.step()
 
 

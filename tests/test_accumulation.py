@@ -1,4 +1,4 @@
-"""Gradients accumulated over micro-batches: the same as one big batch, in both forms."""
+"""Gradients accumulated over micro-batches: the same as one big batch, in every form."""
 
 import copy
 from collections.abc import Callable
@@ -14,6 +14,7 @@ WRAPS = {
     "awp": lambda base: AdversarialWeightPerturbation(base, 0.1),
     "awp-3-steps": lambda base: AdversarialWeightPerturbation(base, 0.1, steps=3, step_size=0.07),
     "awp-interval": lambda base: AdversarialWeightPerturbation(base, 0.1, interval=2),
+    "awp-update": lambda base: AdversarialWeightPerturbation(base, 0.1, ascent="update"),
     "awp-previous": lambda base: AdversarialWeightPerturbation(base, 0.1, ascent="previous"),
     "rwp": lambda base: RandomWeightPerturbation(
         base, 0.1, generator=torch.Generator().manual_seed(5)
@@ -40,7 +41,7 @@ def train(optimizer, closure: Callable[[], Tensor], form: str) -> None:
         one_step(optimizer, closure, form)
 
 
-@pytest.mark.parametrize("form", ["closure", "block"])
+@pytest.mark.parametrize("form", ["closure", "loop", "block"])
 @pytest.mark.parametrize("wrap", WRAPS)
 def test_pieces_give_the_weights_of_the_whole_batch(wrap, form):
     model, data = small_net(), batch()

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Skipping serialization of skipfi
 
 WRAPS = {
     "awp": lambda base: AdversarialWeightPerturbation(base, 0.1, steps=2),
+    "awp-update": lambda base: AdversarialWeightPerturbation(base, 0.1, ascent="update"),
     "awp-previous": lambda base: AdversarialWeightPerturbation(base, 0.1, ascent="previous"),
     "rwp": lambda base: RandomWeightPerturbation(
         base, 0.1, generator=torch.Generator().manual_seed(5)
@@ -45,7 +46,7 @@ def compiler(request: pytest.FixtureRequest) -> Iterator[CompileCounterWithBacke
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("form", ["closure", "block"])
+@pytest.mark.parametrize("form", ["closure", "loop", "block"])
 @pytest.mark.parametrize("wrap", WRAPS)
 def test_a_compiled_model_trains_like_the_eager_one(compiler, wrap, form):
     model = small_net()

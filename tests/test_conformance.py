@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_awp import AdversarialWeightPerturbation, RandomWeightPerturbation
-from vqa.losses import quality_loss
+from vqa.training.losses import quality_loss
 
 DATA = Path(__file__).parent / "data"
 TOLERANCE = {"f64": 1e-14, "f32": 1e-7}

@@ -14,6 +14,7 @@ from torch_awp import AdversarialWeightPerturbation, RandomWeightPerturbation
 WRAPS = {
     "awp": lambda base: AdversarialWeightPerturbation(base, 0.1),
     "awp-3-steps": lambda base: AdversarialWeightPerturbation(base, 0.1, steps=3, step_size=0.07),
+    "awp-update": lambda base: AdversarialWeightPerturbation(base, 0.1, ascent="update"),
     "awp-previous": lambda base: AdversarialWeightPerturbation(base, 0.1, ascent="previous"),
     "rwp-shared": lambda base: RandomWeightPerturbation(
         base, 0.1, generator=torch.Generator().manual_seed(5)
@@ -59,7 +60,7 @@ def run(rank: int, wrap: str, form: str, options: dict[str, Any]) -> list[Tensor
 
 
 @pytest.mark.parametrize("options", [{}, {"gradient_as_bucket_view": True}, {"static_graph": True}])
-@pytest.mark.parametrize("form", ["closure", "block"])
+@pytest.mark.parametrize("form", ["closure", "loop", "block"])
 @pytest.mark.parametrize("wrap", WRAPS)
 def test_ranks_agree_bitwise_and_equal_one_process_on_the_whole_batch(
     two_ranks, wrap, form, options

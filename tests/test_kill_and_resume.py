@@ -25,7 +25,7 @@ def killed_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         call = chance.randrange(calls // 4, calls)  # the first checkpoint is there by then
         command = [sys.executable, killed_run.__file__, str(folder), wrap, str(call)]
         processes.append(subprocess.Popen(command, env=environment))
-    assert [process.wait(120) for process in processes] == [-signal.SIGKILL] * len(processes)
+    assert [process.wait(600) for process in processes] == [-signal.SIGKILL] * len(processes)
     return folders
 
 

@@ -67,7 +67,7 @@ def test_the_surface_of_a_quadratic_is_its_paraboloid():
 
 
 @given(alphas=st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=6), seed=st.integers(0, 99))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_any_positions_give_the_loss_there(alphas, seed):
     torch.manual_seed(seed)
     model = quadratic()

@@ -61,7 +61,7 @@ def test_every_filter_is_as_long_as_the_weights(build, select):
     exponents=st.lists(st.integers(-30, 30), min_size=5, max_size=5),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_filters_of_any_shape_and_size_are_as_long_as_the_weights(shape, exponents, dtype):
     weight = torch.randn(shape, dtype=dtype)
     for filter_, exponent in zip(weight if shape else [], exponents, strict=False):

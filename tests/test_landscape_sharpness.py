@@ -100,7 +100,7 @@ def test_the_ascent_climbs_a_quadratic_to_the_highest_point_of_the_ball():
 
 
 @given(gamma=st.floats(1e-3, 1.0), steps=st.integers(1, 12), seed=st.integers(0, 50))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_no_ascent_is_higher_than_the_highest_point_or_lower_than_the_center(gamma, steps, seed):
     torch.manual_seed(seed)
     model = quadratic()
@@ -224,7 +224,7 @@ def test_layers_of_other_scale_and_the_same_function_are_as_sharp(mode):
 
 
 @given(scale=st.floats(1e-6, 1e6), mode=st.sampled_from(["worst", "average"]))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_loss_times_a_constant_rises_by_that_constant(scale, mode):
     torch.manual_seed(0)
     model = quadratic()

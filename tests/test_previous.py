@@ -91,6 +91,8 @@ def test_a_tensor_without_a_gradient_in_the_last_step_does_not_move():
     for present in [(0, 1), (0,)]:
         for i, param in enumerate(params):
             param.grad = torch.randn(2, 2) if i in present else None
+        with optimizer.perturb():
+            pass
         optimizer.step()
     before = params[1].detach().clone()
     with optimizer.perturb():

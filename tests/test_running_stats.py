@@ -164,3 +164,96 @@ def test_a_lazy_layer_may_be_made_inside():
     with freeze_running_stats(layer):
         layer(torch.randn(4, 3))
     assert layer.running_mean.shape == (3,)
+
+
+def test_a_context_that_is_not_enabled_does_nothing():
+    layer, twin = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+    x = torch.randn(4, 3)
+    with freeze_running_stats(layer, enabled=False):
+        layer(x)
+    twin(x)
+    assert same_bits(statistics(layer), statistics(twin))
+
+
+class Reassigning(nn.Module):
+    """Replaces its buffer instead of writing into it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("average", torch.zeros(3))
+
+    def forward(self, x):
+        self.average = 0.9 * self.average + 0.1 * x.detach().mean(0)
+        return x - self.average
+
+
+class Unseen(Reassigning):
+    """Writes where autograd does not look."""
+
+    def forward(self, x):
+        self.average.data.lerp_(x.detach().mean(0), 0.1)
+        return x - self.average
+
+
+def observed() -> nn.Module:
+    fake_quantize = torch.ao.quantization.FakeQuantize(
+        observer=torch.ao.quantization.MovingAverageMinMaxObserver
+    )
+    return nn.Sequential(nn.Linear(3, 3), fake_quantize)
+
+
+UPDATED_BY_FORWARD = {
+    "replaced": Reassigning,
+    "written unseen": Unseen,
+    "quantisation observer": observed,
+    "spectral norm": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(3, 4)),
+    "old spectral norm": lambda: nn.utils.spectral_norm(nn.Linear(3, 4)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:torch.nn.utils.spectral_norm:FutureWarning")
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization:FutureWarning")
+@pytest.mark.parametrize("kind", UPDATED_BY_FORWARD)
+def test_every_buffer_that_a_forward_pass_updates_is_put_back(kind):
+    model = UPDATED_BY_FORWARD[kind]()
+    model(torch.randn(4, 3))
+    before, objects = statistics(model), list(model.buffers())
+    with freeze_running_stats(model):
+        model(5 + torch.randn(4, 3))
+        assert not same_bits(statistics(model), before)
+    assert same_bits(statistics(model), before)
+    assert all(now is was for now, was in zip(model.buffers(), objects, strict=True))
+
+
+def test_a_cache_that_grew_inside_stays():
+    class Cached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("table", torch.arange(2.0), persistent=False)
+
+        def forward(self, x):
+            if len(x) > len(self.table):
+                self.table = torch.arange(float(len(x)))
+            return x * self.table[: len(x)]
+
+    model = Cached()
+    with freeze_running_stats(model):
+        model(torch.ones(4))
+    assert len(model.table) == 4
+    model(torch.ones(3))
+
+
+def test_in_the_loop_only_the_first_pass_moves_statistics():
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    twin = copy.deepcopy(model)
+    optimizer = AdversarialWeightPerturbation(
+        torch.optim.SGD(model.parameters(), lr=0.1), 0.1, steps=2
+    )
+    x = torch.randn(8, 3)
+    for p in optimizer.passes():
+        optimizer.zero_grad()
+        with freeze_running_stats(model, p.index > 0):
+            model(x).square().sum().backward()
+    twin(x)
+    assert same_bits(statistics(model), statistics(twin))

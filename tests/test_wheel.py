@@ -69,7 +69,7 @@ def test_it_installs_and_trains_beside_torch_alone(wheel, python_with_torch_alon
     (site,) = python_with_torch_alone.parents[1].glob("lib/python*/site-packages")
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", site]
     subprocess.run([*install, wheel], check=True)
-    run = [python_with_torch_alone, "-c", TRAIN]
+    run = [python_with_torch_alone, "-I", "-c", TRAIN]
     done = subprocess.run(run, cwd=tmp_path, check=True, capture_output=True, text=True)
     assert str(site / "torch_awp") in done.stdout
 

@@ -1,15 +1,19 @@
 """Adversarial weight perturbation: climb the loss, take the gradient there, step from below."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from torch_awp.arguments import Select, checked_choice, checked_integer, checked_real
-from torch_awp.block import Move
-from torch_awp.closures import Closure
-from torch_awp.wrapper import GRADIENT_KEY, Constraint, WeightPerturbation, drop_gradients
+from torch_awp.delegation import maximizes
+from torch_awp.kept import copies_of, drop, keep, kept, load_kept, save_kept, subtract_params_
+from torch_awp.perturbation import Move, Perturbation
+from torch_awp.wrapper import BLOCK, Constraint, WeightPerturbation
+
+# Under which name the modes that need no gradient at w keep their direction.
+_KEYS = {"update": "perturb_update", "previous": "perturb_gradient"}
 
 
 class AdversarialWeightPerturbation(WeightPerturbation):
@@ -27,7 +31,7 @@ class AdversarialWeightPerturbation(WeightPerturbation):
         optimizer: any constructed ``torch.optim.Optimizer``.
         gamma: magnitude relative to each layer, ``||v|| <= gamma * W``. A parameter group may
             bring its own as ``"perturb_gamma"``, which is also the live value.
-        steps: ascent steps; a closure is called ``steps + 1`` times.
+        steps: ascent steps; a step takes ``steps + 1`` passes.
         step_size: length of one ascent step relative to ``W``; default ``gamma / steps``.
         constraint: ``"layer"`` projects onto the ball, ``"element"`` onto ``|v_i| <= gamma|w_i|``.
         select: which tensors move: ``None`` for trainable tensors with more than one dimension,
@@ -36,8 +40,11 @@ class AdversarialWeightPerturbation(WeightPerturbation):
         interval: perturb every ``interval``-th step.
         start_step: the first step (counted from 0) that perturbs.
         ascent: ``"current"`` climbs along the gradient at the current weights, which costs a
-            forward and a backward pass; ``"previous"`` (``steps=1``) along the gradient that the
-            last ``step()`` used, which costs a copy of it. Its first step is unperturbed.
+            forward and a backward pass. With ``steps=1`` two others cost none, but a copy of the
+            perturbed tensors between steps: ``"update"`` goes on along the change that the last
+            ``step()`` made, whatever the base (the idea of Becker, Altrock and Risse 2024,
+            "Momentum-SAM", for any optimizer), ``"previous"`` climbs along the gradient that the
+            last ``step()`` used. Their first step is unperturbed.
         epsilon: added to both norms, ``1e-6`` in the paper's released code. Leave it at 0 unless
             you reproduce that: it makes the direction depend on the scale of the loss.
 
@@ -45,7 +52,8 @@ class AdversarialWeightPerturbation(WeightPerturbation):
         TypeError: ``optimizer`` is not an optimizer instance.
         ValueError: any other bad value; the message names argument and value.
 
-    A tensor does not move where its weight or gradient is zero or not finite, or has no gradient.
+    "Adversarial" is what the base calls worse: with ``maximize=True`` the climb is along ``-g``. A
+    tensor does not move where its weight or direction is zero or not finite, or has no direction.
 
     >>> import torch
     >>> from torch_awp import AdversarialWeightPerturbation
@@ -53,21 +61,16 @@ class AdversarialWeightPerturbation(WeightPerturbation):
     >>> optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     >>> optimizer = AdversarialWeightPerturbation(optimizer, gamma=1e-2)
     >>> x, y = torch.randn(8, 4), torch.randn(8, 1)
-    >>> def closure():
-    ...     optimizer.zero_grad()
-    ...     loss = torch.nn.functional.mse_loss(model(x), y)
-    ...     loss.backward()
-    ...     return loss
-    >>> loss = optimizer.step(closure)
-
-    The same without a closure:
-
-    >>> torch.nn.functional.mse_loss(model(x), y).backward()
-    >>> with optimizer.perturb():
+    >>> for p in optimizer.passes():  # once at w, once at w + v
     ...     optimizer.zero_grad()
     ...     torch.nn.functional.mse_loss(model(x), y).backward()
-    >>> optimizer.step()
+    >>> optimizer.step()  # from w
     """
+
+    _default_key = "perturb_adversarial"
+    _others_default_key = "perturb_random"
+    # What this step will keep; here, since copies of an optimizer bring no private values.
+    _copies: dict[Tensor, Tensor] | None = None
 
     def __init__(
         self,
@@ -80,16 +83,16 @@ class AdversarialWeightPerturbation(WeightPerturbation):
         select: Select | None = None,
         interval: int = 1,
         start_step: int = 0,
-        ascent: Literal["current", "previous"] = "current",
+        ascent: Literal["current", "update", "previous"] = "current",
         epsilon: float = 0.0,
     ) -> None:
         self.steps = checked_integer("steps", steps, minimum=1)
         self.step_size = (
             None if step_size is None else checked_real("step_size", step_size, positive=True)
         )
-        self.ascent = checked_choice("ascent", ascent, ("current", "previous"))
-        if ascent == "previous" and steps != 1:
-            raise ValueError(f"ascent='previous' climbs once: steps must be 1, got {steps}")
+        self.ascent = checked_choice("ascent", ascent, ("current", *_KEYS))
+        if ascent != "current" and steps != 1:
+            raise ValueError(f"ascent={ascent!r} climbs once: steps must be 1, got {steps}")
         super().__init__(
             optimizer,
             gamma,
@@ -106,63 +109,95 @@ class AdversarialWeightPerturbation(WeightPerturbation):
         Raises:
             RuntimeError: outside a block.
         """
-        block = self._shared.block
-        if block is None:
-            raise RuntimeError("ascend() outside a perturb() block: enter one first")
-        if block.active:
-            block.move(self._moves_along(_current_gradient))
+        perturbation = self._open_perturbation("ascend")
+        if self._progress.visit != BLOCK:
+            raise RuntimeError(f"ascend() inside {self._progress.visit}, which climbs by itself")
+        if self._perturbs_now():
+            perturbation.move(list(self._moves()))
+
+    @property
+    def _climbs(self) -> int:  # type: ignore[override]
+        return self.steps if self.ascent == "current" else 0
+
+    @property
+    def _keeps_memory(self) -> bool:  # type: ignore[override]
+        # A copy between steps is what the direction takes already.
+        return self.ascent == "current"
+
+    def _climb(self, perturbation: Perturbation) -> None:
+        moves = list(self._moves())
+        climbed = perturbation.move(moves)
+        selected = self._is_anything_selected(bool(moves))
+        if selected and self.ascent == "current" and not (moves and climbed):
+            self._warn_once(
+                "gradients",
+                "no tensor is perturbed: none that is selected has a gradient other than zero. Was "
+                "it cleared between backward() and perturb(), or computed elsewhere?",
+            )
+
+    def _can_climb(self) -> bool:
+        return next(self._moves(), None) is not None
 
     def _moves(self) -> Iterator[Move]:
-        previous = self.ascent == "previous"
-        return self._moves_along(self._previous_gradient if previous else _current_gradient)
-
-    def _moves_along(self, gradient_of: Callable[[Tensor], Any]) -> Iterator[Move]:
-        for param, gamma in self._selected():
-            if gradient_of(param) is not None:
+        for param, gamma, group in self._selected():
+            if self.ascent == "current":
+                direction = param.grad
+            else:
+                direction = kept(self.state, _KEYS[self.ascent], param)
+            if direction is not None:
                 step_size = gamma / self.steps if self.step_size is None else self.step_size
-                yield Move(param, gradient_of, gamma, step_size)
+                # What is kept of an update is the way back; a base that maximizes calls up down.
+                against = self.ascent == "update" or maximizes(self.base, group)
+                yield Move(param, direction, gamma, -step_size if against else step_size)
 
-    def _previous_gradient(self, param: Tensor) -> Tensor | None:
-        gradient: Tensor | None = self.state.get(param, {}).get(GRADIENT_KEY)
-        return gradient
-
-    def _evaluate(self, closure: Closure) -> tuple[Any, Any]:
-        if self.ascent == "previous":
-            return self._evaluate_once(closure)
-        clean_loss = closure()
-        with self.perturb():
-            perturbed_loss = closure()
-            for _ in range(self.steps - 1):
-                self.ascend()
-                perturbed_loss = closure()
-        return clean_loss, perturbed_loss
+    def _step_begins(self) -> None:
+        self._copies = None  # of a step that failed, or a base around another that did not step
 
     def _gradients_ready(self, is_probe: bool) -> None:
-        # A copy, taken before the base's hooks run: a loop or a hook may zero gradients in place.
-        if self.ascent == "previous" and (is_probe or self._is_due(self._step_number() + 1)):
-            self._shared.gradients = {
-                p: p.grad.detach().clone() for p, _ in self._selected() if p.grad is not None
-            }
+        if self.ascent == "current" or not (is_probe or self._is_due(self._step_number() + 1)):
+            return
+        selected = [param for param, _, _ in self._selected()]
+        if self.ascent == "update":
+            # The weights before the step, once: LBFGS has changed them when it asks again.
+            if self._copies is None:
+                self._copies = copies_of({param: param.detach() for param in selected})
+        else:
+            # Before the base's hooks run: a loop or a hook may zero gradients in place.
+            self._copies = copies_of({p: p.grad.detach() for p in selected if p.grad is not None})
 
-    def _stepped(self) -> None:
-        # Not earlier: most optimizers create their state for a tensor only where it has none.
-        gradients, self._shared.gradients = self._shared.gradients, None
-        if gradients is None:
+    def _stepped(self, is_probe: bool) -> None:
+        if self.ascent == "current":
             return
-        drop_gradients(self.state)
-        if not gradients:
-            return
-        params = [param for group in self.param_groups for param in group["params"]]
-        states = [self.state[param] for param in params]  # checkpoints want all of them or none
-        stateless = not any(states)
-        for param, gradient in gradients.items():
-            # Where a hook took the gradient away the base still has to create its state.
-            if stateless or self.state[param] or param.grad is not None:
-                self.state[param][GRADIENT_KEY] = gradient
+        copies, self._copies = self._copies or {}, None
+        if self.ascent == "update":
+            subtract_params_(copies)
+        keep(self.state, _KEYS[self.ascent], copies, self._params())
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base's state, with the few values of the wrapper in its parameter groups.
+
+        Raises:
+            RuntimeError: while weights are perturbed.
+        """
+        state_dict = super().state_dict()
+        if self.ascent == "current":
+            return state_dict
+        begun = bool(self.state) or self._step_number() > 0
+        named = {param for param, _, _ in self._selected()} if begun else set()
+        return save_kept(self.state, _KEYS[self.ascent], self._params(), state_dict, named)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a checkpoint of this wrapper or of the plain base.
+
+        Without values of a wrapper in it, gammas stay as they are and steps count from 0 again;
+        gammas of the other wrapper are not taken over. Names of parameters stay.
+        """
+        params = self._params()
+        key = _KEYS.get(self.ascent, "")
+        directions = load_kept(key, params, state_dict)
+        super().load_state_dict(state_dict)
+        drop(self.state, _KEYS.values())
+        keep(self.state, key, directions, params)
 
     def _describe(self) -> str:
         return f"{super()._describe()}, steps={self.steps}, ascent={self.ascent!r}"
-
-
-def _current_gradient(param: Tensor) -> Tensor | None:
-    return param.grad

@@ -20,7 +20,7 @@ def checked_real(name: str, value: Any, *, positive: bool = False) -> float:
     ...
     ValueError: gamma must be a finite number >= 0, got -1
     """
-    number = float(value) if isinstance(value, Real) else math.nan
+    number = float(value) if isinstance(value, float | int | Real) else math.nan
     if not (math.isfinite(number) and (number > 0 if positive else number >= 0)):
         bound = "> 0" if positive else ">= 0"
         raise ValueError(f"{name} must be a finite number {bound}, got {value!r}")
@@ -54,3 +54,8 @@ def checked_select(select: Select | None, optimizer: Optimizer) -> Select | None
             f"with {cls}(model.named_parameters(), ...)"
         )
     return select
+
+
+def is_selected(select: Select | None, name: str, weight: Tensor) -> bool:
+    """Whether a tensor takes part; by default those with more than one dimension do."""
+    return weight.ndim > 1 if select is None else bool(select(name, weight))

@@ -1,234 +1,322 @@
-"""The mathematics of weight perturbation, as functions on lists of tensors.
+"""One stay at ``w + v``: where each tensor came from, how it moves on, and the way back."""
 
-A "layer" is one parameter tensor ``w`` and ``W = ||w||`` its Frobenius norm before any
-perturbation. With ``d`` the gradient (adversarial) or Gaussian noise (random), one move is
+from __future__ import annotations
 
-    v <- project(v + step_size * W * d / ||d||)
-
-onto ``||v|| <= gamma * W`` (Eq. 9 to 12 of Yue et al. 2024) or onto ``|v_i| <= gamma * |w_i|``
-(their released code; this box lies inside the ball, so it alone is the projection onto both).
-
-Every function takes strided, real tensors of one device and one dtype with at least one dimension
-and changes only those whose name ends in an underscore. On an accelerator the number of dispatched
-operations does not depend on the number of tensors, and nothing waits for a value. The host, where
-memory is what is slow, works on long tensors piece by piece, each while it is in cache.
-"""
-
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-# Elements that the host works on at a time: few enough for a core's cache to hold them with some
-# temporaries (512 KiB in float32 each), enough to be worth a call. Tensors up to this length share
-# calls, longer ones are worked on in pieces.
-PIECE = 2**17
-# Elements whose squares the host sums in float32: the sum is good to 1e-5.
-_SUMMED = 2**18
-# Outside this range the squares summed in float32 lose digits, underflow or overflow.
-_TRUSTED_FLOAT32_NORMS = (1e-12, 1e18)
+from torch_awp.functional import (
+    Numbers,
+    add_scaled_,
+    alike,
+    clone_tensors,
+    on_host,
+    project_element_,
+    project_layer_,
+    step_scales,
+    wide,
+)
+from torch_awp.sharding import local_part, placed_like, shard_groups, whole_norms
+
+if TYPE_CHECKING:  # torch can be built without it
+    from torch.distributed import ProcessGroup
+
+# Three thirds of a radius may come out above it.
+_ROUNDING = 1 + 1e-12
 
 
-def on_host(tensor: Tensor) -> bool:
-    """Whether the values lie in the host's memory; reading an accelerator's would wait."""
-    return tensor.device.type == "cpu" and type(tensor) in (Tensor, nn.Parameter)
+class Move(NamedTuple):
+    """One step of one parameter along ``d``: ``v <- project(v + step_size * W * d / ||d||)``."""
+
+    param: Tensor
+    direction: Tensor
+    gamma: float
+    step_size: float
 
 
-def clone_tensors(tensors: list[Tensor]) -> list[Tensor]:
-    """Return independent copies, equal bit for bit.
+@dataclass(eq=False)
+class Layer:
+    """What lies here of a parameter: ``home`` its memory, ``weight`` a real view to compute with.
 
-    >>> clone_tensors([torch.tensor([1.0, -0.0])])
-    [tensor([1., -0.])]
+    ``backup`` is a copy of the weight at home, ``norm`` is ``W`` of the whole tensor and
+    ``travelled`` the length of its way from home in units of it.
     """
-    if hasattr(torch, "_foreach_clone"):  # torch >= 2.9 has one pass for this
-        return list(torch._foreach_clone(tensors))
-    return list(torch.ops.aten._foreach_copy.default(tensors, tensors))
 
+    param: Tensor
+    home: Tensor
+    weight: Tensor
+    groups: tuple[ProcessGroup, ...]
+    place: tuple[int, torch.Size]
+    backup: Tensor | None = None
+    norm: float | Tensor = 0.0
+    travelled: float = 0.0
 
-def frobenius_norms(tensors: list[Tensor]) -> Tensor:
-    """Return ``||t||`` of every tensor, computed in float32 or wider.
+    @classmethod
+    def of(cls, param: Tensor) -> Layer:
+        home = local_part(param.detach())
+        if home.layout != torch.strided:
+            raise RuntimeError(
+                f"a parameter of shape {tuple(param.shape)} has the layout {home.layout}: only "
+                "strided ones can be perturbed, leave it out with select"
+            )
+        place = (home.data_ptr(), home.shape)
+        return cls(param, home, _as_real(home, home), shard_groups(param), place)
 
-    Args:
-        tensors: ``L`` floating-point tensors of one dtype.
+    def is_there(self) -> bool:
+        """Whether the parameter still lies where it did."""
+        now = local_part(self.param.detach()) if self.groups else self.param
+        return (now.data_ptr(), now.shape) == self.place
 
-    Returns:
-        Tensor of shape ``[L]``: float64 on the CPU, elsewhere float32, or float64 for float64
-        tensors. Infinite or NaN where a tensor holds such a value or its norm overflows.
+    def follow(self) -> None:
+        """Look where the parameter lies now, if somebody gave it other memory while away."""
+        now = local_part(self.param.detach())
+        if now.shape != self.home.shape or now.dtype != self.home.dtype:
+            raise RuntimeError(
+                f"a parameter of shape {tuple(self.home.shape)} and {self.home.dtype} became one "
+                f"of {tuple(now.shape)} and {now.dtype} while perturbed: it cannot climb on"
+            )
+        self.weight = _as_real(now, now)
 
-    >>> frobenius_norms([torch.full((4,), 6e4, dtype=torch.float16)])
-    tensor([120000.], dtype=torch.float64)
-    >>> frobenius_norms([torch.tensor([3e30, 4e30])])
-    tensor([5.0000e+30], dtype=torch.float64)
-    """
-    dtype = _wide(tensors[0].dtype)
-    if not on_host(tensors[0]):
-        return torch.stack(list(torch._foreach_norm(tensors, 2, dtype=dtype)))
-    short = [tensor for tensor in tensors if tensor.numel() <= PIECE]
-    of_short = torch.stack(list(torch._foreach_norm(short, 2, dtype=dtype))) if short else short
-    values = iter(of_short.tolist() if isinstance(of_short, Tensor) else of_short)
-    norms = [next(values) if t.numel() <= PIECE else _norm_by_pieces(t) for t in tensors]
-    low, high = _TRUSTED_FLOAT32_NORMS
-    if dtype == torch.float32:
-        for i, norm in enumerate(norms):
-            if not low < norm < high:
-                norms[i] = torch.linalg.vector_norm(tensors[i], dtype=torch.float64).tolist()
-    return torch.tensor(norms, dtype=torch.float64)
-
-
-def _norm_by_pieces(tensor: Tensor) -> float:
-    flat = _flat(tensor)
-    flat = tensor.reshape(-1) if flat is None else flat
-    pieces = torch.split(flat, _SUMMED)
-    if tensor.dtype != _wide(tensor.dtype):
-        pieces = tuple(piece.to(_wide(tensor.dtype)) for piece in pieces)
-    return math.sqrt(sum(torch.stack([torch.dot(piece, piece) for piece in pieces]).tolist()))
-
-
-def step_scales(
-    weight_norms: Tensor, direction_norms: Tensor, step_size: float, epsilon: float = 0.0
-) -> Tensor:
-    """Return ``step_size * W / ||d||`` per layer, and 0 for a layer that must not move.
-
-    A layer stays where it is if its weight or its direction is zero or not finite.
-
-    Args:
-        weight_norms: ``W``, shape ``[L]``.
-        direction_norms: ``||d||``, shape ``[L]``.
-        step_size: length of the step relative to ``W``.
-        epsilon: added to both norms. With 0, multiplying a direction by a constant changes nothing.
-
-    >>> step_scales(torch.tensor([2.0, 2.0, 0.0]), torch.tensor([4.0, 0.0, 4.0]), 0.1)
-    tensor([0.0500, 0.0000, 0.0000])
-    """
-    if on_host(weight_norms) and on_host(direction_norms):
-        return _step_scales_on_host(weight_norms, direction_norms, step_size, epsilon)
-    moves = (weight_norms > 0) & (direction_norms > 0)
-    scales = step_size * (weight_norms + epsilon) / (direction_norms + epsilon)
-    return torch.where(moves & scales.isfinite(), scales, 0)
-
-
-def _step_scales_on_host(
-    weight_norms: Tensor, direction_norms: Tensor, step_size: float, epsilon: float
-) -> Tensor:
-    """The same number by number, which for a few is faster than an operation for each sign."""
-    scales = []
-    for weight_norm, direction_norm in zip(
-        weight_norms.tolist(), direction_norms.tolist(), strict=True
-    ):
-        scale = 0.0
-        if weight_norm > 0 and 0 < direction_norm < math.inf:
-            scale = step_size * (weight_norm + epsilon) / (direction_norm + epsilon)
-        scales.append(scale if math.isfinite(scale) else 0.0)
-    return torch.tensor(scales, dtype=weight_norms.dtype)
-
-
-def add_scaled_(weights: list[Tensor], directions: list[Tensor], scales: Tensor) -> None:
-    """``w += s * d``, computed in float32 or wider and rounded once.
-
-    Where ``s`` is 0 the weight keeps its value whatever ``d`` holds, infinities and NaN included:
-    masking by a product would turn them into NaN.
-
-    Args:
-        weights: ``L`` tensors, changed in place.
-        directions: ``L`` tensors of the weights' shapes.
-        scales: shape ``[L]``.
-    """
-    # A scale of shape [1] takes part in type promotion, so that bfloat16 is computed in float32.
-    scales = scales.to(_wide(weights[0].dtype)).nan_to_num(posinf=0.0)
-    known = _values_on_host(scales)
-    if known is not None and len(known) == 1 and scales.dtype == weights[0].dtype:
-        if known[0] != 0:
-            weights[0].add_(directions[0], alpha=known[0])  # the same in fewer calls
-        return
-    factors = list(torch.split(scales, 1))
-    if known is None:
-        # x ** 0 is 1 even for NaN and infinity, so a layer that must not move adds 0 * 1.
-        exponents = torch.split((scales != 0).to(scales.dtype), 1)
-        directions = list(torch._foreach_pow(directions, exponents))
-    else:
-        moving = [i for i, scale in enumerate(known) if scale != 0]
-        weights, directions, factors = (
-            [tensors[i] for i in moving] for tensors in (weights, directions, factors)
-        )
-    if weights:
-        torch._foreach_addcmul_(weights, directions, factors)
-
-
-def project_layer_(
-    weights: list[Tensor],
-    centers: list[Tensor],
-    radii: Tensor,
-    norms: Callable[[list[Tensor]], Tensor] = frobenius_norms,
-) -> None:
-    """Project each weight onto the ball ``||w - c|| <= r`` around its center.
-
-    Args:
-        weights: ``L`` tensors, changed in place; those inside their ball stay.
-        centers: ``L`` tensors of the weights' shapes.
-        radii: shape ``[L]``.
-        norms: norms ``[L]`` of such tensors, where the whole tensors are more than these parts.
-
-    >>> weight = torch.tensor([4.0, 3.0])
-    >>> project_layer_([weight], [torch.tensor([1.0, -1.0])], torch.tensor([2.5]))
-    >>> weight
-    tensor([2.5000, 1.0000])
-    """
-    distances = norms(list(torch._foreach_sub(weights, centers)))
-    pull = (1 - radii / distances).nan_to_num(nan=0.0, neginf=0.0).clamp(min=0)
-    torch._foreach_lerp_(weights, centers, list(torch.split(pull.to(weights[0].dtype), 1)))
-
-
-def project_element_(weights: list[Tensor], centers: list[Tensor], gamma: float) -> None:
-    """Project each element onto the interval ``|w_i - c_i| <= gamma * |c_i|``.
-
-    >>> weight = torch.tensor([4.0, -1.05])
-    >>> project_element_([weight], [torch.tensor([1.0, -1.0])], gamma=0.5)
-    >>> weight
-    tensor([ 1.5000, -1.0500])
-    """
-    if on_host(weights[0]):
-        for weight, center in _pieces(weights, centers):
-            center = center.to(_wide(center.dtype))
-            size = center.abs()
-            low = torch.sub(center, size, alpha=gamma)
-            torch.clamp(weight, low, torch.add(center, size, alpha=gamma, out=size), out=weight)
-        return
-    dtype = _wide(weights[0].dtype)
-    wide, homes = ([tensor.to(dtype) for tensor in tensors] for tensors in (weights, centers))
-    sizes = torch._foreach_abs(homes)
-    torch._foreach_maximum_(wide, torch._foreach_sub(homes, sizes, alpha=gamma))
-    torch._foreach_minimum_(wide, torch._foreach_add(homes, sizes, alpha=gamma))
-    if dtype != weights[0].dtype:
-        torch._foreach_copy_(weights, wide)
-
-
-def _pieces(weights: list[Tensor], centers: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pairs with the elements of a weight and its center, cut into what a cache holds."""
-    for weight, center in zip(weights, centers, strict=True):
-        flats = [flat for flat in (_flat(weight), _flat(center)) if flat is not None]
-        if weight.numel() <= PIECE or weight.stride() != center.stride() or len(flats) < 2:
-            yield weight, center
+    def come_home(self) -> None:
+        """Give the parameter back the memory it had."""
+        if self.groups:
+            local_part(self.param.detach()).copy_(self.home)
         else:
-            yield from zip(*(torch.split(flat, PIECE) for flat in flats), strict=True)
+            self.param.data = self.home
+
+    def along(self, direction: Tensor) -> Tensor:
+        """A direction of the parameter as one of ``weight``."""
+        if direction.dtype != self.param.dtype:
+            direction = direction.to(self.param.dtype)
+        if type(direction) is Tensor and self.weight is self.home:
+            return direction if direction.layout == torch.strided else direction.to_dense()
+        return _as_real(local_part(placed_like(direction, self.param)), self.home)
 
 
-def _flat(tensor: Tensor) -> Tensor | None:
-    """A view of the elements in the order of memory, where there is one without gaps."""
-    if tensor.is_contiguous():
-        return tensor.view(-1)
-    by_stride = sorted(range(tensor.ndim), key=tensor.stride, reverse=True)
-    ordered = tensor.permute(by_stride)
-    return ordered.view(-1) if ordered.is_contiguous() else None
+@dataclass(eq=False)
+class Batch:
+    """Layers that one call can move: same place, dtype, magnitudes and past."""
+
+    gamma: float
+    step_size: float
+    layers: list[Layer] = field(default_factory=list)
+    weights: list[Tensor] = field(default_factory=list)
+    directions: list[Tensor] = field(default_factory=list)
+
+    @property
+    def groups(self) -> tuple[ProcessGroup, ...]:
+        return self.layers[0].groups
+
+    @property
+    def travelled(self) -> float:
+        return self.layers[0].travelled
+
+    @property
+    def backups(self) -> list[Tensor]:
+        return [layer.backup for layer in self.layers if layer.backup is not None]
+
+    @property
+    def weight_norms(self) -> Numbers:
+        norms = [layer.norm for layer in self.layers]
+        return torch.cat(norms) if isinstance(norms[0], Tensor) else norms  # type: ignore[arg-type, return-value]
+
+    @weight_norms.setter
+    def weight_norms(self, norms: Numbers) -> None:
+        each: Sequence[float | Tensor] = (
+            torch.split(norms, 1) if isinstance(norms, Tensor) else norms
+        )
+        for layer, norm in zip(self.layers, each, strict=True):
+            layer.norm = norm
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
+class Perturbation:
+    """Context in which weights can be away from home; on leaving they are back bit for bit.
+
+    Args:
+        constraint: ``"layer"`` for the ball, ``"element"`` for the box.
+        epsilon: added to the norms of weights and directions.
+        places: layers of the last stay by their parameters' ids; afterwards those of this one.
+        keep_memory: whether that of the backups serves again, on the host, where fresh memory comes
+            page by page, emptied, which takes two to three times as long as copying 100 MB.
+    """
+
+    def __init__(
+        self,
+        constraint: str,
+        epsilon: float = 0.0,
+        places: dict[int, Layer] | None = None,
+        keep_memory: bool = True,
+    ) -> None:
+        self.constraint = constraint
+        self.epsilon = epsilon
+        self._places = {} if places is None else places
+        self._keep_memory = keep_memory
+        self._layers: dict[int, Layer] = {}  # those away, by the parameter's id
+        self._saved: list[tuple[list[Tensor], list[Tensor]]] = []
+
+    def __enter__(self) -> Perturbation:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        insist(self._restore)
+        self._places.clear()
+        self._places.update(self._layers)
+        for layer in self._layers.values():
+            layer.travelled = 0.0
+            if not (self._keep_memory and on_host(layer.weight)):
+                layer.backup = None
+
+    def __del__(self) -> None:
+        # Where even leaving was interrupted: at the latest when nobody holds the traceback.
+        if self.away:
+            insist(self._restore)
+
+    @property
+    def away(self) -> bool:
+        """Whether any tensor has left home, to which it is not back yet."""
+        return bool(self._saved)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def save(self, params: Iterable[Tensor]) -> None:
+        """Copy what is still at home; tensors that share memory must all be saved before moves."""
+        self._save(params)
+
+    def _save(self, params: Iterable[Tensor]) -> list[Layer]:
+        layers, new = [], []
+        for param in params:
+            layer = self._layers.get(id(param))
+            if layer is None:
+                layer = self._new_layer(param)
+                new.append(layer)
+            elif not layer.is_there():
+                layer.follow()
+            layers.append(layer)
+        for indices in alike([layer.weight for layer in new]):
+            self._copy([new[i] for i in indices])
+        return layers
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def move(self, moves: Sequence[Move]) -> bool:
+        """Move every tensor of ``moves``.
+
+        Returns:
+            False where all directions are known to be zero, though a weight is not; they are not
+            known where reading them would wait.
+        """
+        batches = _batches(moves, self._save(move.param for move in moves))
+        # All at once, since parts that lie in other processes cost a collective.
+        norms = whole_norms(
+            [([] if batch.travelled else batch.backups) + batch.directions for batch in batches],
+            [batch.groups for batch in batches],
+        )
+        idle = True
+        for batch, numbers in zip(batches, norms, strict=True):
+            if not batch.travelled:
+                batch.weight_norms = numbers[: len(batch.layers)]
+            along = numbers[-len(batch.layers) :]
+            idle = idle and isinstance(along, list) and not any(along)
+            scales = step_scales(batch.weight_norms, along, batch.step_size, self.epsilon)
+            add_scaled_(batch.weights, batch.directions, scales)
+            self._project(batch)
+        torch.clear_autocast_cache()
+        return not idle or not any(layer.norm for layer in self._layers.values())
+
+    @torch.no_grad()
+    def relative_distance(self, params: Iterable[Tensor]) -> float:
+        """Return ``||v|| / ||w||`` of all tensors among ``params`` together that have moved."""
+        squares = [0.0, 0.0]
+        for layer in (self._layers[id(param)] for param in params if id(param) in self._layers):
+            dtype = wide(layer.weight.dtype)
+            away = layer.weight.to(dtype) - layer.backup.to(dtype)  # type: ignore[union-attr]
+            distance = whole_norms([[away]], [layer.groups])[0][0]
+            for i, norm in enumerate((distance, layer.norm)):
+                squares[i] += float(norm) ** 2
+        return (squares[0] / squares[1]) ** 0.5 if squares[1] > 0 else 0.0
+
+    def _new_layer(self, param: Tensor) -> Layer:
+        layer = self._places.get(id(param))
+        return layer if layer is not None and layer.is_there() else Layer.of(param)
+
+    def _copy(self, layers: list[Layer]) -> None:
+        weights = [layer.weight for layer in layers]
+        backups = [layer.backup for layer in layers if layer.backup is not None]
+        if len(backups) == len(weights):
+            torch._foreach_copy_(backups, weights)
+        else:
+            backups = clone_tensors(weights)
+            for layer, backup in zip(layers, backups, strict=True):
+                layer.backup = backup
+        self._saved.append((weights, backups))
+        self._layers.update((id(layer.param), layer) for layer in layers)
+
+    def _project(self, batch: Batch) -> None:
+        for layer in batch.layers:
+            layer.travelled += abs(batch.step_size)
+        if self.constraint == "element":
+            project_element_(batch.weights, batch.backups, batch.gamma)
+        # A way no longer than the radius cannot have left the ball, unless epsilon stretched it.
+        elif self.epsilon > 0 or batch.travelled > batch.gamma * _ROUNDING:
+            norms = batch.weight_norms
+            radii = (
+                [batch.gamma * norm for norm in norms]
+                if isinstance(norms, list)
+                else batch.gamma * norms
+            )
+            whole = _whole_norms_over(batch.groups) if batch.groups else None
+            project_layer_(batch.weights, batch.backups, radii, whole)
+
+    def _restore(self) -> None:
+        for weights, backups in reversed(self._saved):  # tensors that share memory: first is home
+            torch._foreach_copy_(weights, backups)
+        for layer in self._layers.values():
+            if not layer.is_there():
+                layer.come_home()
+        torch.clear_autocast_cache()
+        self._saved.clear()  # last: only what is home must not be brought there again
 
 
-def _values_on_host(tensor: Tensor) -> list[float] | None:
-    """The values, if reading them makes nothing wait."""
-    if on_host(tensor):
-        values: list[float] = tensor.tolist()
-        return values
-    return None
+def insist(restore: Callable[[], None], attempts: int = 5) -> None:
+    """Restore, and again if that was interrupted: often is harmless, half is not."""
+    try:
+        restore()
+    except BaseException:  # a second Ctrl-C, say
+        if attempts > 1:
+            insist(restore, attempts - 1)
+        raise
+
+
+def _batches(moves: Sequence[Move], layers: list[Layer]) -> list[Batch]:
+    batches: dict[object, Batch] = {}
+    for (_, direction, gamma, step_size), layer in zip(moves, layers, strict=True):
+        weight = layer.weight
+        key = (weight.dtype, weight.device, layer.groups, gamma, step_size, layer.travelled)
+        batch = batches.get(key)
+        if batch is None:
+            batch = batches[key] = Batch(gamma, step_size)
+        batch.layers.append(layer)
+        batch.weights.append(weight)
+        batch.directions.append(layer.along(direction))
+    return list(batches.values())
+
+
+def _whole_norms_over(groups: tuple[ProcessGroup, ...]) -> Callable[[list[Tensor]], Numbers]:
+    return lambda parts: whole_norms([parts], [groups])[0]
+
+
+def _as_real(tensor: Tensor, home: Tensor) -> Tensor:
+    """A dense, real tensor with at least one dimension, as ``home`` lies in memory."""
+    if tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
+    if home.is_conj():
+        tensor = tensor.conj()
+    if home.is_neg():
+        tensor = torch._neg_view(tensor)
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj().resolve_neg())
+    return tensor.unsqueeze(0) if tensor.ndim == 0 else tensor

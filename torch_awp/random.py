@@ -8,8 +8,8 @@ from torch import Generator, Tensor
 from torch.optim import Optimizer
 
 from torch_awp.arguments import Select
-from torch_awp.block import Move
-from torch_awp.closures import Closure
+from torch_awp.functional import PIECE, on_host
+from torch_awp.perturbation import Move, Perturbation
 from torch_awp.sharding import part_like
 from torch_awp.wrapper import Constraint, WeightPerturbation
 
@@ -50,10 +50,14 @@ class RandomWeightPerturbation(WeightPerturbation):
     >>> model = torch.nn.Linear(4, 1)
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     >>> optimizer = RandomWeightPerturbation(optimizer, generator=torch.Generator().manual_seed(0))
-    >>> with optimizer.perturb():
+    >>> for p in optimizer.passes():  # one, at w + v
+    ...     optimizer.zero_grad()
     ...     model(torch.randn(8, 4)).square().mean().backward()
-    >>> optimizer.step()
+    >>> optimizer.step()  # from w
     """
+
+    _default_key = "perturb_random"
+    _others_default_key = "perturb_adversarial"
 
     def __init__(
         self,
@@ -81,9 +85,12 @@ class RandomWeightPerturbation(WeightPerturbation):
         )
         self._publish_generator_state()
 
-    def _moves(self) -> Iterator[Move]:
-        for param, gamma in self._selected():
-            yield Move(param, self._noise_like, gamma, step_size=gamma)
+    def _climb(self, perturbation: Perturbation) -> None:
+        selected = [(param, gamma) for param, gamma, _ in self._selected()]
+        self._is_anything_selected(bool(selected))
+        perturbation.save(param for param, _ in selected)
+        for some in _portions(selected):
+            perturbation.move([Move(p, self._noise_like(p), gamma, gamma) for p, gamma in some])
 
     def _noise_like(self, param: Tensor) -> Tensor:
         # For the whole tensor also where a part lies here: shards then differ, replicas agree and
@@ -92,14 +99,11 @@ class RandomWeightPerturbation(WeightPerturbation):
         noise = torch.randn(param.shape, dtype=param.dtype, device=device, generator=self.generator)
         return part_like(noise, param).to(param.device)
 
-    def _evaluate(self, closure: Closure) -> tuple[Any, Any]:
-        return self._evaluate_once(closure)
-
     def state_dict(self) -> dict[str, Any]:
         """The base's state, with the few values of the wrapper in its parameter groups.
 
         Raises:
-            RuntimeError: inside a :meth:`perturb` block.
+            RuntimeError: while weights are perturbed.
         """
         self._publish_generator_state()
         return super().state_dict()
@@ -108,7 +112,7 @@ class RandomWeightPerturbation(WeightPerturbation):
         """Load a checkpoint of this wrapper or of the plain base.
 
         Without values of a wrapper in it, gammas and generator stay as they are and steps count
-        from 0 again.
+        from 0 again; gammas of the other wrapper are not taken over. Names of parameters stay.
         """
         super().load_state_dict(state_dict)
         state = self.param_groups[0].get(GENERATOR_KEY)
@@ -132,3 +136,17 @@ class RandomWeightPerturbation(WeightPerturbation):
             device, generator_state = state["generator"]
             self.generator = Generator(device)
             self.generator.set_state(generator_state)
+
+
+def _portions(selected: list[tuple[Tensor, float]]) -> Iterator[list[tuple[Tensor, float]]]:
+    """What moves at a time: on the host little, so that the noise of all never exists at once."""
+    portion: list[tuple[Tensor, float]] = []
+    room = PIECE
+    for param, gamma in selected:
+        room -= param.numel() if on_host(param) else 0
+        if portion and room < 0:
+            yield portion
+            portion, room = [], PIECE - param.numel()
+        portion.append((param, gamma))
+    if portion:
+        yield portion

@@ -7,19 +7,20 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-
 
 @contextmanager
-def freeze_running_stats(model: nn.Module) -> Iterator[None]:
+def freeze_running_stats(model: nn.Module, enabled: bool = True) -> Iterator[None]:
     """Context in which running statistics do not move, while layers still normalise by the batch.
 
-    Covers BatchNorm and SyncBatchNorm of any dimension, InstanceNorm with statistics, and, by
-    putting the old values back on leaving, any other module with buffers of the same names.
-    Contexts nest; everything is as before after an exception.
+    Those of BatchNorm and SyncBatchNorm of any dimension, which then do not move inside either, and
+    by putting the old values back on leaving every other buffer: InstanceNorm's statistics, the
+    vectors of spectral norm, the ranges of quantisation observers. Contexts nest; everything is as
+    before after an exception.
 
     Args:
         model: a module that may contain such layers, or be one.
+        enabled: False for a context that does nothing: ``freeze_running_stats(model, p.index > 0)``
+            lets the first pass of a step alone move statistics.
 
     >>> import torch
     >>> model = nn.BatchNorm1d(2)
@@ -29,18 +30,19 @@ def freeze_running_stats(model: nn.Module) -> Iterator[None]:
     (tensor([0., 0.]), tensor([True, True]))
     """
     with ExitStack() as stack:
-        for module in model.modules():
+        for module in model.modules() if enabled else ():
             if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
                 continue  # its first forward pass is what makes the statistics
             if isinstance(module, _BatchNorm):
                 # Read only while training: it then neither uses, updates nor counts.
                 stack.enter_context(_attribute(module, "track_running_stats", False))
-            elif isinstance(getattr(module, "running_mean", None), Tensor):
-                # InstanceNorm updates whatever its flag says: weigh the new values with 0 and undo
-                # what 0 * inf may have left.
-                stack.enter_context(_buffers_restored(module))
-                if hasattr(module, "momentum"):
-                    stack.enter_context(_attribute(module, "momentum", 0.0))
+                continue
+            stack.enter_context(_buffers_restored(module))
+            if isinstance(getattr(module, "running_mean", None), Tensor) and hasattr(
+                module, "momentum"
+            ):
+                # InstanceNorm updates whatever its flag says: weigh the new values with 0.
+                stack.enter_context(_attribute(module, "momentum", 0.0))
         yield
 
 
@@ -56,11 +58,22 @@ def _attribute(module: nn.Module, name: str, value: object) -> Iterator[None]:
 
 @contextmanager
 def _buffers_restored(module: nn.Module) -> Iterator[None]:
-    buffers = dict(module.named_buffers(recurse=False))
-    before = {name: buffers[name].clone() for name in _STATISTICS if name in buffers}
+    # A buffer whose elements share memory (an expanded one) cannot be written in place at all.
+    before = {
+        name: (buffer, buffer.detach().clone())
+        for name, buffer in module.named_buffers(recurse=False)
+        if not (0 in buffer.stride() and buffer.numel() > 1)
+    }
     try:
         yield
     finally:
-        for name, value in before.items():
+        for name, (buffer, value) in before.items():
+            now = getattr(module, name, None)
+            if now is not buffer and (now is None or now.shape != value.shape):
+                continue  # not a statistic but a cache, made anew for longer inputs
+            if now is not buffer:
+                setattr(module, name, buffer)
+            if buffer.shape != value.shape:
+                buffer.resize_(value.shape)
             # Unseen by autograd: a backward pass may still come that does not need the old values.
-            buffers[name].data.copy_(value)
+            buffer.data.copy_(value)

@@ -13,7 +13,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from torch_awp.perturbation import frobenius_norms
+from torch_awp.functional import Numbers, frobenius_norms
 
 if TYPE_CHECKING:  # torch can be built without it
     from torch.distributed import ProcessGroup
@@ -40,18 +40,31 @@ def placed_like(direction: Tensor, tensor: Tensor) -> Tensor:
 
 
 def shard_groups(tensor: Tensor) -> tuple[ProcessGroup, ...]:
-    """Return the process groups over which the parts of a tensor lie; none for a whole tensor."""
+    """Return the process groups over which the parts of a tensor lie; none for a whole tensor.
+
+    Raises:
+        RuntimeError: it is neither replicated nor sharded in a way that is known.
+    """
     if not is_sharded(tensor):
         return ()
+    from torch.distributed.tensor.placement_types import Shard, _StridedShard
+
     mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
-    return tuple(
-        mesh.get_group(dim) for dim, placement in enumerate(placements) if placement.is_shard()
-    )
+    groups = []
+    for dim, placement in enumerate(placements):
+        if isinstance(placement, (Shard, _StridedShard)):
+            groups.append(mesh.get_group(dim))
+        elif not placement.is_replicate():
+            raise RuntimeError(
+                f"a parameter of shape {tuple(tensor.shape)} is placed as {placement}, whose norm "
+                "cannot be taken: parameters must be sharded or replicated"
+            )
+    return tuple(groups)
 
 
 def whole_norms(
     lists: Sequence[list[Tensor]], groups: Sequence[tuple[ProcessGroup, ...]]
-) -> list[Tensor]:
+) -> list[Numbers]:
     """Return the norms of whole tensors, list by list, from the parts that lie here.
 
     Args:
@@ -59,19 +72,25 @@ def whole_norms(
         groups: for each list, over which process groups its tensors are spread.
 
     Returns:
-        For each list its norms, shape ``[L]``. Lists that lie over the same groups share their
-        collectives, one for each group.
+        For each list its ``L`` norms. Lists that lie over the same groups share their collectives,
+        one for each group.
     """
     norms = [frobenius_norms(tensors) for tensors in lists]
     for spread in dict.fromkeys(place for place in groups if place):
         mine = [i for i, place in enumerate(groups) if place == spread]
-        squares = torch.cat([norms[i].square() for i in mine])
+        squares = torch.cat([_as_tensor(norms[i]) for i in mine]).square()
         for group in spread:
             torch.distributed.all_reduce(squares, group=group)
         parts = torch.split(squares.sqrt(), [len(lists[i]) for i in mine])
         for i, part in zip(mine, parts, strict=True):
-            norms[i] = part
+            norms[i] = part.tolist() if isinstance(norms[i], list) else part
     return norms
+
+
+def _as_tensor(numbers: Numbers) -> Tensor:
+    if isinstance(numbers, Tensor):
+        return numbers
+    return torch.tensor(numbers, dtype=torch.float64, device="cpu")
 
 
 def any_nonzero(tensor: Tensor) -> bool:

@@ -1,13 +1,16 @@
-"""What both wrappers share: a base optimizer shown as one's own, and when and how to perturb."""
+"""What both wrappers share: when and how to perturb, and what a checkpoint holds of it."""
 
+import sys
 import warnings
+import weakref
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.amp.grad_scaler import GradScaler, OptState
 from torch.optim import Optimizer
 
 from torch_awp.arguments import (
@@ -16,18 +19,20 @@ from torch_awp.arguments import (
     checked_integer,
     checked_real,
     checked_select,
+    is_selected,
 )
-from torch_awp.block import Block, Move
-from torch_awp.closures import Closure, clearing
-from torch_awp.memory import BackupMemory
+from torch_awp.delegation import DelegatingOptimizer, step_of
+from torch_awp.gradients import adding_refused, computed_since, marks
+from torch_awp.passes import Block, Pass, Passes
+from torch_awp.perturbation import Layer, Perturbation
 from torch_awp.sharding import any_nonzero
 
+Closure = Callable[[], Any]
 Constraint = Literal["layer", "element"]
 
 GAMMA_KEY = "perturb_gamma"
 STEP_KEY = "perturb_step"
-DEFAULT_KEY = "perturb_default"
-GRADIENT_KEY = "perturb_gradient"
+BLOCK = "a perturb() block"
 
 # Below half the spacing between numbers most moves of a weight relative to itself round away.
 _SMALLEST_GAMMA = {dtype: torch.finfo(dtype).eps / 2 for dtype in (torch.bfloat16, torch.float16)}
@@ -40,17 +45,30 @@ class RealisedGamma(NamedTuple):
     realised: float
 
 
-class Shared:
-    """What changes while training: one object, since trainers copy an optimizer's ``__dict__``."""
+class Progress:
+    """What changes while training: one object, since trainers copy an optimizer's ``__dict__``.
+
+    Attributes:
+        visit: the form that is open now (``"a perturb() block"``), if one is.
+        perturbation: a weak reference to the last stay at ``w + v``; who opened it owns it.
+        visited: whether a block or loop has been gone through since the last step.
+        scaler: a weak reference to the GradScaler that stepped last, if one did.
+        steps: successful steps, where no group tells.
+        places: layers of the last stay.
+        warned: the warnings given.
+    """
 
     def __init__(self) -> None:
-        self.block: Block | None = None
-        self.gradients: dict[Tensor, Tensor] | None = None
-        self.warned = False
-        self.memory = BackupMemory()
+        self.visit: str | None = None
+        self.perturbation: Callable[[], Perturbation | None] = lambda: None
+        self.visited = False
+        self.scaler: Callable[[], GradScaler | None] = lambda: None
+        self.steps = 0
+        self.places: dict[int, Layer] = {}
+        self.warned: set[str] = set()
 
 
-class WeightPerturbation(Optimizer):
+class WeightPerturbation(DelegatingOptimizer):
     """An optimizer that is its base in everything but the weights its gradients are taken at.
 
     Use :class:`~torch_awp.AdversarialWeightPerturbation` or
@@ -58,9 +76,15 @@ class WeightPerturbation(Optimizer):
 
     Attributes:
         base: the wrapped optimizer. ``param_groups``, ``state``, ``defaults`` and all hooks of the
-            wrapper are the base's own objects.
-        gamma: the magnitude given to groups that do not bring their own ``"perturb_gamma"``.
+            wrapper are the base's own objects, attributes that ``Optimizer`` does not have too.
     """
+
+    # In a group, the gamma given to those without one of their own; says whose it is.
+    _default_key: ClassVar[str]
+    _others_default_key: ClassVar[str]
+    # Passes before the last one.
+    _climbs = 0
+    _keeps_memory = True
 
     def __init__(
         self,
@@ -73,86 +97,73 @@ class WeightPerturbation(Optimizer):
         start_step: int,
         epsilon: float,
     ) -> None:
-        # Optimizer.__init__ is left out: it would make groups, state and hooks beside the base's.
-        self.base = _checked_base(optimizer)
-        self.gamma = checked_real("gamma", gamma)
+        base = _checked_base(optimizer)
+        self.default_gamma = checked_real("gamma", gamma)
         self.constraint = checked_choice("constraint", constraint, ("layer", "element"))
         self.select = checked_select(select, optimizer)
         self.interval = checked_integer("interval", interval, minimum=1)
         self.start_step = checked_integer("start_step", start_step, minimum=0)
         self.epsilon = checked_real("epsilon", epsilon)
-        self._connect()
+        super().__init__(base)
         self._forget_earlier_default()
-        self._fill_groups([self.gamma] * len(self.param_groups))
+        self._fill_groups()
 
     @abstractmethod
-    def _moves(self) -> Iterator[Move]:
-        """The next move of every selected tensor that has somewhere to go."""
+    def _climb(self, perturbation: Perturbation) -> None:
+        """Move every selected tensor that has somewhere to go."""
 
-    @abstractmethod
-    def _evaluate(self, closure: Closure) -> tuple[Any, Any]:
-        """Leave the gradients to step with; return the first loss and the one they belong to."""
+    def _can_climb(self) -> bool:
+        """Whether a tensor would move if weights were perturbed now."""
+        return next(self._selected(), None) is not None
 
-    def _evaluate_once(self, closure: Closure) -> tuple[Any, Any]:
-        """:meth:`_evaluate` of a mode that needs no clean pass."""
-        with self.perturb():
-            loss = closure()
-        return loss, loss
+    def _step_begins(self) -> None:
+        """Called before the base steps."""
 
     def _gradients_ready(self, is_probe: bool) -> None:
         """Called when the gradients that the base is about to use are there."""
 
-    def _stepped(self) -> None:
+    def _stepped(self, is_probe: bool) -> None:
         """Called after the base has stepped."""
 
-    # -- perturbing ------------------------------------------------------------------------------
+    # -- the three forms -------------------------------------------------------------------------
 
-    def step(self, closure: Closure | None = None) -> Any:
-        """Let the base step, with a closure on the gradients at perturbed weights.
+    def passes(self) -> Iterable[Pass]:
+        """The forward and backward passes of this step, each at the weights it is to see.
 
-        Args:
-            closure: clears the gradients, computes the loss, calls ``backward`` and returns the
-                loss. Without it the base steps on the gradients that are there, which
-                :meth:`perturb` can have made.
-
-        Returns:
-            The loss of the closure's first call, or what the base returns where there is none.
+        Clear the gradients and compute new ones in each; ``step()`` belongs after the loop, where
+        the weights are home bit for bit, in the same storage, as they are however the loop is left.
+        Every mode takes the same loop, a step that does not perturb too.
 
         Raises:
-            RuntimeError: inside a :meth:`perturb` block, if the base never calls the closure, or
-                if the closure adds to older gradients on a step that perturbs.
+            RuntimeError: inside another loop or block of this optimizer, and where a pass of a step
+                that perturbs adds to older gradients.
+
+        >>> import torch
+        >>> from torch_awp import AdversarialWeightPerturbation
+        >>> model = torch.nn.Linear(4, 1)
+        >>> optimizer = AdversarialWeightPerturbation(torch.optim.SGD(model.parameters(), lr=0.1))
+        >>> for p in optimizer.passes():
+        ...     optimizer.zero_grad()
+        ...     model(torch.ones(2, 4)).square().mean().backward()
+        ...     print(p)
+        Pass(index=0, climbs=True, perturbed=False)
+        Pass(index=1, climbs=False, perturbed=True)
+        >>> optimizer.step()
         """
-        self._refuse_inside_block("step")
-        is_probe = closure is None and self._is_state_probe()
-        if closure is None:
-            self._gradients_ready(is_probe)
-            loss = self.base.step()
-        else:
-            loss = self._step_with_closure(closure)
-        self._stepped()
-        if not is_probe:
-            self.param_groups[0][STEP_KEY] = self._step_number() + 1
-        return loss
+        self._refuse_while_away("passes")
+        return Passes(self._run_passes)
 
-    def _step_with_closure(self, closure: Closure) -> Any:
-        perturbs = self._perturbs_now()
-        if perturbs:
-            params = [p for group in self.param_groups for p in group["params"]]
-            closure = clearing(closure, params)
-        first_losses = []
-
-        def closure_for_base() -> Any:
-            with torch.enable_grad():
-                first, last = self._evaluate(closure) if perturbs else [closure()] * 2
-            self._gradients_ready(is_probe=False)
-            first_losses.append(first)
-            return last
-
-        # Through the base's own closure, so that optimizers which need one (LBFGS) work too.
-        loss = self.base.step(closure_for_base)
-        if perturbs and not first_losses:
-            raise RuntimeError(f"{type(self.base).__name__}.step() never called its closure")
-        return first_losses[0] if perturbs else loss
+    def _run_passes(self) -> Iterator[Pass]:
+        with self._visit("a loop over passes()") as perturbation:
+            if not self._perturbs_now():
+                yield Pass(0, climbs=False, perturbed=False)
+                return
+            params = self._params()
+            for index in range(self._climbs + 1):
+                if index > 0 or self._climbs == 0:
+                    self._climb(perturbation)
+                with adding_refused(params):
+                    yield Pass(index, index < self._climbs, perturbation.away)
 
     def perturb(self) -> AbstractContextManager[None]:
         """Context in which the weights are at ``w + v``; on leaving they are back bit for bit.
@@ -161,34 +172,128 @@ class WeightPerturbation(Optimizer):
         On a step that does not perturb (``interval``, ``start_step``, gamma 0) nothing moves.
 
         Raises:
-            RuntimeError: inside another block of this optimizer.
+            RuntimeError: inside another block or loop of this optimizer.
         """
-        self._refuse_inside_block("perturb")
-        return self._perturbed()
+        self._refuse_while_away("perturb")
+        return Block(self._block())
 
     @contextmanager
-    def _perturbed(self) -> Iterator[None]:
-        self._refuse_inside_block("perturb")
-        memory = self._shared.memory
-        block = Block(self.constraint, self.epsilon, self._perturbs_now(), memory)
-        self._shared.block = block
-        try:
-            if block.active:
-                block.move(self._moves())
+    def _block(self) -> Iterator[None]:
+        with self._visit(BLOCK) as perturbation:
+            if self._perturbs_now():
+                self._climb(perturbation)
             yield
+
+    @contextmanager
+    def _visit(self, name: str) -> Iterator[Perturbation]:
+        """The one way to ``w + v`` and home again."""
+        self._refuse_while_away(name)
+        self._refuse_unscaled_gradients()
+        progress = self._progress
+        perturbation = Perturbation(
+            self.constraint, self.epsilon, progress.places, self._keeps_memory
+        )
+        progress.visit, progress.perturbation = name, weakref.ref(perturbation)
+        try:
+            with perturbation:
+                yield perturbation
         finally:
-            try:
-                block.restore()
-            except BaseException:  # a second Ctrl-C, say: restoring twice is harmless, half is not
-                block.restore()
-                raise
-            finally:
-                self._shared.block = None
-                if block.active:
-                    memory.take_back()
+            progress.visit = None
+        progress.visited = True
+
+    def step(self, closure: Closure | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Let the base step, with a closure on the gradients at perturbed weights.
+
+        Args:
+            closure: clears the gradients, computes the loss, calls ``backward`` and returns the
+                loss. Without it the base steps on the gradients that are there, which a loop over
+                :meth:`passes` or a :meth:`perturb` block has made.
+            *args: further arguments of the base's ``step``.
+            **kwargs: further arguments of the base's ``step``.
+
+        Returns:
+            The loss of the closure's first call, or what the base returns where there is none.
+
+        Raises:
+            RuntimeError: inside a block or loop, if the base never calls the closure, if the
+                closure computes no gradient or adds to older ones on a step that perturbs, or if
+                the base differentiates gradients that belong to perturbed weights.
+        """
+        self._refuse_while_away("step")
+        self._step_begins()
+        is_probe = closure is None and self._is_state_probe()
+        perturbs = self._perturbs_now()
+        if closure is None:
+            missed = perturbs and not (is_probe or self._progress.visited) and self._can_climb()
+            self._gradients_ready(is_probe)
+            loss, stepped = self._step_base(*args, **kwargs)
+            if stepped and missed:
+                self._warn_once(
+                    "step",
+                    "step() on gradients of unperturbed weights: no loop over passes(), no "
+                    "perturb() block and no closure came before it, as in a trainer's own loop. "
+                    "Override its training step (README, recipes), or set gamma to 0",
+                )
+        else:
+            first_losses: list[Any] = []
+            closure = self._closure_for_base(closure, perturbs, first_losses)
+            # Through the base's own closure, so that optimizers which need one (LBFGS) work too.
+            loss, stepped = self._step_base(closure, *args, **kwargs)
+            if perturbs and stepped:
+                if not first_losses:
+                    raise RuntimeError(
+                        f"{type(self.base).__name__}.step() never called its closure"
+                    )
+                loss = first_losses[0]
+        if stepped:
+            self._stepped(is_probe)
+            self._progress.visited = False
+            if not is_probe:
+                self._count(self._step_number() + 1)
+        return loss
+
+    def _closure_for_base(
+        self, closure: Closure, perturbs: bool, first_losses: list[Any]
+    ) -> Closure:
+        """The closure's evaluation that leaves the gradients to step with."""
+
+        def closure_for_base() -> Any:
+            params = self._params()
+            losses = []
+            with torch.enable_grad():
+                for _ in self._run_passes():
+                    before = marks(params)
+                    losses.append(closure())
+                    if perturbs and not computed_since(before, params):
+                        if self._progress.visited:  # Lightning's manual optimization brings an
+                            break  # empty closure to the step after the user's own loop
+                        raise RuntimeError(
+                            "the closure computed no gradient, on a step that perturbs: it must "
+                            "clear the gradients, compute the loss, call backward() and return "
+                            "the loss"
+                        )
+            self._gradients_ready(is_probe=False)
+            first_losses.append(losses[0])
+            return losses[-1]
+
+        return closure_for_base
+
+    def _step_base(self, *args: Any, **kwargs: Any) -> tuple[Any, bool]:
+        try:
+            return step_of(self.base, *args, **kwargs)
+        except RuntimeError as error:
+            if "modified by an inplace operation" in str(error):
+                raise RuntimeError(
+                    f"{type(self.base).__name__}.step() differentiates the gradients once more, "
+                    "but they belong to perturbed weights, which are home again: a second-order "
+                    "base cannot be perturbed"
+                ) from error
+            raise
+
+    # -- looking at it ---------------------------------------------------------------------------
 
     def realised_gammas(self) -> list[RealisedGamma]:
-        """Measure how far the weights are from home now; inside a :meth:`perturb` block.
+        """Measure how far the weights are from home now; inside a block or loop.
 
         This waits for the accelerator and, where weights are sharded, for the other processes,
         all of which must ask.
@@ -198,40 +303,56 @@ class WeightPerturbation(Optimizer):
             its tensors together that had a direction; 0 where none had.
 
         Raises:
-            RuntimeError: outside a block.
+            RuntimeError: outside a block or loop.
         """
-        block = self._shared.block
-        if block is None:
-            raise RuntimeError("realised_gammas() outside a perturb() block: enter one first")
-        records = []
-        for group, gamma in zip(self.param_groups, self._group_gammas(), strict=True):
-            records.append(RealisedGamma(gamma, block.relative_distance(group["params"])))
-        return records
+        perturbation = self._open_perturbation("realised_gammas")
+        return [
+            RealisedGamma(gamma, perturbation.relative_distance(group["params"]))
+            for group, gamma in zip(self.param_groups, self._group_gammas(), strict=True)
+        ]
 
-    def _warn_if_too_small(self, gamma: float, dtype: torch.dtype) -> None:
-        if gamma < _SMALLEST_GAMMA.get(dtype, 0.0) and not self._shared.warned:
-            self._shared.warned = True
-            warnings.warn(
-                f"gamma={gamma:g} is below {_SMALLEST_GAMMA[dtype]:g}, half the relative spacing "
-                f"of {dtype} parameters: most of the perturbation rounds away. Use a larger gamma "
-                "or float32 parameters (under autocast, say); realised_gammas() inside perturb() "
-                "measures what is left",
-                stacklevel=2,
-            )
+    @property
+    def gamma(self) -> float:
+        """The magnitude of groups without one of their own; assigning reaches those groups."""
+        return self.default_gamma
 
-    def _refuse_inside_block(self, what: str) -> None:
-        if self._shared.block is not None:
-            raise RuntimeError(f"{what}() inside a perturb() block: leave the block first")
+    @gamma.setter
+    def gamma(self, value: float) -> None:
+        value = checked_real("gamma", value)
+        for group in self.param_groups:
+            if group.get(GAMMA_KEY, self.default_gamma) == self.default_gamma:
+                group[GAMMA_KEY] = value
+        self.default_gamma = value
+        self.param_groups[0][self._default_key] = value
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._describe()}, base={self.base!r})"
+
+    def _describe(self) -> str:
+        gammas = list(dict.fromkeys(self._group_gammas()))
+        shown = f"{gammas[0]:g}" if len(gammas) == 1 else f"[{', '.join(f'{g:g}' for g in gammas)}]"
+        return f"gamma={shown}, constraint={self.constraint!r}"
+
+    # -- when and what ---------------------------------------------------------------------------
 
     def _perturbs_now(self) -> bool:
-        return self._is_due(self._step_number()) and any(self._group_gammas())
+        return any(self._group_gammas()) and self._is_due(self._step_number())
 
     def _is_due(self, step: int) -> bool:
         return step >= self.start_step and (step - self.start_step) % self.interval == 0
 
     def _step_number(self) -> int:
-        """The number of successful steps so far; it lives in a group to be part of checkpoints."""
-        return max(int(group.get(STEP_KEY, 0)) for group in self.param_groups)
+        """The number of successful steps so far; every group has it, since groups come and go."""
+        counts = [int(group[STEP_KEY]) for group in self.param_groups if STEP_KEY in group]
+        return max(counts, default=self._progress.steps)
+
+    def _count(self, steps: int) -> None:
+        self._progress.steps = steps
+        for group in self.param_groups:
+            group[STEP_KEY] = steps
+
+    def _params(self) -> list[Tensor]:
+        return [param for group in self.param_groups for param in group["params"]]
 
     def _group_gammas(self) -> list[float]:
         return [
@@ -239,23 +360,19 @@ class WeightPerturbation(Optimizer):
             for i, group in enumerate(self.param_groups)
         ]
 
-    def _selected(self) -> Iterator[tuple[Tensor, float]]:
-        """Every trainable tensor that may move, once, with its group's gamma."""
+    def _selected(self) -> Iterator[tuple[Tensor, float, dict[str, Any]]]:
+        """Every trainable tensor that may move, once, with its group's gamma and its group."""
         checked_select(self.select, self.base)  # groups can have been assigned since
         seen: set[int] = set()
         for group, gamma in zip(self.param_groups, self._group_gammas(), strict=True):
             params = group["params"]
-            names = group.get("param_names", [""] * len(params))
+            names = [""] * len(params) if self.select is None else group["param_names"]
             for param, name in zip(params, names, strict=True):
-                if gamma > 0 and id(param) not in seen and self._may_move(name, param):
+                if gamma > 0 and param.requires_grad and id(param) not in seen:
                     seen.add(id(param))
-                    self._warn_if_too_small(gamma, param.dtype)
-                    yield param, gamma
-
-    def _may_move(self, name: str, param: Tensor) -> bool:
-        if not param.requires_grad:
-            return False
-        return param.ndim > 1 if self.select is None else bool(self.select(name, param))
+                    if is_selected(self.select, name, param):
+                        self._warn_if_too_small(gamma, param.dtype)
+                        yield param, gamma, group
 
     def _is_state_probe(self) -> bool:
         """Whether this step only creates state, as torch.distributed.checkpoint does.
@@ -267,112 +384,146 @@ class WeightPerturbation(Optimizer):
             return False
         if any(lrs):
             return False
-        params = [param for group in self.param_groups for param in group["params"]]
-        grads = [param.grad for param in params if param.grad is not None]
+        grads = [param.grad for param in self._params() if param.grad is not None]
         return bool(grads) and not any(any_nonzero(grad) for grad in grads)
 
-    # -- being the base --------------------------------------------------------------------------
+    # -- what silence would hide -----------------------------------------------------------------
+
+    def _open_perturbation(self, what: str) -> Perturbation:
+        perturbation = self._progress.perturbation()
+        if self._progress.visit is None or perturbation is None:
+            raise RuntimeError(f"{what}() outside a perturb() block: enter one first")
+        return perturbation
+
+    def _refuse_while_away(self, what: str) -> None:
+        visit = self._progress.visit
+        perturbation = self._progress.perturbation()
+        if visit is None and perturbation is not None and perturbation.away:
+            visit = "a block or loop that could not be left"
+        if visit is not None:
+            raise RuntimeError(f"{what}() inside {visit}: leave it first")
+
+    def _refuse_to_save_while_away(self, what: str) -> None:
+        """In the first pass of a loop the weights are home, so a checkpoint is as good as ever."""
+        perturbation = self._progress.perturbation()
+        in_block = self._progress.visit == BLOCK
+        if in_block or (perturbation is not None and perturbation.away):
+            self._refuse_while_away(what)
+
+    def _warn_once(self, about: str, message: str) -> None:
+        if about not in self._progress.warned:
+            self._progress.warned.add(about)
+            warnings.warn(message, stacklevel=3)
+
+    def _warn_if_too_small(self, gamma: float, dtype: torch.dtype) -> None:
+        if gamma < _SMALLEST_GAMMA.get(dtype, 0.0):
+            self._warn_once(
+                "gamma",
+                f"gamma={gamma:g} is below {_SMALLEST_GAMMA[dtype]:g}, half the relative spacing "
+                f"of {dtype} parameters: most of the perturbation rounds away. Use a larger gamma "
+                "or float32 parameters (under autocast, say); realised_gammas() inside perturb() "
+                "measures what is left",
+            )
+
+    def _is_anything_selected(self, known: bool) -> bool:
+        """Whether a tensor may move; warns where none may though there are some to train."""
+        if known or next(self._selected(), None) is not None:
+            return True
+        if any(param.requires_grad and param.numel() for param in self._params()):
+            reason = (
+                "all have one dimension (flat parameters, as FSDP1, DeepSpeed and flat buffers "
+                "make them?); select=lambda name, param: True takes those"
+                if self.select is None
+                else "select picks none: look at its names"
+            )
+            self._warn_once("select", f"no tensor is perturbed: {reason}")
+        return False
+
+    def _refuse_unscaled_gradients(self) -> None:
+        scaler = self._progress.scaler()
+        states = {} if scaler is None else scaler._per_optimizer_states
+        if id(self) in states and states[id(self)]["stage"] is OptState.UNSCALED:
+            raise RuntimeError(
+                "the GradScaler has unscaled gradients that scaled ones are about to replace: call "
+                "unscale_() after the loop or block, not before"
+            )
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        return self.base.param_groups
+    def _step_supports_amp_scaling(self) -> bool:
+        """Asked by a GradScaler when it steps, which has to unscale the gradients itself."""
+        scaler = sys._getframe(1).f_locals.get("self")
+        if isinstance(scaler, GradScaler):
+            self._progress.scaler = weakref.ref(scaler)
+        return False
 
-    @param_groups.setter
-    def param_groups(self, groups: list[dict[str, Any]]) -> None:
-        self.base.param_groups = groups
-
-    @property
-    def state(self) -> Any:
-        return self.base.state
-
-    @state.setter
-    def state(self, state: Any) -> None:
-        self.base.state = state
-
-    @property
-    def defaults(self) -> dict[str, Any]:
-        return self.base.defaults
-
-    @defaults.setter
-    def defaults(self, defaults: dict[str, Any]) -> None:
-        self.base.defaults = defaults
-
-    def zero_grad(self, *args: Any, **kwargs: Any) -> None:
-        """The base's, whatever arguments it takes."""
-        self.base.zero_grad(*args, **kwargs)
+    # -- state -----------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """The base's; the group may bring its own ``"perturb_gamma"``."""
+        steps = self._step_number()
         self.base.add_param_group(param_group)
-        self._fill_groups([self.gamma] * len(self.param_groups))
+        self._fill_groups(steps)
 
     def state_dict(self) -> dict[str, Any]:
         """The base's state, with the few values of the wrapper in its parameter groups.
 
         Raises:
-            RuntimeError: inside a :meth:`perturb` block.
+            RuntimeError: while weights are perturbed.
         """
-        self._refuse_inside_block("state_dict")
+        self._refuse_to_save_while_away("state_dict")
+        self._fill_groups()
         return self.base.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint of this wrapper or of the plain base.
 
-        Without values of a wrapper in it, gammas stay as they are and steps count from 0 again.
+        Without values of a wrapper in it, gammas stay as they are and steps count from 0 again;
+        gammas of the other wrapper are not taken over. Names of parameters stay.
         """
-        self._refuse_inside_block("load_state_dict")
-        gammas = [group.get(GAMMA_KEY, self.gamma) for group in self.param_groups]
+        self._refuse_while_away("load_state_dict")
+        before = [(group.get(GAMMA_KEY), group.get("param_names")) for group in self.param_groups]
         self.base.load_state_dict(state_dict)
-        self._fill_groups(gammas)
-        if getattr(self, "ascent", "current") == "current":
-            drop_gradients(self.state)
+        own = any(self._default_key in group for group in self.param_groups)
+        others = any(group.pop(self._others_default_key, None) for group in self.param_groups)
+        for group, (gamma, names) in zip(self.param_groups, before, strict=True):
+            if names is not None:
+                group["param_names"] = names
+            if gamma is not None and not own:
+                group[GAMMA_KEY] = gamma
+        if others and not own:
+            self._warn_once(
+                "load",
+                f"gammas of another kind of weight perturbation in the checkpoint are not used: "
+                f"{self._describe()} stays",
+            )
+        self._progress.steps = 0
+        defaults = [g[self._default_key] for g in self.param_groups if self._default_key in g]
+        self.default_gamma = float(defaults[0]) if defaults else self.default_gamma
+        self._fill_groups()
 
-    def _fill_groups(self, gammas: list[float]) -> None:
-        for group, gamma in zip(self.param_groups, gammas, strict=True):
-            group.setdefault(GAMMA_KEY, gamma)
-        self.param_groups[0].setdefault(STEP_KEY, 0)
-        self.param_groups[0].setdefault(DEFAULT_KEY, self.gamma)
+    def __getstate__(self) -> dict[str, Any]:
+        self._refuse_to_save_while_away("copying or pickling")
+        return super().__getstate__()
+
+    def _fill_groups(self, steps: int | None = None) -> None:
+        steps = self._step_number() if steps is None else steps
+        for group in self.param_groups:
+            group.setdefault(GAMMA_KEY, self.default_gamma)
+            group.setdefault(STEP_KEY, steps)
+        for group in self.param_groups[:1]:
+            group.setdefault(self._default_key, self.default_gamma)
 
     def _forget_earlier_default(self) -> None:
         """Let this wrapper's gamma replace what an earlier one of the same base filled in."""
-        earlier = self.param_groups[0].pop(DEFAULT_KEY, None)
-        for group in self.param_groups:
-            if earlier is not None and group.get(GAMMA_KEY) == earlier:
-                del group[GAMMA_KEY]
+        for key in (self._default_key, self._others_default_key):
+            defaults = [group.pop(key) for group in self.param_groups if key in group]
+            for group in self.param_groups:
+                if group.get(GAMMA_KEY) in defaults:
+                    del group[GAMMA_KEY]
 
     def _connect(self) -> None:
-        self._shared = Shared()
-        # The very dictionaries of the base: a hook registered here fires once, in the base.
-        hooks = {
-            key: value for key, value in vars(self.base).items() if key.startswith("_optimizer")
-        }
-        self.__dict__.update(hooks)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Left out: hooks, as in every torch optimizer, and the `step` that a scheduler puts into
-        # the instance, which would step the original of a copy.
-        return {
-            key: value
-            for key, value in vars(self).items()
-            if not key.startswith("_") and key != "step"
-        }
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._connect()
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._describe()}, base={self.base!r})"
-
-    def _describe(self) -> str:
-        return f"gamma={self.gamma:g}, constraint={self.constraint!r}"
-
-
-def drop_gradients(state: Any) -> None:
-    """Take the gradients that ``ascent="previous"`` keeps out of an optimizer's state."""
-    for values in state.values():
-        if isinstance(values, dict):  # some optimizers keep single values beside
-            values.pop(GRADIENT_KEY, None)
+        super()._connect()
+        self._progress = Progress()
 
 
 def _checked_base(optimizer: Any) -> Optimizer:

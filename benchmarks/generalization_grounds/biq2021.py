@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from benchmarks.generalization_grounds.fitting import PlainTraining, build_mlp, fit
 from benchmarks.generalization_grounds.ground import Outcome, Part
 from benchmarks.generalization_grounds.methods import Recipe
-from vqa.losses import quality_loss
 from vqa.metrics import agreement
+from vqa.training.losses import quality_loss
 
 TABLE = Path(__file__).resolve().parents[1] / "data" / "biq2021.npz"
 

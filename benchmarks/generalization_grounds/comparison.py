@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from scipy import stats
 
-from vqa.statistics import paired_difference
+from vqa.statistics import PairedDifference, paired_difference
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,22 @@ def compare(
     corrected = holm([test.p_value for test in tests])
     comparisons = []
     for pair, test, p_holm in zip(pairs, tests, corrected, strict=True):
-        half = float(stats.t.ppf(0.975, test.n - 1)) * test.spread / math.sqrt(test.n)
+        low, high = _interval(differences[pair], test)
         wins = sum(difference > 0 for difference in differences[pair])
         comparisons.append(
             Comparison(
-                *pair, test.mean, test.mean - half, test.mean + half,
+                *pair, test.mean, low, high,
                 test.p_value, p_holm, wins, test.n,
             )
         )  # fmt: skip
     return comparisons
+
+
+def _interval(differences: Sequence[float], test: PairedDifference) -> tuple[float, float]:
+    if math.isnan(test.p_value):  # all differences are equal
+        return test.mean, test.mean
+    interval = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    return float(interval.low), float(interval.high)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

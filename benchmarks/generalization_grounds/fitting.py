@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from benchmarks.generalization_grounds.ground import Meter, metered
 from benchmarks.generalization_grounds.methods import Recipe
 from benchmarks.generalization_grounds.optimizers import build_optimizer
-from vqa.clips import shuffled_batches
+from vqa.sampling.tiny_fast_vqa import shuffled_batches
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

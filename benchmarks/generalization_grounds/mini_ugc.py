@@ -12,12 +12,18 @@ from torch import Tensor, nn
 from benchmarks.generalization_grounds.ground import Outcome, Part, metered
 from benchmarks.generalization_grounds.methods import Recipe
 from benchmarks.generalization_grounds.optimizers import build_optimizer
-from vqa.clips import FragmentSampling, PlaneClips, fixed_views, load_clips, to_planes
-from vqa.evaluation import evaluate
-from vqa.labels import read_label_list
-from vqa.mini_ugc import MiniUgcSettings, build_mini_ugc
+from vqa.demo.evaluation import evaluate
+from vqa.demo.training import TrainingSettings, train
+from vqa.io.label_list import read_label_list
 from vqa.models import build_model
-from vqa.training import TrainingSettings, train
+from vqa.sampling.tiny_fast_vqa import (
+    FragmentSampling,
+    PlaneClips,
+    fixed_views,
+    load_clips,
+    to_planes,
+)
+from vqa.synthetic.mini_ugc import MiniUgcSettings, build_mini_ugc
 
 _VERSION = 1
 _VIEW_SEED, _VIEWS = 0, 4

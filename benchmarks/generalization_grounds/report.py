@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from benchmarks.generalization_grounds.comparison import Comparison
 from benchmarks.generalization_grounds.methods import PLAIN
 from benchmarks.generalization_grounds.rows import Row
-from vqa.files import replacing
+from vqa.io.files import replacing
 
 # Okabe and Ito's colours, told apart by everybody: ordinary, RWP, SAM, AWP, AWP in one pass, both.
 _GREY, _ORANGE, _GREEN, _BLUE, _SKY, _PINK = (

@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +17,8 @@ from benchmarks.generalization_grounds.digits import Digits
 from benchmarks.generalization_grounds.ground import Ground, Outcome, Part
 from benchmarks.generalization_grounds.methods import Recipe
 from benchmarks.generalization_grounds.mini_ugc import MiniUgc
-from vqa.files import replacing
+from vqa.io.files import replacing
+from vqa.processes import process_pool
 from vqa.progress import progress_bar
 
 GroundName = Literal["biq2021", "digits", "mini-ugc"]
@@ -79,12 +78,8 @@ class Runner:
         if self.processes == 1:
             yield from map(self.run, jobs)
             return
-        context = get_context("spawn")
-        with ProcessPoolExecutor(self.processes, context, torch.set_num_threads, (1,)) as pool:
-            try:
-                yield from pool.map(self.run, jobs)
-            finally:
-                pool.shutdown(cancel_futures=True)
+        with process_pool(self.processes) as pool:
+            yield from pool.map(self.run, jobs)
 
     def _load(self, job: Job) -> Outcome | None:
         try:

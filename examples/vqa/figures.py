@@ -112,35 +112,6 @@ def draw_surface(
     axes.set_box_aspect(None, zoom=0.85)  # or the label of the height is cut off
 
 
-def draw_gaps(
-    axes: Axes,
-    train: Mapping[str, Sequence[float]],
-    test: Mapping[str, Sequence[float]],
-    measure: str = "SRCC",
-) -> None:
-    """Train minus test score after every epoch, as in Figure 1(a, b) of the paper.
-
-    Args:
-        axes: where to draw.
-        train: per model its score on the training set after epochs 1, 2, ...
-        test: the same on the test set.
-        measure: the score's name.
-
-    >>> from matplotlib.figure import Figure
-    >>> axes = Figure().subplots()
-    >>> draw_gaps(axes, {"model": [0.8, 0.9]}, {"model": [0.7, 0.7]})
-    >>> [f"{gap:.1f}" for gap in axes.lines[0].get_ydata()]
-    ['0.1', '0.2']
-    """
-    for (colour, line), name in zip(_styles(len(train)), train, strict=True):
-        gaps = [seen - unseen for seen, unseen in zip(train[name], test[name], strict=True)]
-        axes.plot(range(1, len(gaps) + 1), gaps, f".{line}", color=colour, label=name)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("epoch")
-    axes.set_ylabel(f"train - test {measure}")
-    axes.legend(frameon=False)
-
-
 def draw_seeds(axes: Axes, values: Mapping[str, Sequence[float]], colours: Sequence[str]) -> None:
     """A bar for each model's mean, a dot for each of its runs, a line through runs that pair up.
 

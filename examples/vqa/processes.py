@@ -1,99 +1,51 @@
-"""One process or several (torchrun): which of them we are, and what they tell each other."""
+"""Processes side by side, one core each."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal, TypeVar
+from multiprocessing import get_context, parent_process
+from threading import Thread
 
 import torch
-from torch import Tensor, distributed
-
-T = TypeVar("T")
-
-DeviceName = Literal["auto", "cpu", "cuda"]
 
 
-@dataclass(frozen=True)
-class Place:
-    """This process among its peers; a run without torchrun is the first of one."""
-
-    device: torch.device
-    rank: int = 0
-    processes: int = 1
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this process writes the files and shows the progress."""
-        return self.rank == 0
-
-    def wait_for_all(self) -> None:
-        """Return when every process has come here."""
-        if self.processes > 1:
-            distributed.barrier()
-
-    def gather(self, mine: list[T]) -> list[T]:
-        """Everybody's items, in the order of the processes."""
-        if self.processes == 1:
-            return mine
-        everybody: list[list[T] | None] = [None] * self.processes
-        distributed.all_gather_object(everybody, mine)
-        return [item for items in everybody if items is not None for item in items]
-
-    def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
-        """Give every process the values that the first has."""
-        if self.processes > 1:
-            for tensor in tensors:
-                distributed.broadcast(tensor, 0)
-
-    def gather_batch(self, predicted: Tensor, target: Tensor, share: int) -> tuple[Tensor, Tensor]:
-        """Predicted and opinion scores [B] of all processes; only one's own carry a gradient.
-
-        A loss that compares all of them, times the number of processes, then gives after
-        DistributedDataParallel's averaging the gradient that one process would have found.
-
-        Args:
-            predicted: of this process's samples, [b] with b at most `share`.
-            target: their opinion scores [b], finite.
-            share: most samples that a process has.
-        """
-        if self.processes == 1:
-            return predicted, target
-        mine = predicted.new_full((2, share), torch.nan)  # marks places without a sample
-        mine[:, : len(target)] = torch.stack([predicted.detach(), target])
-        everybody = [torch.empty_like(mine) for _ in range(self.processes)]
-        distributed.all_gather(everybody, mine)
-        parts = [theirs[:, ~theirs[1].isnan()] for theirs in everybody]
-        scores = [part[0] for part in parts]
-        scores[self.rank] = predicted
-        return torch.cat(scores), torch.cat([part[1] for part in parts])
+def _nothing() -> None:
+    pass
 
 
 @contextmanager
-def joined_processes(device: DeviceName = "auto") -> Iterator[Place]:
-    """This process's place for the length of the block, in the group that torchrun announces.
+def process_pool(
+    processes: int, begin: Callable[..., None] = _nothing, arguments: tuple[object, ...] = ()
+) -> Iterator[ProcessPoolExecutor]:
+    """Freshly started processes for the length of the block; at an error no further job is begun.
+
+    Each computes on one thread, since more would only fight over the cores, and none outlives this
+    process, however that ends.
 
     Args:
-        device: `"auto"` is the GPU of this process where there is one.
-
-    Raises:
-        ValueError: `"cuda"` without a GPU.
+        processes: how many.
+        begin: called in each before its first job.
+        arguments: what it is called with.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device: expected a machine with a GPU for 'cuda', none is available")
-    on_gpu = device != "cpu" and torch.cuda.is_available()
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    own = torch.device("cuda", local) if on_gpu else torch.device("cpu")
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes == 1:
-        yield Place(own)
-        return
-    if on_gpu:
-        torch.cuda.set_device(own)
-    distributed.init_process_group("nccl" if on_gpu else "gloo")
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), _begin, (begin, arguments))
     try:
-        yield Place(own, distributed.get_rank(), processes)
+        yield pool
     finally:
-        distributed.destroy_process_group()
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin(begin: Callable[..., None], arguments: tuple[object, ...]) -> None:
+    Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    begin(*arguments)
+
+
+def _end_with_parent() -> None:
+    """Otherwise a process whose parent was killed would wait for work forever."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(1)

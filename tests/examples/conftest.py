@@ -1,7 +1,7 @@
 import pytest
 
-from vqa.mini_iqa import MiniIqaSettings, build_mini_iqa
-from vqa.mini_ugc import MiniUgcSettings, build_mini_ugc
+from vqa.synthetic.mini_iqa import MiniIqaSettings, build_mini_iqa
+from vqa.synthetic.mini_ugc import MiniUgcSettings, build_mini_ugc
 
 Labels = dict[str, object]
 

@@ -19,7 +19,9 @@ def fill(keys_json: Path) -> dict[str, Tensor]:
     filled = {key: _filled(key, entry["shape"]) for key, entry in entries.items() if "sum" in entry}
     for key, tensor in filled.items():
         found, recorded = tensor.double().sum().item(), entries[key]["sum"]
-        assert abs(found - recorded) < 1e-3, f"{key}: sum {found}, recorded {recorded}"
+        # The last bits of a random number depend on the processor.
+        rounding = 1e-6 * (1 + tensor.double().abs().sum().item())
+        assert abs(found - recorded) < rounding, f"{key}: sum {found}, recorded {recorded}"
     return filled
 
 
@@ -27,6 +29,12 @@ def published_input(tag: str, shape: tuple[int, ...]) -> Tensor:
     """The input of that tag; motion features, whose tags end in "feat3d", are not negative."""
     values = torch.randn(shape, generator=_generator(tag))
     return values.abs() if tag.endswith("feat3d") else values
+
+
+def drawn_as_published() -> bool:
+    """Whether this processor draws the very bits that the numbers were computed with."""
+    drawn = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
+    return zlib.crc32(drawn.numpy().tobytes()) == 0xE691C6F0
 
 
 def _filled(key: str, shape: list[int]) -> Tensor:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vqa.augmentation import augment, draw_augmentation
+from vqa.sampling.augmentation import augment, draw_augmentation
 
 KINDS = ["auto", "rand", "trivial"]
 

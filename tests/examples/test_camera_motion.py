@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from vqa.camera_motion import CameraPath, draw_camera_path, film
-from vqa.photographs import PHOTOGRAPHS, load_photograph
+from vqa.synthetic.camera_motion import CameraPath, draw_camera_path, film
+from vqa.synthetic.photographs import PHOTOGRAPHS, load_photograph
 
 
 def still_path(centre: tuple[float, float], scale: float, angle: float = 0.0) -> CameraPath:

@@ -5,16 +5,16 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from vqa import checkpoints
-from vqa.checkpoints import (
+from vqa.demo import checkpoints
+from vqa.demo.checkpoints import (
     Checkpoint,
     CheckpointError,
     load_checkpoint,
     load_model,
     save_checkpoint,
 )
-from vqa.clips import FragmentSampling
 from vqa.models import build_model
+from vqa.sampling.tiny_fast_vqa import FragmentSampling
 
 
 def checkpoint_of(model: torch.nn.Module) -> Checkpoint:
@@ -117,7 +117,10 @@ def test_a_checkpoint_of_something_else_is_an_error(tmp_path, content):
     [
         ({"version": 99}, "expected version 1 of the format, got 99"),
         ({"seed": "seven"}, "expected 'seed' of type int, got 'seven'"),
-        ({"method": "sgd"}, "expected a method of plain, rwp, awp, awp-previous, got 'sgd'"),
+        (
+            {"method": "sgd"},
+            "expected a method of plain, rwp, awp, awp-update, awp-previous, got 'sgd'",
+        ),
         ({"sampling": {"stride": 3}}, "expected other settings in 'sampling'"),
     ],
     ids=["version", "type", "method", "sampling"],

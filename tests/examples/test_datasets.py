@@ -14,7 +14,7 @@ from openpyxl import Workbook
 from scipy.io import savemat
 
 from vqa.datasets import SPECS, DataSet, DatasetError, Sample, load_dataset, summary
-from vqa.mini_ugc import MiniUgcSettings, build_mini_ugc
+from vqa.synthetic.mini_ugc import MiniUgcSettings, build_mini_ugc
 
 
 def touch(root: Path, *names: str) -> None:
@@ -511,7 +511,7 @@ FILE_NAMES = st.text(
 ).map(lambda name: f"{name[:40]}.png")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.dictionaries(FILE_NAMES, st.floats(-1e6, 1e6), min_size=1, max_size=5))
 def test_whatever_a_csv_can_hold_is_read_back(scores):
     with tempfile.TemporaryDirectory() as folder:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from video_files import textured_clip
 
-from vqa.degradations import (
+from vqa.io.encoding import decode
+from vqa.synthetic.degradations import (
     Chain,
     Link,
     blur,
@@ -22,7 +23,6 @@ from vqa.degradations import (
     rescale,
     stutter,
 )
-from vqa.encoding import decode
 
 SPATIAL = [rescale, blur, motion_blur, noise, exposure, fading]
 RANDOM = np.random.default_rng(0)

@@ -1,17 +1,14 @@
 """The demo as a user runs it, at its smallest."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from command_line import REPOSITORY, run_command
 
 from demo import Demo
-from vqa.checkpoints import load_model
-
-REPOSITORY = Path(__file__).parents[2]
+from vqa.demo.checkpoints import load_model
 
 
 def run_demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -28,13 +25,7 @@ def run_demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         "experiment.training.batch": 4,
     }
     options = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
-    return subprocess.run(
-        [sys.executable, "-W", "error", REPOSITORY / "examples" / "demo.py", *options, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-    )
+    return run_command(REPOSITORY / "examples" / "demo.py", *options, *arguments)
 
 
 @pytest.fixture(scope="module")

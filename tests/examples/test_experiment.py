@@ -5,14 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vqa.checkpoints import Checkpoint, load_model
-from vqa.clips import FragmentSampling, PlaneClips, fixed_views
-from vqa.evaluation import evaluate, predict
-from vqa.experiment import ExperimentSettings, Gammas, Run, run_method
-from vqa.loss_landscape import LandscapeSettings, curve_positions
+from vqa.demo.checkpoints import Checkpoint, load_model
+from vqa.demo.evaluation import evaluate, predict
+from vqa.demo.experiment import ExperimentSettings, Gammas, Run, run_method
+from vqa.demo.run_store import RunStore
+from vqa.demo.training import TrainingSettings
 from vqa.models import build_model
-from vqa.run_store import RunStore
-from vqa.training import TrainingSettings
+from vqa.sampling.tiny_fast_vqa import FragmentSampling, PlaneClips, fixed_views
+from vqa.training.landscape import LandscapeSettings, curve_positions
+from vqa.training.perturbation import METHOD_NAMES
 
 SETTINGS = ExperimentSettings(
     width=4,
@@ -52,14 +53,9 @@ def without_time(run: Run) -> Run:
 
 
 def test_every_method_has_its_own_gamma():
-    gammas = Gammas(rwp=0.1, awp=0.2, awp_previous=0.3)
+    gammas = Gammas(rwp=0.1, awp=0.2, awp_update=0.3, awp_previous=0.4)
 
-    assert [gammas.of(method) for method in ("plain", "rwp", "awp", "awp-previous")] == [
-        0.0,
-        0.1,
-        0.2,
-        0.3,
-    ]
+    assert [gammas.of(method) for method in METHOD_NAMES] == [0.0, 0.1, 0.2, 0.3, 0.4]
 
 
 def test_gap_is_train_minus_test(run):
@@ -71,13 +67,16 @@ def test_a_run_is_reproducible(run):
     assert without_time(run_of("awp")) == without_time(run)
 
 
-def test_another_seed_is_another_run(run):
-    assert run_of("awp", seed=1).train != run.train
+def test_another_seed_is_another_run(finished):
+    weights = finished[1].weights
+    others = run_method("awp", 1, SETTINGS, PARTS)[1].weights
+
+    assert not all(others[name].equal(weight) for name, weight in weights.items())
 
 
-@pytest.mark.parametrize("method", ["rwp", "awp", "awp-previous"])
+@pytest.mark.parametrize("method", ["rwp", "awp", "awp-update", "awp-previous"])
 def test_methods_are_paired_so_that_without_perturbation_they_agree(method):
-    still = replace(SETTINGS, gammas=Gammas(0.0, 0.0, 0.0))
+    still = replace(SETTINGS, gammas=Gammas(0.0, 0.0, 0.0, 0.0))
     plain = run_of("plain", settings=still)
 
     same = replace(run_of(method, settings=still), method="plain")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from published_fill import fill, published_input
+from published_fill import drawn_as_published, fill, published_input
 
 from torch_awp import AdversarialWeightPerturbation
 from vqa.models import build_model, load_published
@@ -125,11 +125,12 @@ def test_with_zero_fragment_tables_clips_are_scored_as_published(fast_vqa, clips
     assert_near(score_map, PUBLISHED["grpb_16_zero_frag_tables/score_map"][:1], 2e-5)
 
 
-def test_in_float64_the_scores_are_the_published_ones_to_1e_12(fast_vqa, clips16):
+def test_in_float64_the_scores_of_the_published_bits_are_the_published_ones(fast_vqa, clips16):
     with torch.no_grad():
         score_map = copy.deepcopy(fast_vqa).double()(clips16[:1].double())
 
-    assert_near(score_map, PUBLISHED["grpb_16/score_map_f64"][:1], 1e-12)
+    tolerance = 1e-12 if drawn_as_published() else 1e-5  # the last bits of weights and clips differ
+    assert_near(score_map, PUBLISHED["grpb_16/score_map_f64"][:1], tolerance)
 
 
 def test_samas_model_is_fast_vqas(fast_vqa, outputs32):
@@ -176,13 +177,15 @@ def test_gradients_reach_every_parameter():
 
 def test_the_head_drops_half_of_its_inputs_in_training_only(fast_vqa):
     features = torch.ones(1, 768, 2, 4, 4)
-    head = copy.deepcopy(fast_vqa.head)
+    head, shares = copy.deepcopy(fast_vqa.head), []
+    head.hidden.register_forward_hook(
+        lambda layer, inputs, output: shares.append((inputs[0] == 0).double().mean().item())
+    )
 
-    trained, tested = head.train()(features), head.eval()(features)
+    head.train()(features)
+    head.eval()(features)
 
-    assert tested.unique().numel() == 1
-    assert trained.unique().numel() == 32
-    assert head.dropout.p == 0.5
+    assert shares == [pytest.approx(0.5, abs=0.02), 0]  # six deviations of 24,576 draws
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 64, 64), (1, 1, 16, 64, 64)], ids=str)

@@ -1,23 +1,20 @@
 """FAST-VQA's script, from real video files to results."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from command_line import run_command
 from torch import nn
 from video_files import textured_clip, write_video
 
 import fast_vqa
-from vqa.session import run_script
+from vqa.training.main import run_script
 
-SCRIPT = Path(fast_vqa.__file__)
+SCRIPT, KILLED = Path(fast_vqa.__file__), Path(__file__).with_name("killed_script.py")
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +42,8 @@ def test_the_full_size_model_takes_a_step_of_awp_and_is_tested_on_real_files(vid
         data_root=videos,
         annotations=videos / "labels.txt",
         output=tmp_path,
-        schedule="sound",
-        sampling="sound",
+        schedule="fixed",
+        sampling="fixed",
         epochs=1,
         frames=2,
         test_clips=1,
@@ -58,7 +55,7 @@ def test_the_full_size_model_takes_a_step_of_awp_and_is_tested_on_real_files(vid
         checkpoint_activations=True,
     )
 
-    results = run_script(settings, fast_vqa.recipe(settings))
+    results = run_script(settings, fast_vqa.task(settings))
 
     assert scores_of(results)["steps"] == 1
     saved = torch.load(tmp_path / "split-0" / "last.pt", weights_only=True)["parts"]
@@ -72,43 +69,27 @@ def test_the_full_size_model_takes_a_step_of_awp_and_is_tested_on_real_files(vid
 
 def test_a_killed_training_goes_on_to_the_same_result(few_videos, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    flags = ["--epochs", "4", "--save-every", "1"]
-    run_from_the_command_line(few_videos, whole, flags)
-    process = subprocess.Popen(command(few_videos, killed, flags), stderr=subprocess.DEVNULL)
-    wait_for(killed / "split-0" / "log.csv")
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    assert run_command(*training(few_videos, whole)).returncode == 0
+    died = run_command(KILLED, 5, *training(few_videos, killed))
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert (killed / "split-0" / "last.pt").exists()
     assert not (killed / "results.json").exists()
 
-    run_from_the_command_line(few_videos, killed, flags)
+    assert run_command(*training(few_videos, killed)).returncode == 0
 
     assert scores_of(killed / "results.json") == scores_of(whole / "results.json")
 
 
-def command(labels: dict[str, object], output: Path, flags: list[str]) -> list[str]:
-    data = ["--dataset", "list", "--data-root", str(labels["data_root"])]
-    data += ["--annotations", str(labels["annotations"]), "--output", str(output)]
-    return [sys.executable, "-W", "error", str(SCRIPT), "tiny", *data, *flags]
-
-
-def run_from_the_command_line(labels: dict[str, object], output: Path, flags: list[str]) -> None:
-    done = subprocess.run(command(labels, output, flags), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
-def wait_for(path: Path) -> None:
-    """Until the first epoch is written down."""
-    for _ in range(1200):
-        if path.exists():
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"{path} did not appear")
+def training(labels: dict[str, object], output: Path) -> list[object]:
+    data = ["--dataset", "list", "--data-root", labels["data_root"]]
+    data += ["--annotations", labels["annotations"], "--output", output]
+    return [SCRIPT, "tiny", *data, "--epochs", "4", "--save-every", "1"]
 
 
 def test_the_backbone_learns_at_a_tenth_of_the_heads_rate():
     model = nn.ModuleDict({"backbone": nn.Linear(2, 2), "head": nn.Linear(2, 1)})
 
-    optimizer = fast_vqa.recipe(fast_vqa.PAPER).optimizer(model)
+    optimizer = fast_vqa.task(fast_vqa.PAPER).optimizer(model)
 
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1e-4, 1e-3])
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.05}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from vqa.figures import draw_contours, draw_curves, draw_gaps, draw_seeds, draw_surface
+from vqa.figures import draw_contours, draw_curves, draw_seeds, draw_surface
 
 ALPHAS = torch.linspace(-1, 1, 5)
 BETAS = torch.linspace(0, 6, 7)
@@ -74,20 +74,6 @@ def test_a_surface_spans_positions_and_losses():
     assert axes.xy_dataLim.intervalx.tolist() == [-1, 1]
     assert axes.xy_dataLim.intervaly.tolist() == [0, 6]
     assert axes.zz_dataLim.intervalx.tolist() == [-1, 61]
-
-
-def test_gaps_are_train_minus_test_from_the_first_epoch_on():
-    axes = Figure().subplots()
-    draw_gaps(axes, {"a": [0.5, 0.9], "b": [0.4]}, {"a": [0.4, 0.5], "b": [0.4]}, "PLCC")
-    assert axes.lines[0].get_xdata().tolist() == [1, 2]
-    assert axes.lines[0].get_ydata() == pytest.approx([0.1, 0.4])
-    assert axes.lines[1].get_ydata() == pytest.approx([0.0])
-    assert axes.get_ylabel() == "train - test PLCC"
-
-
-def test_gaps_of_unequal_lengths_are_an_error():
-    with pytest.raises(ValueError, match="shorter"):
-        draw_gaps(Figure().subplots(), {"a": [0.5, 0.9]}, {"a": [0.4]})
 
 
 def test_seeds_are_dots_joined_by_lines_over_bars_of_the_mean():

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from vqa.files import replacing, write_json
+from vqa.io.files import replacing, write_json
 
 
 def test_a_file_takes_its_place_when_it_is_complete(tmp_path):

@@ -8,20 +8,17 @@ from hypothesis import strategies as st
 from numpy.random import RandomState
 from test_fragments import TEMPORAL
 
-from vqa.frame_sampling import (
+from vqa.sampling.frames import (
     FrameSampling,
     draw_frames,
     fast_vqa_frames,
     sama_frames,
-    sample_frames,
 )
 
 DRAWS = {
     "fast_fragment_seed0": lambda length, s: fast_vqa_frames(length, s, RandomState(0)),
     "sama_test": lambda length, s: sama_frames(length, s, None),
     "sama_train_seed0": lambda length, s: sama_frames(length, s, RandomState(0)),
-    "sampleframes_test": lambda length, s: sample_frames(length, s, None),
-    "sampleframes_train_seed0": lambda length, s: sample_frames(length, s, RandomState(0)),
 }
 CASES = [key for key in TEMPORAL.files if key.split("/")[0] in DRAWS]
 
@@ -59,7 +56,7 @@ def test_published_clips_begin_within_the_published_range(length):
         frames=st.integers(1, 40),
         interval=st.integers(1, 4),
         clips=st.integers(1, 6),
-        rule=st.sampled_from(["sound", "fast_vqa", "sama", "sample_frames"]),
+        rule=st.sampled_from(["fixed", "fast_vqa", "sama"]),
     ),
     seed=st.none() | st.integers(0, 99),
 )
@@ -76,7 +73,7 @@ def test_every_number_is_a_frame_of_the_video(length, sampling, seed):
     assert frames.max() < length
 
 
-@pytest.mark.parametrize("rule", ["sound", "fast_vqa", "sama", "sample_frames"])
+@pytest.mark.parametrize("rule", ["fixed", "fast_vqa", "sama"])
 def test_the_generator_alone_decides(rule):
     def draw(seed):
         np.random.seed(seed)  # noqa: NPY002, what must not matter
@@ -87,7 +84,7 @@ def test_the_generator_alone_decides(rule):
     assert draw(1).equal(draw(2))
 
 
-def test_the_sound_test_clips_are_in_the_middle_of_their_segments():
+def test_the_fixed_test_clips_are_in_the_middle_of_their_segments():
     frames = draw_frames(300, FrameSampling(clips=2), None)
 
     assert frames[:, 0].tolist() == [(150 - 64) // 2, 150 + (150 - 64) // 2]
@@ -105,5 +102,5 @@ def test_numbers_below_one_are_refused(name):
 
 
 def test_an_unknown_rule_is_refused():
-    with pytest.raises(ValueError, match="rule: expected one of sound, "):
+    with pytest.raises(ValueError, match="rule: expected one of fixed, "):
         FrameSampling(rule="best")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vqa.generated_folder import GeneratedFolder
+from vqa.synthetic.generated_folder import GeneratedFolder
 
 FOLDER = GeneratedFolder("number", "record.json")
 RECORD = {"version": 1, "settings": {"numbers": 3}}

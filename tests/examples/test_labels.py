@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vqa.labels import LabelledVideo, LabelListError, read_label_list, write_label_list
+from vqa.io.label_list import LabelledVideo, LabelListError, read_label_list, write_label_list
 
 
 def list_with(folder: Path, text: str, videos: tuple[str, ...] = ("a.mp4", "b.mp4")) -> Path:

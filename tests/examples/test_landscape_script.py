@@ -1,27 +1,24 @@
 """The landscape script measures, draws and tells what was asked for any checkpoint."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from command_line import REPOSITORY, run_command
 from video_files import textured_clip, write_video
 
 import landscape
 from landscape import Landscape, main
-from vqa.checkpoints import Checkpoint, CheckpointError, save_checkpoint
-from vqa.clips import FragmentSampling, load_clips, to_planes
-from vqa.experiment import ExperimentSettings, run_method
-from vqa.labels import LabelledVideo, write_label_list
-from vqa.loss_landscape import LandscapeSettings
-from vqa.mini_ugc import MiniUgcSettings, build_mini_ugc
-from vqa.training import TrainingSettings
+from vqa.demo.checkpoints import Checkpoint, CheckpointError, save_checkpoint
+from vqa.demo.experiment import ExperimentSettings, run_method
+from vqa.demo.training import TrainingSettings
+from vqa.io.label_list import LabelledVideo, write_label_list
+from vqa.sampling.tiny_fast_vqa import FragmentSampling, load_clips, to_planes
+from vqa.synthetic.mini_ugc import MiniUgcSettings, build_mini_ugc
+from vqa.training.landscape import LandscapeSettings
 
-REPOSITORY = Path(__file__).parents[2]
 WHERE = LandscapeSettings(points=3, ascent_steps=2)
 EXPERIMENT = ExperimentSettings(
     width=4,
@@ -49,7 +46,6 @@ def label_list(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(label_list):
-    torch.set_num_threads(1)  # with another number, sums are rounded otherwise
     clips = to_planes(load_clips(label_list))
     parts = {"train": clips, "test": clips, "ood": clips}
     return [run_method(method, 0, EXPERIMENT, parts) for method in ("plain", "awp")]
@@ -216,13 +212,7 @@ def test_it_runs_from_the_command_line(settings, tmp_path):
     arguments = ["--checkpoint", *settings.checkpoint, "--dataset", settings.dataset]
     arguments += ["--output", tmp_path / "out", "--landscape.points", "3"]
 
-    run = subprocess.run(
-        [sys.executable, "-W", "error", REPOSITORY / "examples" / "landscape.py", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-    )
+    run = run_command(REPOSITORY / "examples" / "landscape.py", *arguments)
 
     assert run.returncode == 0, run.stderr
     assert (tmp_path / "out" / "curves.png").exists()

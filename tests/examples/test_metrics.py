@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -136,7 +136,6 @@ def test_correlations_are_those_of_scipy():
     assert result.krcc == stats.kendalltau(predicted, target, variant="b").statistic
 
 
-@settings(deadline=None)
 @given(st.integers(0, 99), st.floats(0.01, 100), st.floats(-100, 100))
 def test_agreement_does_not_depend_on_the_scale_of_the_predictions(seed, factor, shift):
     predicted, target = np.random.default_rng(seed).normal(size=(2, 12))

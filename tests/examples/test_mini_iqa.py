@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from vqa.datasets import load_dataset
-from vqa.degradations import Chain, Link, degrade_still, jpeg
-from vqa.mini_iqa import MiniIqaSettings, build_mini_iqa, is_mini_iqa
+from vqa.synthetic.degradations import Chain, Link, degrade_still, jpeg
+from vqa.synthetic.mini_iqa import MiniIqaSettings, build_mini_iqa, is_mini_iqa
 
 SMALL = MiniIqaSettings(seed=1, height=48, width=64, photographs=2, train_images=5, test_images=3)
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vqa import mini_ugc
-from vqa.clips import load_clips
-from vqa.labels import read_label_list
-from vqa.mini_ugc import MIXES, PARTS, MiniUgcSettings, build_mini_ugc, draw_chain
-from vqa.photographs import PHOTOGRAPHS, load_photograph
+from vqa.io.label_list import read_label_list
+from vqa.sampling.tiny_fast_vqa import load_clips
+from vqa.synthetic import mini_ugc
+from vqa.synthetic.mini_ugc import MIXES, PARTS, MiniUgcSettings, build_mini_ugc, draw_chain
+from vqa.synthetic.photographs import PHOTOGRAPHS, load_photograph
 
 SMALL = MiniUgcSettings(
     seed=1, frames=4, height=48, width=64, photographs=2, train_clips=2, test_clips=1

@@ -15,10 +15,10 @@ import fast_vqa
 import sama_iqa
 import sama_vqa
 import simple_vqa
-from vqa.feature_cache import FeatureError
-from vqa.losses import quality_loss
-from vqa.session import run_script
-from vqa.settings import Settings
+from vqa.features.cache import FeatureError
+from vqa.training.losses import quality_loss
+from vqa.training.main import run_script
+from vqa.training.settings import Settings
 
 SCRIPTS = {script.__name__: script for script in (fast_vqa, sama_vqa, sama_iqa, simple_vqa)}
 PERTURB = ["none", "rwp", "awp", "awp-previous"]
@@ -40,7 +40,7 @@ def tiny(script, few_videos, few_images, tmp_path_factory) -> Settings:
 
 
 def run(script, settings):
-    results = run_script(settings, script.recipe(settings))
+    results = run_script(settings, script.task(settings))
     assert results is not None
     return json.loads(results.read_text())["splits"][0]
 
@@ -63,9 +63,9 @@ def test_every_method_trains_from_one_call_and_differs_from_the_others(script, t
 def test_a_run_goes_on_where_it_stopped(script, tiny, tmp_path):
     whole = run(script, replace(tiny, output=tmp_path / "whole"))
     stopped = replace(tiny, output=tmp_path / "stopped", save_every=1)
-    training = _StopsAfter(script.recipe(stopped), reads=30)
+    training = _StopsAfter(script.task(stopped), reads=30)
     with pytest.raises(KeyboardInterrupt):
-        run_script(stopped, training.recipe)
+        run_script(stopped, training.task)
     assert (tmp_path / "stopped" / "split-0" / "last.pt").exists()
 
     resumed = run(script, stopped)
@@ -124,11 +124,11 @@ def test_what_cannot_be_read_is_left_out_and_named(name, odd_videos, tmp_path, c
 
 
 class _StopsAfter:
-    """A recipe that is interrupted after reading so many training files."""
+    """A task that is interrupted after reading so many training files."""
 
-    def __init__(self, recipe, reads):
-        self._read, self._left = recipe.read, reads
-        self.recipe = replace(recipe, read=self)
+    def __init__(self, task, reads):
+        self._read, self._left = task.read, reads
+        self.task = replace(task, read=self)
 
     def __call__(self, path: Path, generator: torch.Generator | None):
         if generator is not None:
@@ -141,7 +141,7 @@ class _StopsAfter:
 def test_a_dry_run_shows_what_would_happen(script, tiny, tmp_path, capsys):
     settings = replace(tiny, output=tmp_path / "nothing", dry_run=True)
 
-    assert run_script(settings, script.recipe(settings)) is None
+    assert run_script(settings, script.task(settings)) is None
 
     told = capsys.readouterr().out
     for what in ("train", "model: Tiny", "inputs [", "GiB", "steps of"):
@@ -178,8 +178,8 @@ def clips_model(maps):
 @pytest.mark.parametrize(
     ("perturbed_scores", "sums"),
     [
-        ("as-clean", {"clean": 16, "perturbed": 16, "test": 1}),
-        ("published", {"clean": 16, "perturbed": 1, "test": 1}),
+        ("fixed", {"first": 16, "later": 16, "test": 1}),
+        ("released", {"first": 16, "later": 1, "test": 1}),
     ],
 )
 def test_samas_training_scores_are_sums_over_time(perturbed_scores, sums):
@@ -189,7 +189,7 @@ def test_samas_training_scores_are_sums_over_time(perturbed_scores, sums):
     mean = maps.view(2, -1).mean(dim=1)
 
     for phase, factor in sums.items():
-        scores = sama_vqa.recipe(settings).scores(clips_model(maps), (clips,), phase)
+        scores = sama_vqa.task(settings).scores(clips_model(maps), (clips,), phase)
         torch.testing.assert_close(scores, factor * mean)
 
 
@@ -207,9 +207,9 @@ def test_the_sum_over_time_reaches_the_rank_loss_alone():
 @pytest.mark.parametrize(
     ("settings", "changes", "message"),
     [
-        (simple_vqa.PAPER, {"schedule": "published"}, "schedule: has no effect on SimpleVQA"),
+        (simple_vqa.PAPER, {"schedule": "released"}, "schedule: has no effect on SimpleVQA"),
         (simple_vqa.PAPER, {"backbone_factor": 1.0}, "backbone_factor: has no effect"),
-        (sama_iqa.PAPER, {"schedule": "published"}, "schedule: has no effect on SAMA for images"),
+        (sama_iqa.PAPER, {"schedule": "released"}, "schedule: has no effect on SAMA for images"),
         (fast_vqa.PRESETS["tiny"][1], {"frames": 8}, "frames: has no effect on"),
         (sama_vqa.PRESETS["tiny"][1], {"relative_tables": "copy"}, "relative_tables: has no"),
         (fast_vqa.PAPER, {"test_clips": 0}, "test_clips: expected at least 1, got 0"),
@@ -225,7 +225,7 @@ def test_samas_image_preset_has_the_published_values():
 
     assert (paper.epochs, paper.warm_up_epochs, paper.batch, paper.ema) == (50, 5, 64, 0.999)
     assert (paper.protocol, paper.splits, paper.seed) == ("sama", tuple(range(10)), 44442)
-    rates = [sama_iqa.recipe(paper).multiplier(step, 100) for step in (0, 250, 500, 4000)]
+    rates = [sama_iqa.task(paper).multiplier(step, 100) for step in (0, 250, 500, 4000)]
     assert rates == [0.01, 0.5, 1.0, 1.0]
 
 
@@ -233,7 +233,7 @@ def test_samas_video_preset_has_the_published_values():
     paper = sama_vqa.PAPER
 
     assert (paper.epochs, paper.warm_up_epochs, paper.batch, paper.drop_last) == (30, 2.5, 12, True)
-    assert (paper.variant, paper.perturbed_scores) == ("sama", "published")
+    assert (paper.variant, paper.perturbed_scores) == ("sama", "released")
 
 
 def test_simple_vqas_presets_have_the_published_values_and_quirks(tmp_path):
@@ -247,27 +247,27 @@ def test_simple_vqas_presets_have_the_published_values_and_quirks(tmp_path):
     )
     assert (paper.loss, paper.batch_statistics, paper.logistic_fit, paper.ema) == (
         "released",
-        "every",
+        "released",
         True,
         0.0,
     )
-    assert simple_vqa.SimpleVqa().loss == "paper"
-    assert simple_vqa.SimpleVqa().batch_statistics == "clean"
+    assert simple_vqa.SimpleVqa().loss == "fixed"
+    assert simple_vqa.SimpleVqa().batch_statistics == "fixed"
 
 
-@pytest.mark.parametrize(("loss", "has_rank_gradient"), [("paper", True), ("released", False)])
+@pytest.mark.parametrize(("loss", "has_rank_gradient"), [("fixed", True), ("released", False)])
 def test_simple_vqas_released_loss_has_no_rank_gradient(tiny_simple, loss, has_rank_gradient):
-    recipe = simple_vqa.recipe(replace(tiny_simple, loss=loss))
+    task = simple_vqa.task(replace(tiny_simple, loss=loss))
     predicted = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
     target = torch.tensor([3.2, 2.9, 2.6])
 
-    recipe.loss(predicted, target).backward()
+    task.loss(predicted, target).backward()
 
     l1 = torch.sign(predicted.detach() - target) / 3
     assert predicted.grad.allclose(l1) != has_rank_gradient
 
 
-@pytest.mark.parametrize(("statistics", "updates"), [("clean", 1), ("every", 2)])
+@pytest.mark.parametrize(("statistics", "updates"), [("fixed", 1), ("released", 2)])
 def test_simple_vqas_batch_statistics_move_once_or_twice_a_step(
     tiny_simple, tmp_path, statistics, updates
 ):
@@ -284,7 +284,7 @@ def test_missing_features_are_told_before_anything_is_built(few_videos, tmp_path
     settings = replace(simple_vqa.PAPER, **few_videos, features=tmp_path / "none", device="cpu")
 
     with pytest.raises(FeatureError, match=r"none: expected features made by simple_vqa_features"):
-        run_script(settings, simple_vqa.recipe(settings))
+        run_script(settings, simple_vqa.task(settings))
 
 
 @pytest.fixture

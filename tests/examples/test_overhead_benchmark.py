@@ -1,22 +1,16 @@
 """The overhead benchmark runs from one command and writes what it measured."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
-REPOSITORY = Path(__file__).parents[2]
+from command_line import REPOSITORY, run_command
+
 TINY = ["--small-tensors", "3", "--rounds", "2", "--steps", "2", "--batch", "2", "--threads", "1"]
 
 
 def test_one_command_measures_and_writes_every_comparison(tmp_path):
     output = tmp_path / "overhead.json"
     command = [REPOSITORY / "benchmarks" / "overhead.py", "--shapes", "small", *TINY]
-    run = subprocess.run(
-        [sys.executable, *map(str, command), "--output", str(output)],
-        capture_output=True,
-        text=True,
-    )
+    run = run_command(*command, "--output", output)
     assert run.returncode == 0, run.stderr
     document = json.loads(output.read_text(encoding="utf-8"))
     assert document["threads"] == 1

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from toy_recipe import with_settings
+from toy_task import with_settings
 
 from vqa.datasets import DataSet, Sample
-from vqa.parts import Parts, parts_of, parts_of_splits
-from vqa.splits import split
+from vqa.datasets.splits import split
+from vqa.training.split_samples import Parts, parts_of, parts_of_splits
 
 
 def dataset(parts=(None,) * 20):

@@ -7,8 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from vqa.perturbation import METHOD_NAMES, RELEASED_RULE, PerturbationRule, perturbed
+from vqa.training.perturbation import METHOD_NAMES, PerturbationRule, perturbed
+from vqa.training.settings import Settings
 
+# What the training scripts do unless told otherwise.
+RELEASED_RULE = Settings().rule
 DATA = Path(__file__).parents[1] / "data" / "weight_perturbation.npz"
 
 
@@ -52,4 +55,14 @@ def test_steps_are_ascent_steps_of_awp_alone(method):
     model = nn.Linear(2, 1)
     optimizer = optimizer_of(model, method, PerturbationRule(steps=3))
 
-    assert getattr(optimizer, "steps", None) == {"awp": 3, "awp-previous": 1}.get(method)
+    expected = {"awp": 3, "rwp": None}.get(method, 1)
+    assert getattr(optimizer, "steps", None) == expected
+
+
+def test_plain_training_is_a_perturbation_of_size_zero():
+    model = nn.Linear(2, 1)
+
+    assert {
+        group["perturb_gamma"]
+        for group in optimizer_of(model, "plain", PerturbationRule()).param_groups
+    } == {0.0}

@@ -1,11 +1,10 @@
 """The benchmark of reading files, and the memory that reading takes."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "pipeline.py"
+from command_line import REPOSITORY, run_command
+
+SCRIPT = REPOSITORY / "benchmarks" / "pipeline.py"
 
 
 def test_reading_a_file_takes_the_memory_of_a_few_frames_however_many_there_are(tmp_path):
@@ -13,11 +12,7 @@ def test_reading_a_file_takes_the_memory_of_a_few_frames_however_many_there_are(
     output = tmp_path / "pipeline.json"
     output.write_text('{"results": "of an earlier run"}')
     settings = ["--measures", "memory", "--memory-heights", "720", "--memory-seconds", "1"]
-    run = subprocess.run(
-        [sys.executable, str(SCRIPT), *settings, "--output", str(output)],
-        capture_output=True,
-        text=True,
-    )
+    run = run_command(SCRIPT, *settings, "--output", output)
     assert run.returncode == 0, run.stderr
 
     found = json.loads(output.read_text())

@@ -6,8 +6,8 @@ import json
 import pytest
 import torch
 
-from vqa.experiment import Correlation, Run
-from vqa.report import by_method, conclusions, table, write_results
+from vqa.demo.experiment import Correlation, Run
+from vqa.demo.report import by_method, conclusions, table, write_results
 
 
 def run_with(method, seed: int, train: float, test: float) -> Run:

@@ -1,19 +1,15 @@
 """The command that reproduces tables and figures, as a user runs it."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from command_line import REPOSITORY, run_command
 from finished_runs import document, write_results
 
 from reproduce import Reproduce, main
-from vqa.mini_ugc import MiniUgcSettings, build_mini_ugc
 from vqa.reproduction.catalogue import catalogue
+from vqa.synthetic.mini_ugc import MiniUgcSettings, build_mini_ugc
 
-REPOSITORY = Path(__file__).parents[2]
 EXHIBITS = catalogue()
 
 
@@ -97,18 +93,12 @@ def test_shards_divide_the_plan(tmp_path, capsys):
 def test_a_cell_is_really_trained_and_reported_and_kept(tmp_path, capsys):
     small = MiniUgcSettings(photographs=1, train_clips=16, test_clips=4)
     build_mini_ugc(tmp_path / "data" / "mini-ugc", small)
-    command = [*(sys.executable, "-W", "error", REPOSITORY / "examples" / "reproduce.py")]
+    command = [REPOSITORY / "examples" / "reproduce.py"]
     command += ["table5", "--data", "mini-ugc", "--data-root", tmp_path / "data"]
     command += ["--output", tmp_path / "out", "--only", "gamma 0.01"]
     command += ["--settings=--epochs 2 --batch 4", "--splits", "0", "1"]
 
-    ran = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-    )
+    ran = run_command(*command)
 
     assert ran.returncode == 0, ran.stdout + ran.stderr
     table = json.loads((tmp_path / "out" / "mini-ugc" / "table5.json").read_text(encoding="utf-8"))

@@ -343,6 +343,18 @@ def test_weights_with_other_contents_make_another_run(tmp_path):
     assert names[0] != names[1]
 
 
+def test_another_place_or_other_labels_of_a_data_set_make_another_run(tmp_path):
+    names = []
+    for root, score in (("a", 1), ("a", 2), ("b", 2)):
+        folder = tmp_path / root / "konvid-1k"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "labels.txt").write_text(f"x.mp4, -1, -1, {score}")
+        digests = Inputs(tmp_path / root).digests()
+        names.append(runs_of("table5", sweep=replace(PAPER, digests=digests))[0].name)
+
+    assert len(set(names)) == 3
+
+
 def test_a_run_keeps_what_it_was_started_with(store, inputs):
     run, *_ = runs_of("table5")
     execute([run], inputs, Machine(), store, FakeLauncher())

@@ -14,7 +14,7 @@ from PIL import Image, features
 from published_samples import assert_published, formula_video
 from torchvision.transforms import v2
 
-from vqa.sama_image_sampling import (
+from vqa.sampling.sama_image import (
     ImageError,
     SamaImageSampling,
     mask_scales,
@@ -25,6 +25,7 @@ PUBLISHED = np.load(Path(__file__).parents[1] / "data" / "sama_iqa_sampling.npz"
 SAMPLES = sorted({key.rsplit("/", 1)[0] for key in PUBLISHED.files})
 OUR_NAMES = {"fragment": "fragments", "swm": "sama", "spm": "sama-spm"}
 VARIANTS = ["sama", "sama-spm", "fragments"]
+SUPPRESSED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
 DEVIATION = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
 
@@ -117,7 +118,7 @@ def test_a_small_image_is_enlarged_until_its_short_side_fits(tmp_path):
     assert read_sama_image(path, tiny()).equal(read_sama_image(larger_path, tiny()))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     variant=st.sampled_from(VARIANTS),
     seed=st.none() | st.integers(0, 99),
@@ -181,9 +182,7 @@ def test_a_missing_file_is_an_error_naming_it(tmp_path):
         read_sama_image(tmp_path / "absent.png", tiny())
 
 
-@settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=SUPPRESSED)
 @given(kind=st.sampled_from(["JPEG", "PNG", "BMP", "WEBP"]), share=st.floats(0, 0.9))
 def test_a_truncated_file_is_an_error_naming_it(kind, share, tmp_path):
     whole = io.BytesIO()
@@ -194,9 +193,7 @@ def test_a_truncated_file_is_an_error_naming_it(kind, share, tmp_path):
         read_sama_image(tmp_path / "cut.jpg", tiny())
 
 
-@settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=SUPPRESSED)
 @given(
     kind=st.sampled_from(["JPEG", "PNG", "GIF", "WEBP"]),
     place=st.floats(0, 0.99),

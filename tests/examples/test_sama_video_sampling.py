@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose
 from published_samples import assert_published, formula_video
 from torch.nn.functional import interpolate
 
-from vqa.sama_video_sampling import SamaSampling, ladder, scale_and_mask
+from vqa.sampling.sama_video import SamaSampling, ladder, scale_and_mask
 
 PUBLISHED = np.load(Path(__file__).parents[1] / "data" / "sama_vqa_sampling.npz")
 SAMPLES = sorted({key.rsplit("/", 1)[0] for key in PUBLISHED.files if "/" in key})
@@ -43,6 +43,11 @@ def noise(frames, height, width):
         generator=torch.Generator().manual_seed(height),
         dtype=torch.uint8,
     )
+
+
+def assert_same_levels(first, second):
+    """Up to rounding, which differs with the place of a value in memory."""
+    assert_allclose(first, second, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("key", SAMPLES)
@@ -146,9 +151,9 @@ def test_masks_show_full_resolution_on_even_squares_and_the_ladder_on_odd_ones(v
     still = frames[:, :1].expand_as(frames)
     full = scale_and_mask(still[None], tiny("sama"), generator_of(1))[0][:, 0]
 
-    assert masked[:, :, ~even].equal(ladder_only[:, :, ~even])
+    assert_same_levels(masked[:, :, ~even], ladder_only[:, :, ~even])
     still_masked = scale_and_mask(still[None], tiny(variant), generator_of(1))[0]
-    assert still_masked[:, :, even].equal(full[:, None].expand_as(still_masked)[:, :, even])
+    assert_same_levels(still_masked[:, :, even], full[:, None].expand_as(still_masked)[:, :, even])
 
 
 def test_a_clip_is_sampled_alike_alone_and_among_others():
@@ -157,7 +162,7 @@ def test_a_clip_is_sampled_alike_alone_and_among_others():
     together = scale_and_mask(clips_of(frames, 2), tiny())
     alone = [scale_and_mask(frames[None, :, first : first + 5], tiny())[0] for first in (0, 5)]
 
-    assert together.equal(torch.stack(alone))
+    assert_same_levels(together, torch.stack(alone))
 
 
 def test_clips_of_a_training_sample_are_cut_at_places_of_their_own():
@@ -187,10 +192,10 @@ def test_the_order_of_channels_in_memory_does_not_matter():
 
     first, last = (scale_and_mask(layout[None], tiny()) for layout in (frames, channels_last))
 
-    assert first.equal(last)
+    assert_same_levels(first, last)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(variant=variants, seed=seeds, height=sides, width=sides, level=st.integers(0, 255))
 def test_a_constant_video_stays_constant(variant, seed, height, width, level):
     frames = torch.full((1, 3, 5, height, width), level, dtype=torch.uint8)
@@ -200,7 +205,7 @@ def test_a_constant_video_stays_constant(variant, seed, height, width, level):
     assert mosaics.equal(torch.full((1, 3, 5, 16, 16), float(level)))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     variant=variants,
     seed=seeds,
@@ -222,7 +227,7 @@ def test_any_size_gives_finite_mosaics_within_the_range_of_the_frames(
     assert mosaics.max() <= video.max()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(height=st.integers(16, 60), width=st.integers(16, 60))
 def test_the_last_step_holds_patches_from_the_middle_of_the_resized_frame_s_cells(height, width):
     frames = noise(6, height, width)

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from vqa.schedules import published_cosine, step_decay, warm_up_constant, warm_up_cosine
+from vqa.training.optim import published_cosine, step_decay, warm_up_constant, warm_up_cosine
 
 PUBLISHED = np.load(Path(__file__).parents[1] / "data" / "lr_schedules.npz")
 STEPS_PER_EPOCH = 100
@@ -48,7 +48,6 @@ def test_the_published_cosine_neither_starts_nor_ends_where_it_should():
     assert published_cosine(999, 1000, 100) > 0.02
 
 
-@settings(deadline=None)
 @given(st.integers(2, 500), st.floats(0, 0.9))
 def test_the_mended_cosine_rises_from_the_first_step_and_falls_to_nothing(steps, share):
     warm_up = int(share * steps)

@@ -4,18 +4,22 @@ import csv
 import json
 import math
 import re
+import shutil
+import statistics
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from toy_recipe import toy_recipe, toy_samples, with_settings
+from toy_task import toy_samples, toy_task, with_settings
 
 from vqa.datasets import load_dataset
-from vqa.parts import parts_of
-from vqa.run_state import RunStateError
-from vqa.session import output_folder, run_script
+from vqa.datasets.splits import split
+from vqa.training.checkpoint import CheckpointError, RunStateError, load_checkpoint
+from vqa.training.main import output_folder, run_script
+from vqa.training.optim import load_initial_weights
+from vqa.training.split_samples import parts_of
 
 
 @pytest.fixture
@@ -43,7 +47,7 @@ def settings_for(data, tmp_path, **changes):
 
 
 def run(settings, **changes):
-    path = run_script(settings, toy_recipe(settings))
+    path = run_script(settings, toy_task(settings))
     assert path is not None
     return json.loads(path.read_text())
 
@@ -65,9 +69,16 @@ def test_results_hold_scores_gap_settings_and_where_they_come_from(data, tmp_pat
 def test_every_split_is_trained_and_the_median_reported(data, tmp_path):
     results = run(settings_for(data, tmp_path, splits=(0, 1, 2), protocol="sama"))
 
+    assert [split["split"] for split in results["splits"]] == [0, 1, 2]
     scores = sorted(split["test"]["srcc"] for split in results["splits"])
-    assert len(set(scores)) > 1
     assert results["median"]["test"]["srcc"] == scores[1]
+    first, second, third = (
+        torch.load(tmp_path / "out" / f"split-{split}" / "best.pt", weights_only=True)
+        for split in range(3)
+    )
+    weights = [saved["state_dict"]["backbone.0.weight"] for saved in (first, second, third)]
+    assert not weights[0].equal(weights[1])
+    assert not weights[1].equal(weights[2])
 
 
 def test_a_split_that_is_not_there_is_refused_before_any_other_is_trained(data, tmp_path):
@@ -117,8 +128,8 @@ def test_a_finished_run_is_not_trained_again(data, tmp_path):
 
 def _equal_but_memory(first, second):
     for results in (first, second):
-        for split in results["splits"]:
-            del split["peak_memory_bytes"]
+        for own in results["splits"]:
+            del own["peak_memory_bytes"]
     return first["splits"] == second["splits"]
 
 
@@ -133,7 +144,7 @@ def test_an_interrupted_run_gives_the_same_scores(data, tmp_path, monkeypatch):
         if len(saves) == 2:
             raise KeyboardInterrupt
 
-    from vqa.training_run import TrainingRun
+    from vqa.training.loop import TrainingRun
 
     original = TrainingRun.save
     monkeypatch.setattr(TrainingRun, "save", save_and_die)
@@ -190,7 +201,7 @@ def test_a_run_that_began_again_and_was_interrupted_does_not_go_on_from_the_old_
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_script(again, replace(toy_recipe(again), read=interrupted))
+        run_script(again, replace(toy_task(again), read=interrupted))
 
     assert not (tmp_path / "out" / "split-0" / "last.pt").exists()
 
@@ -205,11 +216,42 @@ def test_trained_weights_can_be_tested_alone(data, tmp_path):
     assert tested["splits"][0]["steps"] == 0
 
 
+def test_a_checkpoint_says_what_the_model_is_and_how_its_inputs_are_cut(data, tmp_path):
+    results = run(settings_for(data, tmp_path))
+    checkpoint = load_checkpoint(tmp_path / "out" / "split-0" / "best.pt")
+
+    assert (checkpoint.script, checkpoint.epoch) == ("toy", results["splits"][0]["best_epoch"])
+    assert json.loads(json.dumps(checkpoint.settings)) == results["settings"]
+
+
+def test_its_scores_have_the_scale_of_the_training_part(data, tmp_path):
+    run(settings_for(data, tmp_path, select_on="last"))
+    scale = load_checkpoint(tmp_path / "out" / "split-0" / "best.pt").scale
+
+    numbers, _ = split(40)
+    scores = [toy_samples(40)[number].score for number in numbers]
+    assert scale is not None
+    assert scale.opinion(scale.predicted_mean) == pytest.approx(statistics.mean(scores))
+    assert scale.opinion_deviation == pytest.approx(statistics.pstdev(scores))
+
+
+@pytest.mark.parametrize("use", ["evaluate", "finetune_from"])
+def test_checkpoints_of_older_versions_are_refused(data, tmp_path, use):
+    old = tmp_path / "old.pt"
+    torch.save({"format": "torch-awp examples, weights", "script": "toy", "state_dict": {}}, old)
+    settings = settings_for(data, tmp_path, **{use: old})
+    task = toy_task(settings)
+    task = replace(task, build=lambda: load_initial_weights(toy_task().build(), settings))
+
+    with pytest.raises(CheckpointError, match=r"old\.pt: expected version 2 .* got 1"):
+        run_script(settings, task)
+
+
 def test_testing_alone_does_not_overwrite_the_results_of_the_training(data, tmp_path):
     training = settings_for(data, tmp_path, output=None)
     testing = settings_for(data, tmp_path, output=None, evaluate=Path("best.pt"))
 
-    folders = [output_folder(toy_recipe(), settings) for settings in (training, testing)]
+    folders = [output_folder(toy_task(), settings) for settings in (training, testing)]
 
     assert [folder.name for folder in folders] == ["list-awp", "list-evaluated"]
 
@@ -236,7 +278,7 @@ def test_a_training_without_any_readable_file_is_no_training(data, tmp_path):
 
 
 def test_predictions_that_come_to_nothing_give_no_score_but_a_result(data, tmp_path):
-    settings = settings_for(data, tmp_path, learning_rate=1e30, schedule="sound")
+    settings = settings_for(data, tmp_path, learning_rate=1e30, schedule="fixed")
 
     split = run(settings)["splits"][0]
 
@@ -285,9 +327,66 @@ def test_the_landscape_is_measured_on_request(data, tmp_path):
 def test_a_dry_run_tells_all_and_writes_nothing(data, tmp_path, capsys):
     settings = settings_for(data, tmp_path, dry_run=True)
 
-    assert run_script(settings, toy_recipe(settings)) is None
+    assert run_script(settings, toy_task(settings)) is None
 
     told = capsys.readouterr().out
     for what in ("29 train", "3 validation", "8 test", "Toy", "inputs [4, 6]", "GiB", "steps of"):
         assert what in told
     assert not (tmp_path / "out").exists()
+
+
+def touched(data, name):
+    """The file changes, its name and label do not."""
+    (data / name).write_text("other pixels")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: {"gamma": 0.02}, "gamma was 0.01 and is 0.02"),
+        (lambda data: touched(data, toy_samples(40)[3].path) or {}, "the files of the samples"),
+        (lambda data: {"validation_share": 0.2}, "the labels of the samples that train changed"),
+    ],
+)
+def test_what_decides_a_result_decides_whether_it_is_found_finished(
+    data, tmp_path, change, message
+):
+    settings = settings_for(data, tmp_path)
+    run(settings)
+
+    with pytest.raises(RunStateError, match=message):
+        run(replace(settings, **change(data)))
+
+
+def test_the_same_names_and_labels_in_another_folder_are_another_run(data, tmp_path):
+    settings = settings_for(data, tmp_path)
+    run(settings)
+    other = tmp_path / "other"
+    shutil.copytree(data, other)
+
+    with pytest.raises(RunStateError, match=r"data_root was .*data' and is .*other'"):
+        run(replace(settings, data_root=other, annotations=other / "labels.txt"))
+
+
+def test_other_weights_to_begin_with_are_another_run(data, tmp_path):
+    weights = tmp_path / "weights.pt"
+    settings = settings_for(data, tmp_path, finetune_from=weights)
+    weights.write_bytes(b"first")
+    run(settings)
+    weights.rename(tmp_path / "elsewhere.pt")
+    run(replace(settings, finetune_from=tmp_path / "elsewhere.pt"))
+    weights.write_bytes(b"second")
+
+    with pytest.raises(RunStateError, match="the content of finetune_from changed"):
+        run(settings)
+
+
+def test_a_run_that_is_taken_up_or_found_finished_says_so(data, tmp_path, capsys):
+    settings = settings_for(data, tmp_path)
+    run(settings)
+    assert "split-0: " not in capsys.readouterr().out
+
+    run(settings)
+
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "split-0: " in line]
+    assert line.endswith("found finished with these settings and files, not trained again")

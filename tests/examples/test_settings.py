@@ -2,7 +2,7 @@
 
 import pytest
 
-from vqa.settings import Settings
+from vqa.training.settings import Settings
 
 
 @pytest.mark.parametrize(

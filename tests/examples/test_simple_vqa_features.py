@@ -16,15 +16,15 @@ from torch.nn.functional import interpolate
 from video_files import Stream, write_stream
 
 from simple_vqa_features import PRESETS, main
-from vqa.encoding import encode
-from vqa.feature_cache import FeatureCache, FeatureError
-from vqa.feature_extraction import extract_features
-from vqa.labels import LabelledVideo, write_label_list
+from vqa.features.cache import FeatureCache, FeatureError
+from vqa.features.extraction import extract_features
+from vqa.features.key_frames import TINY, FeatureSettings, extract, plan
+from vqa.features.motion import FrameDifferences, SlowFastFeatures, build_extractor
+from vqa.io.encoding import encode
+from vqa.io.label_list import LabelledVideo, write_label_list
+from vqa.io.video import VideoError
 from vqa.models import PublishedWeightsError, load_published
 from vqa.models.slowfast import SlowFastR50
-from vqa.motion_features import FrameDifferences, SlowFastFeatures, build_extractor
-from vqa.simple_vqa_features import TINY, FeatureSettings, extract, plan
-from vqa.video import VideoError
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "simple_vqa_features.py"
 SLOWFAST_KEYS = Path(__file__).parents[1] / "data" / "keys_slowfast_r50.json"
@@ -158,8 +158,9 @@ def test_key_frames_are_resized_without_and_chunks_with_antialiasing(tmp_path):
 
     plain = interpolate(whole.float(), (24, 24), mode="bilinear")
     smooth = interpolate(whole.float(), (16, 16), mode="bilinear", antialias=True)
-    torch.testing.assert_close(small.float(), plain, atol=1.01, rtol=0)
-    torch.testing.assert_close(seen[0][:1].float(), smooth, atol=1.01, rtol=0)
+    # Bytes are resized in integers of few bits or in floats, as the processor likes it.
+    torch.testing.assert_close(small.float(), plain, atol=1.5, rtol=0)
+    torch.testing.assert_close(seen[0][:1].float(), smooth, atol=1.5, rtol=0)
 
 
 def test_a_truncated_video_is_an_error_that_names_it(tmp_path):
@@ -425,7 +426,7 @@ def test_the_command_survives_a_kill_and_goes_on_with_the_same_result(tmp_path):
         assert process.poll() is None
         time.sleep(0.01)
     process.kill()
-    process.communicate(timeout=60)  # returns when no worker holds the pipe any more
+    process.communicate(timeout=600)  # returns when no worker holds the pipe any more
 
     videos = [tmp_path / name for name in names]
     whole = extract_features(videos, tmp_path / "whole", TINY)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from vqa.splits import carve_validation, split
+from vqa.datasets.splits import carve_validation, split
 
 PUBLISHED = np.load(Path(__file__).parents[1] / "data" / "splits.npz")
 COUNTS = (585, 1040, 1195, 1200)
@@ -33,7 +33,6 @@ def test_a_split_is_the_published_one(samples, protocol, index, seed):
     assert len(train) == int(0.8 * samples)
 
 
-@settings(deadline=None)
 @given(st.integers(2, 300), st.integers(0, 9), st.sampled_from(["fast-vqa", "sama"]))
 def test_every_sample_is_in_one_part(samples, index, protocol):
     train, test = split(samples, index, protocol)
@@ -58,7 +57,6 @@ def test_a_split_that_does_not_exist_is_an_error(arguments, message):
         split(*arguments)
 
 
-@settings(deadline=None)
 @given(st.integers(5, 200), st.floats(0.01, 0.5), st.integers(0, 5))
 def test_validation_is_a_share_of_the_training_part(samples, share, seed):
     train = tuple(range(100, 100 + samples))

@@ -103,7 +103,7 @@ def test_the_window_shrinks_with_the_clip(full, clip, expected):
 
 
 def test_with_equal_tables_it_is_torchvisions_network():
-    ours, theirs = FragmentSwin3d().eval(), swin3d_t().eval()
+    ours, theirs = FragmentSwin3d().eval().double(), swin3d_t().eval().double()
     theirs.avgpool, theirs.head = torch.nn.Identity(), torch.nn.Identity()
     ours.load_state_dict(theirs.state_dict(), strict=False)
     for block in (module for module in ours.modules() if isinstance(module, FragmentAttention)):
@@ -113,7 +113,7 @@ def test_with_equal_tables_it_is_torchvisions_network():
             block.fragment_position_bias_table.data.copy_(table)
     theirs.load_state_dict(ours.state_dict(), strict=False)
     # At 4 frames torchvision's window is 2 x 7 x 7: the map's frames.
-    clip = torch.randn(1, 3, 4, 224, 224)
+    clip = torch.randn(1, 3, 4, 224, 224, dtype=torch.float64)
 
     with torch.no_grad():
         tokens = ours.patch_embed(clip)
@@ -124,7 +124,8 @@ def test_with_equal_tables_it_is_torchvisions_network():
             tokens = tokens if blocks else stage(tokens)
         expected = theirs(clip).view(1, 768, 2, 7, 7)
 
-    torch.testing.assert_close(ours.norm(tokens).permute(0, 4, 1, 2, 3), expected, rtol=0, atol=0)
+    found = ours.norm(tokens).permute(0, 4, 1, 2, 3)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
 
 
 def test_branches_are_left_out_with_probabilities_rising_from_0_to_a_tenth(backbone):
@@ -150,7 +151,7 @@ def test_ten_blocks_own_fragment_tables_that_start_at_zero(backbone):
     assert not any(table.any() for table in tables.values())
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=8, derandomize=True)
 @given(time=st.integers(1, 9), height=st.integers(4, 70), width=st.integers(4, 70), m=st.booleans())
 def test_clips_of_any_size_have_features_at_every_location(
     backbone, small_window, time, height, width, m

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vqa.clips import FragmentSampling, PlaneClips
-from vqa.losses import quality_loss
+from vqa.demo.training import TrainingSettings, adamw, train
 from vqa.models import build_model
-from vqa.perturbation import Method, perturbed
-from vqa.training import TrainingSettings, adamw, train
+from vqa.sampling.tiny_fast_vqa import FragmentSampling, PlaneClips
+from vqa.training.losses import quality_loss
+from vqa.training.perturbation import Method, perturbed
 
 SAMPLING = FragmentSampling(grid=2, patch=8, frames=2)
 SETTINGS = TrainingSettings(steps=3, batch=4)
@@ -83,8 +83,10 @@ def test_one_step_is_one_step_of_the_optimizer_on_the_loss():
     optimizer = adamw(twin, settings)
     quality_loss(twin(fragments), still.scores[order], settings.rank_weight).backward()
     optimizer.step()
-    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(a, b)
+    # The loss does not see the last bias: its gradient is rounding, which AdamW makes large.
+    expected = {name: p for name, p in twin.named_parameters() if name != "head.2.bias"}
+    measured = {name: p for name, p in model.named_parameters() if name != "head.2.bias"}
+    torch.testing.assert_close(measured, expected)
 
 
 def test_every_step_is_timed_and_announced():

@@ -8,20 +8,20 @@ from functools import partial
 
 import pytest
 import torch
-from toy_recipe import SETTINGS, toy_recipe, toy_samples, with_settings
+from toy_task import SETTINGS, score_toy, toy_samples, toy_task, with_settings
 
-from vqa.perturbation import METHOD_NAMES
-from vqa.processes import Place
-from vqa.run_state import RunStateError
-from vqa.training_run import TrainingRun
+from vqa.training.checkpoint import RunStateError
+from vqa.training.distributed import Place
+from vqa.training.loop import TrainingRun
+from vqa.training.perturbation import METHOD_NAMES
 
 HERE = Place(torch.device("cpu"))
-PERTURB = ["none", "rwp", "awp", "awp-previous"]
+PERTURB = ["none", "rwp", "awp", "awp-update", "awp-previous"]
 
 
 def new_run(settings=SETTINGS, samples=None, place=HERE, split=0):
     samples = toy_samples(18) if samples is None else samples
-    return TrainingRun(toy_recipe(settings), settings, samples, split, place)
+    return TrainingRun(toy_task(settings), settings, samples, split, place)
 
 
 def train(run, epochs=1):
@@ -89,6 +89,81 @@ def test_it_does_so_with_every_way_to_train(tmp_path, changes, stop):
     assert_equal(everything(resumed), everything(whole))
 
 
+@pytest.mark.parametrize(
+    ("perturb", "steps", "phases"),
+    [
+        ("none", 1, ["first"]),
+        ("rwp", 1, ["first"]),
+        ("awp", 1, ["first", "later"]),
+        ("awp", 3, ["first", "later", "later", "later"]),
+        ("awp-update", 1, ["first"]),
+        ("awp-previous", 1, ["first"]),
+    ],
+)
+@pytest.mark.parametrize("amp", ["none", "fp16"])
+def test_a_step_takes_the_passes_of_its_method(perturb, steps, phases, amp):
+    seen = []
+
+    def scores(model, inputs, phase):
+        seen.append(phase)
+        return score_toy(model, inputs, phase)
+
+    settings = with_settings(perturb=perturb, steps=steps, amp=amp)
+    run = TrainingRun(
+        replace(toy_task(settings), scores=scores), settings, toy_samples(18), 0, HERE
+    )
+    next(run.steps())
+
+    assert seen == phases
+
+
+def plain_sgd(model):
+    return torch.optim.SGD(model.named_parameters(), lr=0.1)
+
+
+def smooth_run(settings):
+    """Nothing in it depends on how samples are batched, and its steps are gradients."""
+    task = toy_task(settings)
+    task = replace(
+        task,
+        build=lambda: _without_noise(toy_task(settings)),
+        optimizer=plain_sgd,
+        loss=torch.nn.functional.mse_loss,
+    )
+    return TrainingRun(task, settings, toy_samples(16), 0, HERE)
+
+
+@pytest.mark.parametrize("perturb", PERTURB)
+def test_batches_accumulate_to_a_larger_one(perturb):
+    whole = smooth_run(with_settings(perturb=perturb, batch=8, schedule="fixed"))
+    halves = smooth_run(with_settings(perturb=perturb, batch=4, accumulate=2, schedule="fixed"))
+
+    torch.testing.assert_close(train(halves), train(whole), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(everything(halves), everything(whole), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("perturb", ["none", "awp"])
+def test_the_loss_of_a_step_is_the_one_before_it(perturb):
+    run = smooth_run(with_settings(perturb=perturb))
+    batch = run.first_batch()
+    before = torch.nn.functional.mse_loss(run.model(*batch.inputs), batch.scores)
+
+    assert next(run.steps()).loss == pytest.approx(before.item(), rel=1e-6)
+
+
+def test_an_overflow_leaves_the_step_out_and_the_weights_alone():
+    settings = with_settings(amp="fp16", schedule="fixed")
+    task = replace(toy_task(settings), loss=lambda predicted, target: predicted.sum() * torch.inf)
+    run = TrainingRun(task, settings, toy_samples(18), 0, HERE)
+    before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+    scale = run.scaler.get_scale()
+
+    next(run.steps())
+
+    assert_equal(dict(run.model.named_parameters()), before)
+    assert run.scaler.get_scale() < scale
+
+
 def test_the_number_of_workers_does_not_show():
     alone = train(new_run(), 2)
 
@@ -103,7 +178,9 @@ def test_a_run_with_other_settings_or_labels_is_not_gone_on_from(tmp_path):
         new_run(split=1),
         new_run(samples=toy_samples(17)),
     ):
-        with pytest.raises(RunStateError, match=r"last\.pt: expected a run with these settings"):
+        with pytest.raises(
+            RunStateError, match=r"last\.pt: expected a run with these settings and files, but "
+        ):
             other.load(tmp_path / "last.pt")
     new_run(with_settings(workers=1, output=tmp_path)).load(tmp_path / "last.pt")
 
@@ -136,7 +213,7 @@ def test_the_checkpoint_of_weights_is_no_state(tmp_path):
 
 
 def test_the_average_begins_with_the_first_weights_and_decays():
-    run = new_run(with_settings(schedule="sound"))
+    run = new_run(with_settings(schedule="fixed"))
     expected = {name: p.detach().clone() for name, p in run.model.named_parameters()}
 
     for _ in run.steps():
@@ -163,14 +240,14 @@ def test_the_published_schedule_leaves_the_first_step_without_effect():
 
 def test_learning_rates_follow_the_schedule_and_the_group():
     run = new_run(with_settings(backbone_factor=0.1))
-    rates = [run.learning_rates() for _ in run.steps()]
+    rates = [run.counters.learning_rates for _ in run.steps()]
 
     assert rates[1] == pytest.approx([0.002 / 2, 0.02 / 2])
     assert rates[2] == pytest.approx([0.002, 0.02])
 
 
 def test_only_the_head_learns_in_linear_epochs():
-    run = new_run(with_settings(linear_epochs=1, epochs=1, schedule="sound"))
+    run = new_run(with_settings(linear_epochs=1, epochs=1, schedule="fixed"))
     before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
     changed = []
     for _ in range(2):
@@ -182,11 +259,11 @@ def test_only_the_head_learns_in_linear_epochs():
     assert changed[1] == set(before)
 
 
-def test_batch_statistics_stand_still_in_perturbed_passes_unless_the_recipe_lets_them_move():
+def test_batch_statistics_stand_still_in_perturbed_passes_unless_the_task_lets_them_move():
     counts = []
     for freeze in (True, False):
-        recipe = replace(toy_recipe(), freeze_statistics=freeze)
-        run = TrainingRun(recipe, SETTINGS, toy_samples(18), 0, HERE)
+        task = replace(toy_task(), freeze_statistics=freeze)
+        run = TrainingRun(task, SETTINGS, toy_samples(18), 0, HERE)
         steps = len(train(run))
         counts.append(int(run.model.backbone[1].num_batches_tracked) / steps)
 
@@ -246,10 +323,10 @@ def test_a_compiled_model_trains_as_the_plain_one_and_is_saved_under_its_names(
 def run_of_rank(rank, perturb):
     place = Place(torch.device("cpu"), rank, 2)
     # Dropout and batch statistics differ between processes by nature; without them all is equal.
-    settings = with_settings(perturb=perturb, batch=6, schedule="sound")
-    recipe = toy_recipe(settings)
+    settings = with_settings(perturb=perturb, batch=6, schedule="fixed")
+    task = toy_task(settings)
     run = TrainingRun(
-        replace(recipe, build=lambda: _without_noise(recipe)),
+        replace(task, build=lambda: _without_noise(task)),
         settings,
         toy_samples(20),
         0,
@@ -261,8 +338,8 @@ def run_of_rank(rank, perturb):
     return losses, {name: weights[name] for name in weights if name != "head.1.bias"}
 
 
-def _without_noise(recipe):
-    model = recipe.build()
+def _without_noise(task):
+    model = task.build()
     model.head[0].p = 0.0
     model.backbone[1] = torch.nn.LayerNorm(8)
     return model

@@ -18,8 +18,8 @@ from video_files import (
     write_video,
 )
 
-from vqa.encoding import decode, encode
-from vqa.video import VideoError, VideoInfo, probe, read_frames
+from vqa.io.encoding import decode, encode
+from vqa.io.video import VideoError, VideoInfo, probe, read_frames
 
 
 @pytest.mark.parametrize("codec", ["h264", "mpeg4"])

@@ -5,14 +5,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from published_cut import published_fragments
 from video_files import Stream, decode_in_order, textured_clip, turn, write_stream
 
-from vqa.augmentation import augment
-from vqa.fragments import centre_offsets, cut_fragments, draw_offsets
-from vqa.frame_sampling import FrameSampling, draw_frames
-from vqa.published_fragments import published_fragments
-from vqa.video import VideoError
-from vqa.video_clips import FAST_VQA, FAST_VQA_M, FastVqaSampling, read_clips
+from vqa.io.video import VideoError
+from vqa.sampling.augmentation import augment
+from vqa.sampling.fast_vqa import (
+    FAST_VQA,
+    FAST_VQA_M,
+    FastVqaSampling,
+    read_clips,
+)
+from vqa.sampling.fragments import centre_offsets, cut_fragments, draw_offsets
+from vqa.sampling.frames import FrameSampling, draw_frames
 
 SMALL = FastVqaSampling(frames=4, interval=2, clips=2, grid=3, patch=8)
 
@@ -95,9 +100,9 @@ def test_portrait_videos_are_cut_as_displayed(path):
 
 
 @pytest.mark.parametrize("patch", [8, 20])
-def test_paper_behaviour_cuts_as_the_published_code(path, patch):
+def test_released_behaviour_cuts_as_the_published_code(path, patch):
     """Patches of 8 fit into the frames; for those of 20 the published code enlarges them."""
-    sampling = replace(SMALL, behaviour="paper", patch=patch)
+    sampling = replace(SMALL, behaviour="released", patch=patch)
 
     clips = read_clips(path, sampling, seeded())
 
@@ -114,10 +119,10 @@ def test_small_frames_are_enlarged_and_seen_whole(tmp_path):
     kind = Stream(options={"crf": "1"}, pixels="yuv444p")
     path = write_stream(tmp_path / "v.mp4", np.stack([ramp] * 8), kind)
 
-    sound = read_clips(path, replace(SMALL, clips=1, patch=32))
-    paper = read_clips(path, replace(SMALL, clips=1, patch=32, behaviour="paper"), seeded())
+    fixed = read_clips(path, replace(SMALL, clips=1, patch=32))
+    released = read_clips(path, replace(SMALL, clips=1, patch=32, behaviour="released"), seeded())
 
-    levels = [clip[0, 0, 0, 0] * 58.395 + 123.675 for clip in (sound, paper)]
+    levels = [clip[0, 0, 0, 0] * 58.395 + 123.675 for clip in (fixed, released)]
     assert levels[0][-1] > 225
     assert levels[1][-1] < levels[0][-1]
 
@@ -134,7 +139,7 @@ def test_augmentation_comes_before_the_fragments_and_is_drawn_per_clip(path):
     torch.testing.assert_close(clips, normalised(cut_fragments(changed, *offsets, (8, 8))))
 
 
-@pytest.mark.parametrize("change", [{"behaviour": "paper"}, {"augmentation": "auto"}])
+@pytest.mark.parametrize("change", [{"behaviour": "released"}, {"augmentation": "auto"}])
 def test_chance_needs_a_generator(path, change):
     with pytest.raises(ValueError, match="generator: expected one"):
         read_clips(path, replace(SMALL, **change))

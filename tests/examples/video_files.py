@@ -13,7 +13,7 @@ from av.bitstream import BitStreamFilterContext
 from av.stream import Disposition
 from numpy.typing import NDArray
 
-from vqa.encoding import Codec, encode
+from vqa.io.encoding import Codec, encode
 
 Pixels = NDArray[np.uint8]
 

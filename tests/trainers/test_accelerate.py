@@ -1,4 +1,4 @@
-"""Hugging Face Accelerate: the block through `optimizer.optimizer`, with its accumulation."""
+"""Hugging Face Accelerate: the loop through `optimizer.optimizer`, with its accumulation."""
 
 from collections.abc import Iterator
 
@@ -31,9 +31,8 @@ def accelerated_run(wrap: str, pieces: int = 1, clip: float | None = None, **opt
     for batch in batches:
         held.append(batch)
         with accelerator.accumulate(model):
-            backward(*batch)
             if accelerator.sync_gradients:
-                with optimizer.optimizer.perturb():
+                for _ in optimizer.optimizer.passes():
                     optimizer.zero_grad()
                     for piece in held:
                         backward(*piece)

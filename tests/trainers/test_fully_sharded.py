@@ -33,6 +33,11 @@ WRAPS = {
     "awp-3-steps-box": lambda base: AdversarialWeightPerturbation(
         base, 0.1, steps=3, step_size=0.07, constraint="element"
     ),
+    "awp-update": lambda base: AdversarialWeightPerturbation(base, 0.1, ascent="update"),
+    # After three steps nothing is kept, since the next one does not perturb.
+    "awp-update-interval": lambda base: AdversarialWeightPerturbation(
+        base, 0.1, ascent="update", interval=2
+    ),
     "awp-previous": lambda base: AdversarialWeightPerturbation(base, 0.1, ascent="previous"),
     "rwp": lambda base: RandomWeightPerturbation(
         base, 0.1, interval=2, generator=torch.Generator().manual_seed(5)
@@ -95,7 +100,7 @@ def assert_equal_to_one_process(ranks: Ranks, mesh_shape: tuple[int, ...], wrap:
         torch.testing.assert_close(weights, weights_of(model), rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("form", ["closure", "block"])
+@pytest.mark.parametrize("form", ["closure", "loop", "block"])
 @pytest.mark.parametrize("wrap", WRAPS)
 def test_a_sharded_run_equals_the_one_in_one_process(two_ranks, wrap, form):
     assert_equal_to_one_process(two_ranks, (2,), wrap, form)
@@ -172,6 +177,7 @@ def resume(rank: int, wrap: str, options: StateDictOptions) -> bool:
     return same_bits(local_weights(model), local_weights(twin))
 
 
+RESUMED = ["awp", "awp-update", "awp-update-interval", "awp-previous", "rwp"]
 OPTIONS = {
     "sharded": StateDictOptions(),
     "flat": StateDictOptions(flatten_optimizer_state_dict=True),
@@ -180,7 +186,9 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("wrap", ["awp", "awp-previous", "rwp"])
+@pytest.mark.parametrize(
+    "wrap", ["awp", "awp-update", "awp-update-interval", "awp-previous", "rwp"]
+)
 def test_distributed_state_dicts_resume_bitwise(two_ranks, wrap, options):
     assert two_ranks.run(resume, wrap, OPTIONS[options]) == [True, True]
 
@@ -214,7 +222,9 @@ def _states(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("wrap", ["awp", "awp-previous", "rwp"])
+@pytest.mark.parametrize(
+    "wrap", ["awp", "awp-update", "awp-update-interval", "awp-previous", "rwp"]
+)
 def test_a_distributed_checkpoint_on_disk_resumes_bitwise(two_ranks, wrap, tmp_path):
     expected = two_ranks.run(save, tmp_path, wrap)
     for weights, reference in zip(two_ranks.run(load, tmp_path, wrap), expected, strict=True):

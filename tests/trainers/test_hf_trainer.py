@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import torch
 from plain_loop import (
     BATCH,
     WRAPS,
@@ -32,21 +33,23 @@ class Regressor(nn.Module):
 
 
 class PerturbingTrainer(Trainer):
-    """Goes over the held micro-batches of a step again at the perturbed weights."""
+    """Holds the micro-batches of a step until the last, and then takes the passes."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.held: list[dict[str, Tensor]] = []
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        loss = super().training_step(model, inputs, num_items_in_batch)
         self.held.append(inputs)
-        if self.accelerator.sync_gradients:
-            with self.optimizer.optimizer.perturb():
-                model.zero_grad()
-                for held in self.held:
-                    super().training_step(model, held, num_items_in_batch)
-            self.held.clear()
+        loss = torch.zeros(())
+        if not self.accelerator.sync_gradients:
+            return loss
+        for p in self.optimizer.optimizer.passes():
+            model.zero_grad()
+            for held in self.held:
+                held_loss = super().training_step(model, held, num_items_in_batch)
+                loss = loss + held_loss if p.index == 0 else loss
+        self.held.clear()
         return loss
 
     def _get_train_sampler(self, *args: Any) -> SequentialSampler:

@@ -32,11 +32,10 @@ def train(model: nn.Module, data: list[tuple[Tensor, Tensor]], scaler: torch.amp
     model.train()
     for update, (images, labels) in enumerate(data):
         scheduler.step_update(update)
-        optimizer.zero_grad()
-        scaler.scale(loss_fn(model(images), labels)).backward()
-        with optimizer.perturb(), freeze_running_stats(model):
+        for p in optimizer.passes():
             optimizer.zero_grad()
-            scaler.scale(loss_fn(model(images), labels)).backward()
+            with freeze_running_stats(model, p.index > 0):
+                scaler.scale(loss_fn(model(images), labels)).backward()
         scaler.unscale_(optimizer)
         dispatch_clip_grad(model.parameters(), 1.0, mode="norm")
         scaler.step(optimizer)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, distributed, nn
 
-from torch_awp.landscape.direction import Direction, checked_direction, is_continuous, wide
+from torch_awp.functional import wide
+from torch_awp.landscape.direction import Direction, checked_direction, is_continuous
 from torch_awp.landscape.preserved import LossFunction, evaluate, preserved
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Generator, Tensor, nn
 
-from torch_awp.arguments import Select
-from torch_awp.perturbation import step_scales
+from torch_awp.arguments import Select, is_selected
+from torch_awp.functional import step_scales, wide
 
 Direction = Mapping[str, Tensor]
 
@@ -98,11 +98,6 @@ def checked_direction(argument: str, direction: Direction, model: nn.Module) -> 
     }
 
 
-def is_selected(select: Select | None, name: str, weight: Tensor) -> bool:
-    """Whether a tensor takes part; by default those with more than one dimension do."""
-    return weight.ndim > 1 if select is None else bool(select(name, weight))
-
-
 def is_continuous(tensor: Tensor) -> bool:
     """Whether small steps are possible: real or complex numbers, not integers."""
     return tensor.is_floating_point() or tensor.is_complex()
@@ -115,15 +110,10 @@ def normal_like(weight: Tensor, generator: Generator | None) -> Tensor:
     return noise.to(weight.device)
 
 
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """The type to compute in: float32 or wider."""
-    return torch.promote_types(dtype, torch.float32)
-
-
 def _normalized(vector: Tensor, weight: Tensor) -> Tensor:
     """The vector with every filter rescaled to the length of the weight's."""
-    scales = step_scales(_filter_norms(weight), _filter_norms(vector), 1.0).to(vector.dtype)
-    return (_filters(vector) * scales.unsqueeze(1)).reshape(vector.shape)
+    scales = torch.as_tensor(step_scales(_filter_norms(weight), _filter_norms(vector), 1.0))
+    return (_filters(vector) * scales.to(vector.dtype).unsqueeze(1)).reshape(vector.shape)
 
 
 def _filter_norms(tensor: Tensor) -> Tensor:

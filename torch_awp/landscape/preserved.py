@@ -8,7 +8,8 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
-from torch_awp.perturbation import clone_tensors
+from torch_awp.functional import clone_tensors
+from torch_awp.perturbation import insist
 
 LossFunction = Callable[[nn.Module], Tensor | float]
 RandomState = tuple[Callable[[Tensor], None], Tensor]  # how to set it, and to what
@@ -76,15 +77,6 @@ def preserved(model: nn.Module, weights: Sequence[Tensor]) -> Iterator[Snapshot]
         yield snapshot
     finally:
         insist(snapshot.restore)
-
-
-def insist(restore: Callable[[], None]) -> None:
-    """Restore, and once more if that was interrupted: twice is harmless, half is not."""
-    try:
-        restore()
-    except BaseException:  # a second Ctrl-C, say
-        restore()
-        raise
 
 
 def evaluate(model: nn.Module, loss_fn: LossFunction) -> Tensor:

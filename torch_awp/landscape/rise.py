@@ -1,19 +1,21 @@
 """One number for how sharp a minimum is: how far the loss rises near the weights."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from operator import attrgetter
 from typing import Literal
 
 import torch
 from torch import Generator, Tensor, nn
 
-from torch_awp.arguments import Select, checked_choice, checked_integer, checked_real
-from torch_awp.block import Block, Move
-from torch_awp.landscape.direction import is_continuous, is_selected, normal_like
-from torch_awp.landscape.preserved import LossFunction, evaluate, insist, preserved, scalar
+from torch_awp.arguments import (
+    Select,
+    checked_choice,
+    checked_integer,
+    checked_real,
+    is_selected,
+)
+from torch_awp.landscape.direction import is_continuous, normal_like
+from torch_awp.landscape.preserved import LossFunction, evaluate, preserved, scalar
+from torch_awp.perturbation import Move, Perturbation
 
 
 def sharpness(
@@ -107,7 +109,8 @@ class _Ball:
 
     def climb(self, steps: int, step_size: float) -> list[Tensor]:
         """The losses from the center upwards, ``steps + 1`` of them."""
-        with preserved(self.model, []) as snapshot, self._block() as block, torch.enable_grad():
+        perturbation = Perturbation(self.constraint)
+        with preserved(self.model, []) as snapshot, perturbation, torch.enable_grad():
             for weight in self.weights:
                 weight.requires_grad_(True)
             losses = []
@@ -116,7 +119,7 @@ class _Ball:
                 loss = self._loss_with_graph()
                 losses.append(loss.detach().clone())
                 if step < steps:
-                    block.move(self._uphill(loss, step_size))
+                    perturbation.move(self._uphill(loss, step_size))
             return losses
 
     def sample(self, samples: int, generator: Generator | None) -> list[Tensor]:
@@ -126,21 +129,13 @@ class _Ball:
             losses = [evaluate(self.model, self.loss_fn)]
             for _ in range(samples):
                 snapshot.rewind()
-                with self._block() as block:
-                    noise = partial(normal_like, generator=generator)
-                    block.move(
-                        Move(weight, noise, self.gamma, self.gamma) for weight in self.weights
-                    )
+                with Perturbation(self.constraint) as perturbation:
+                    perturbation.save(self.weights)
+                    for weight in self.weights:
+                        noise = normal_like(weight, generator)
+                        perturbation.move([Move(weight, noise, self.gamma, self.gamma)])
                     losses.append(evaluate(self.model, self.loss_fn))
             return losses
-
-    @contextmanager
-    def _block(self) -> Iterator[Block]:
-        block = Block(self.constraint, active=True)
-        try:
-            yield block
-        finally:
-            insist(block.restore)
 
     def _loss_with_graph(self) -> Tensor:
         loss = scalar(self.loss_fn(self.model))
@@ -156,7 +151,7 @@ class _Ball:
             param.grad = None
         torch.autograd.backward(loss)
         return [
-            Move(weight, attrgetter("grad"), self.gamma, step_size)
+            Move(weight, weight.grad, self.gamma, step_size)
             for weight in self.weights
             if weight.grad is not None
         ]

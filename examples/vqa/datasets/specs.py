@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vqa.datasets.samples import MediaKind, Part
-from vqa.mini_iqa import MiniIqaSettings, build_mini_iqa, is_mini_iqa
-from vqa.mini_ugc import MiniUgcSettings, build_mini_ugc, is_mini_ugc
+from vqa.synthetic.mini_iqa import MiniIqaSettings, build_mini_iqa, is_mini_iqa
+from vqa.synthetic.mini_ugc import MiniUgcSettings, build_mini_ugc, is_mini_ugc
 
 
 @dataclass(frozen=True)

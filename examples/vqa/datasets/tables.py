@@ -24,7 +24,7 @@ from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
 from vqa.datasets.samples import DatasetError
-from vqa.labels import LabelListError, parse_label_list, parse_number
+from vqa.io.label_list import LabelListError, parse_label_list, parse_number
 
 _LIST_COLUMNS = ("path", "duration", "fps", "mos")
 # Of names and scores without a header; the other way round if only the first cell is a number.
@@ -115,7 +115,7 @@ def read_list(path: Path) -> Table:
     """A four-column list, whatever its first row looks like.
 
     Raises:
-        DatasetError: see `vqa.labels.parse_label_list`.
+        DatasetError: see `vqa.io.label_list.parse_label_list`.
     """
     try:
         videos = parse_label_list(path)

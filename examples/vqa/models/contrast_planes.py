@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vqa.imagenet import DEVIATION, MEAN
-from vqa.quality_planes import still_planes
+from vqa.models.imagenet import DEVIATION, MEAN
+from vqa.models.quality_planes import still_planes
 
 PLANES = 2
 """Planes that `ContrastPlanes` returns."""
@@ -18,7 +18,7 @@ _LUMA = (0.299, 0.587, 0.114)
 
 
 class ContrastPlanes(nn.Module):
-    """Normalised luma and local contrast (see `vqa.quality_planes.still_planes`); no parameters."""
+    """Normalised luma and local contrast (see `still_planes`); no parameters."""
 
     def forward(self, images: Tensor) -> Tensor:
         """Planes [B, 2, H, W] of images [B, 3, H, W] normalised as for ImageNet; H, W > 3."""

@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 
 from vqa.figures import draw_curves
-from vqa.files import replacing
+from vqa.io.files import replacing
 from vqa.reproduction.catalogue import LossFigure, Panel
 from vqa.reproduction.measured import rises
 from vqa.reproduction.store import Store

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vqa.datasets import SPECS
+from vqa.datasets import SPECS, DatasetError
+from vqa.datasets.annotations import find_annotations
+from vqa.io.files import sha256
 from vqa.reproduction.data_choice import GENERATED
 from vqa.reproduction.trainings import PlannedRun
 
@@ -57,10 +59,22 @@ class Inputs:
         return None
 
     def digests(self) -> dict[str, str]:
-        """Digests of weights and of annotation files that were named."""
-        return {
-            name: _digest(file) for name, file in (*self.weights.items(), *self.annotations.items())
-        }
+        """Digests of all that decides a result beside settings.
+
+        Of every data set that is there its place and annotation files, of weights their content.
+        """
+        weights = {name: sha256(file)[:16] for name, file in self.weights.items()}
+        there = [name for name in SPECS if name not in GENERATED and self.root(name).is_dir()]
+        return {**{name: self._digest_of_data(name) for name in there}, **weights}
+
+    def _digest_of_data(self, dataset: str) -> str:
+        root = self.root(dataset)
+        try:
+            found = find_annotations(SPECS[dataset], root, self.annotations.get(dataset))
+        except DatasetError:  # the run will say what is wrong
+            found = ()
+        described = [str(root.resolve()), *(sha256(file.path) for file in found)]
+        return hashlib.sha256("\n".join(described).encode()).hexdigest()[:16]
 
 
 def read_roots(entries: Sequence[str]) -> tuple[dict[str, Path], dict[str, Path]]:
@@ -106,11 +120,3 @@ def _existing(argument: str, file: Path) -> Path:
     if not file.is_file():
         raise ValueError(f"{argument}: expected a file, there is none: {file}")
     return file
-
-
-def _digest(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()[:16]

@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vqa.files import replacing, write_json
+from vqa.io.files import replacing, write_json
 from vqa.reproduction.catalogue import Exhibit, LossFigure
 from vqa.reproduction.cells import FilledTable, fill
 from vqa.reproduction.drawing import draw

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vqa.files import write_json
+from vqa.io.files import write_json
 from vqa.reproduction.trainings import PlannedRun
 
 

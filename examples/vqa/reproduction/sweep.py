@@ -26,7 +26,7 @@ class Sweep:
     flags: tuple[str, ...] = ()
     """Further settings of every run."""
     digests: Mapping[str, str] = field(default_factory=dict)
-    """Of files that decide results: pretrained weights by script, annotations by data set."""
+    """Of files that decide results: pretrained weights by script, data sets by name."""
 
     def runs(self, asked: Training) -> tuple[PlannedRun, ...]:
         """Every run behind a training: seed by seed, split by split."""

@@ -1,0 +1,194 @@
+"""What the demo shows: a table, sentences computed from it, files and a figure."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from vqa.demo.experiment import Run
+from vqa.figures import draw_curves, draw_seeds
+from vqa.io.files import replacing, write_json
+from vqa.statistics import PairedDifference, paired_difference, summarise
+from vqa.training.perturbation import METHOD_NAMES, Method
+
+# Shades of one colour for the two kinds of the same thing; told apart by everybody.
+_COLOURS: dict[Method, str] = {
+    "plain": "#555555",
+    "rwp": "#e69f00",
+    "awp": "#0072b2",
+    "awp-update": "#009e73",
+    "awp-previous": "#56b4e9",
+}
+
+# Below this two-sided p value a difference is called one; printed with it every time.
+_LEVEL = 0.05
+
+Runs = Mapping[Method, Sequence[Run]]
+
+
+def by_method(runs: Sequence[Run]) -> dict[Method, list[Run]]:
+    """Runs per method, each ordered by seed."""
+    methods = dict.fromkeys(run.method for run in runs)
+    ordered = sorted(runs, key=lambda run: run.seed)
+    return {method: [run for run in ordered if run.method == method] for method in methods}
+
+
+_COLUMNS: dict[str, Callable[[Run], float]] = {
+    "train SRCC": lambda run: run.train.srcc,
+    "test SRCC": lambda run: run.test.srcc,
+    "gap SRCC": lambda run: run.gap.srcc,
+    "ood SRCC": lambda run: run.ood.srcc,
+    "train PLCC": lambda run: run.train.plcc,
+    "test PLCC": lambda run: run.test.plcc,
+    "gap PLCC": lambda run: run.gap.plcc,
+    "ood PLCC": lambda run: run.ood.plcc,
+    "sharpness": lambda run: run.sharpness,
+    "ms / step": lambda run: 1e3 * run.seconds_per_step,
+}
+
+
+def table(runs: Runs) -> str:
+    """One line per quantity, one column per method: mean, spread, and difference to plain.
+
+    The difference is taken seed by seed; `p` is that of a two-sided paired t-test.
+    """
+    lines = [_row("", [METHOD_NAMES[method] for method in runs])]
+    for name, value in _COLUMNS.items():
+        cells = []
+        for own in runs.values():
+            summary = summarise([value(run) for run in own])
+            cells.append(f"{summary.mean:.3f} ± {summary.spread:.3f}")
+        lines.append(_row(name, cells))
+        if "plain" in runs and len(runs) > 1:
+            lines.append(_row("  - plain", _differences(runs, value)))
+    return "\n".join(lines)
+
+
+def conclusions(runs: Runs) -> list[str]:
+    """Sentences about every perturbed method against plain, read off the numbers."""
+    sentences = []
+    for method in runs:
+        if method == "plain" or "plain" not in runs:
+            continue
+        gap, test, ood, sharpness, cost = (
+            _difference(runs, method, _COLUMNS[column])
+            for column in ("gap SRCC", "test SRCC", "ood SRCC", "sharpness", "ms / step")
+        )
+        flat = 1 + sharpness.mean / _mean(runs, "plain", "sharpness")
+        slow = 1 + cost.mean / _mean(runs, "plain", "ms / step")
+        sentences.append(
+            f"{METHOD_NAMES[method]}: the train-test gap in SRCC is"
+            f" {_verdict(gap, 'smaller', 'larger')};"
+            f" the test SRCC is {_verdict(test, 'lower', 'higher')};"
+            f" out of domain it is {_verdict(ood, 'lower', 'higher')};"
+            f" sharpness is {flat:.2f} times that of plain, a step takes {slow:.2f} times as long."
+        )
+    return sentences
+
+
+def write_results(
+    folder: Path, runs: Runs, description: Mapping[str, object], positions: Tensor
+) -> list[Path]:
+    """Write `results.json`, `results.csv` and `figure.png`; returns their paths."""
+    every = [run for own in runs.values() for run in own]
+    document = {
+        **description,
+        "curve_positions": positions.tolist(),
+        "summary": _summary(runs),
+        "conclusions": conclusions(runs),
+        "runs": [asdict(run) for run in every],
+    }
+    paths = [folder / name for name in ("results.json", "results.csv", "figure.png")]
+    write_json(paths[0], document)
+    with (
+        replacing(paths[1]) as unfinished,
+        unfinished.open("w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(["method", "seed", *_COLUMNS])
+        for run in every:
+            writer.writerow([run.method, run.seed, *(value(run) for value in _COLUMNS.values())])
+    draw_figure(paths[2], runs, positions)
+    return paths
+
+
+def draw_figure(path: Path, runs: Runs, positions: Tensor) -> None:
+    """Gap and test score of every run, and the training loss around the trained weights."""
+    # Not through pyplot, which would pick a window system and keep the figure alive.
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
+    gaps, tests, losses = figure.subplots(1, 3)
+    colours = [_COLOURS[method] for method in runs]
+    for axes, column, label in (
+        (gaps, "gap SRCC", "train - test SRCC (lower is better)"),
+        (tests, "test SRCC", "test SRCC (higher is better)"),
+    ):
+        draw_seeds(axes, _named(runs, _COLUMNS[column]), colours)
+        axes.set_ylabel(label)
+    curves = {
+        METHOD_NAMES[method]: torch.tensor([run.curve for run in own])
+        for method, own in runs.items()
+    }
+    draw_curves(losses, positions, curves, colours)
+    losses.set_ylabel("training loss (band: all seeds)")
+    figure.suptitle("mini-UGC: real .mp4 files, synthetic opinion scores", fontsize="medium")
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, dpi=150, format="png")
+
+
+def _named(runs: Runs, value: Callable[[Run], float]) -> dict[str, list[float]]:
+    return {METHOD_NAMES[method]: [value(run) for run in own] for method, own in runs.items()}
+
+
+def _summary(runs: Runs) -> dict[str, dict[str, object]]:
+    """Per method and column: mean and spread, and the paired difference to plain."""
+    summary: dict[str, dict[str, object]] = {}
+    for method, own in runs.items():
+        summary[method] = {}
+        for name, value in _COLUMNS.items():
+            entry: dict[str, object] = asdict(summarise([value(run) for run in own]))
+            if method != "plain" and "plain" in runs:
+                entry["minus_plain"] = asdict(_difference(runs, method, value))
+            summary[method][name] = entry
+    return summary
+
+
+def _difference(runs: Runs, method: Method, value: Callable[[Run], float]) -> PairedDifference:
+    return paired_difference(
+        [value(run) for run in runs[method]], [value(run) for run in runs["plain"]]
+    )
+
+
+def _differences(runs: Runs, value: Callable[[Run], float]) -> list[str]:
+    cells = []
+    for method in runs:
+        difference = _difference(runs, method, value)
+        p_value = "" if math.isnan(difference.p_value) else f" p={difference.p_value:.2g}"
+        cells.append("" if method == "plain" else f"{difference.mean:+.3f}{p_value}")
+    return cells
+
+
+def _mean(runs: Runs, method: Method, column: str) -> float:
+    return summarise([_COLUMNS[column](run) for run in runs[method]]).mean
+
+
+def _verdict(difference: PairedDifference, below: str, above: str) -> str:
+    """What the difference allows to say, with the numbers it rests on."""
+    falling = difference.mean < 0
+    word = below if falling else above
+    clear = difference.p_value < _LEVEL
+    agreeing = difference.falls if falling else difference.n - difference.falls
+    return (
+        f"{word if clear else 'not clearly different'} ({difference.mean:+.3f},"
+        f" {word} on {agreeing} of {difference.n} seeds, p = {difference.p_value:.2g})"
+    )
+
+
+def _row(name: str, cells: Sequence[str]) -> str:
+    return f"{name:<11}" + "".join(f"{cell:>24}" for cell in cells)

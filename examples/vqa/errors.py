@@ -1,0 +1,53 @@
+"""Errors that a program expects end it with their message, without a traceback."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch_awp
+
+_DEBUG = "--debug"
+_OURS = (str(Path(__file__).resolve().parents[1]), *(str(Path(p)) for p in torch_awp.__path__))
+
+
+@contextmanager
+def expected_errors_in_one_line() -> Iterator[None]:
+    """Around a whole program: expected errors go to standard error, with exit status 2.
+
+    Expected is what this repository raises on purpose (every ValueError of ours says what was
+    expected and what was found) and a file or folder that cannot be read or written. Anything else
+    is a mistake of ours and keeps its traceback, and with `--debug` on the command line everything
+    does.
+    """
+    debug = _DEBUG in sys.argv
+    if debug:
+        sys.argv.remove(_DEBUG)
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if debug or not _is_expected(error):
+            raise
+        program = Path(sys.argv[0]).name
+        print(f"{program}: {_message(error)} ({_DEBUG} shows the traceback)", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _is_expected(error: ValueError | OSError) -> bool:
+    if isinstance(error, OSError):
+        return error.filename is not None
+    if type(error).__module__.startswith("vqa."):
+        return True
+    *_, last = traceback.extract_tb(error.__traceback__)
+    return last.filename.startswith(_OURS)
+
+
+def _message(error: ValueError | OSError) -> str:
+    """What the error says; of one that a loader's process sent, the part that is its own."""
+    text = str(error)
+    if text.startswith("Caught ") and "Original Traceback" in text:
+        return text.rstrip().rpartition(f"{type(error).__name__}: ")[2]
+    return text

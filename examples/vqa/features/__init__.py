@@ -1,0 +1,1 @@
+"""What SimpleVQA reads, extracted from videos once."""

@@ -1,0 +1,214 @@
+"""A folder of extracted features: one file per video, complete or absent, checked when read.
+
+`features.json` says how the features of the folder were made. An entry is a zip archive of
+`key_frame_0.png` ..., `motion.npy` and `record.json`, named after the video's content, the settings
+and the extractor with its weights; so an entry is found as long as none of them has changed, also
+when the video was moved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional  # type: ignore[import-untyped]
+
+from vqa.features.key_frames import Features, FeatureSettings
+from vqa.io.files import replacing, shown, write_json
+from vqa.models.imagenet import normalise
+
+# To be raised when the same video and settings would give another entry.
+VERSION = 2
+
+MANIFEST = "features.json"
+_PIECE = 1 << 16
+# File systems take 255 bytes, and there is more to a name.
+_NAME_BYTES = 160
+
+
+class FeatureError(ValueError):
+    """Features are missing, out of date or damaged; the message says of which file."""
+
+
+@dataclass(frozen=True)
+class FeatureCache:
+    """Features of videos, all made the same way. Use `create` or `open`."""
+
+    folder: Path
+    settings: FeatureSettings
+    motion: str
+    """Identity of the motion extractor."""
+
+    @classmethod
+    def create(cls, folder: Path, settings: FeatureSettings, motion: str) -> FeatureCache:
+        """The cache in `folder` for features made this way; other ones there are not used.
+
+        Raises:
+            FeatureError: the folder holds something else.
+        """
+        cache = cls(folder, settings, motion)
+        if not _is_free(folder):
+            raise FeatureError(f"{folder}: expected features or an empty folder, found other files")
+        write_json(folder / MANIFEST, cache._made())
+        return cache
+
+    @classmethod
+    def open(cls, folder: Path) -> FeatureCache:
+        """The cache that an extraction made in `folder`.
+
+        Raises:
+            FeatureError: there is none, or one of another version.
+        """
+        try:
+            made = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            cache = cls(folder, FeatureSettings(**made["settings"]), made["motion"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise FeatureError(
+                f"{folder}: expected features made by simple_vqa_features.py ({error})"
+            ) from error
+        if made != cache._made():
+            raise FeatureError(f"{folder}: expected features of version {VERSION}; extract again")
+        return cache
+
+    def has(self, video: Path) -> bool:
+        """Whether there is an entry for the video as it is now.
+
+        Raises:
+            FeatureError: the video cannot be read.
+        """
+        return self._path(video, self._record(video)).exists()
+
+    def write(self, video: Path, features: Features) -> None:
+        """Store what was extracted from a video; complete or not at all."""
+        record = self._record(video)
+        with (
+            replacing(self._path(video, record)) as unfinished,
+            zipfile.ZipFile(unfinished, "w") as archive,
+        ):
+            for number, frame in enumerate(features.key_frames):
+                archive.writestr(f"key_frame_{number}.png", _to_png(frame))
+            motion = io.BytesIO()
+            np.save(motion, features.motion.numpy())
+            archive.writestr("motion.npy", motion.getvalue())
+            archive.writestr("record.json", json.dumps(record))
+
+    def read(
+        self, video: Path, generator: torch.Generator | None, crop: int = 448
+    ) -> tuple[Tensor, Tensor]:
+        """What SimpleVQA takes for one video.
+
+        Args:
+            video: the video, whose content must be what it was at the extraction.
+            generator: draws the place of every key frame's crop, also of repeated ones; `None`
+                crops the centre.
+            crop: height and width in pixels.
+
+        Returns:
+            Key frames float32 [N, 3, crop, crop], normalised as for ImageNet, and motion features
+            float32 [N, M]; N is the settings' `key_frames`.
+
+        Raises:
+            FeatureError: the video has no entry, or it is damaged.
+            ValueError: the crop is larger than the key frames.
+        """
+        key_frames, motion = self._load(video)
+        numbers = torch.arange(self.settings.key_frames)  # beyond the last comes the last again
+        crops = [
+            _crop(key_frames[number], crop, generator)
+            for number in numbers.clamp(max=len(key_frames) - 1).tolist()
+        ]
+        return normalise(torch.stack(crops)), motion[numbers.clamp(max=len(motion) - 1)]
+
+    def _load(self, video: Path) -> tuple[list[Tensor], Tensor]:
+        """Distinct key frames, uint8 [3, H, W] each, and motion float32 [C, M]."""
+        record = self._record(video)
+        entry = self._path(video, record)
+        try:
+            with zipfile.ZipFile(entry) as archive:
+                intact = json.loads(archive.read("record.json")) == record
+                motion = np.load(io.BytesIO(archive.read("motion.npy")), allow_pickle=False)
+                names = [name for name in archive.namelist() if name.endswith(".png")]
+                key_frames = [_from_png(archive.read(name)) for name in names]
+        except FileNotFoundError as error:
+            raise FeatureError(
+                f"{shown(video)}: has no features in {self.folder}, or was changed since they were"
+                " extracted; run simple_vqa_features.py"
+            ) from error
+        except Exception as error:  # zip, zlib, numpy and Pillow have their own each
+            raise FeatureError(
+                f"{shown(entry)}: is damaged, delete it and extract again"
+            ) from error
+        if not intact:
+            raise FeatureError(f"{shown(entry)}: is of another video, delete it and extract again")
+        return key_frames, torch.from_numpy(motion)
+
+    def _path(self, video: Path, record: dict[str, object]) -> Path:
+        name = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:32]
+        # For people only, so the beginning will do.
+        stem = os.fsencode(video.stem)[:_NAME_BYTES].decode("utf-8", "ignore")
+        return self.folder / f"{stem}-{name}.zip"
+
+    def _record(self, video: Path) -> dict[str, object]:
+        """All that an entry depends on."""
+        return {**self._made(), "video": fingerprint(video)}
+
+    def _made(self) -> dict[str, object]:
+        return {"version": VERSION, "settings": asdict(self.settings), "motion": self.motion}
+
+
+def fingerprint(video: Path) -> str:
+    """Size and SHA-256 of the beginning, middle and end (64 KiB each) of a file.
+
+    Cheap enough for every reading in training. Unlike its time of change it survives copying, and
+    the index of all frame sizes, which another encoding changes, is at one of a container's ends.
+
+    Raises:
+        FeatureError: the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with video.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            for place in (0, (size - _PIECE) // 2, size - _PIECE):
+                file.seek(max(0, place))
+                digest.update(file.read(_PIECE))
+    except OSError as error:
+        raise FeatureError(f"{shown(video)}: cannot be read ({error.strerror})") from error
+    return f"{size} {digest.hexdigest()}"
+
+
+def _is_free(folder: Path) -> bool:
+    return not folder.exists() or (folder / MANIFEST).exists() or not any(folder.iterdir())
+
+
+def _to_png(frame: Tensor) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy()).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def _from_png(file: bytes) -> Tensor:
+    return torch.from_numpy(np.array(Image.open(io.BytesIO(file)))).permute(2, 0, 1)
+
+
+def _crop(frame: Tensor, size: int, generator: torch.Generator | None) -> Tensor:
+    slack = [length - size for length in frame.shape[1:]]
+    if min(slack) < 0:
+        raise ValueError(
+            f"crop: expected at most the {min(frame.shape[1:])} pixels of a key frame's short side,"
+            f" got {size}"
+        )
+    if generator is None:
+        centre: Tensor = functional.center_crop(frame, [size, size])
+        return centre
+    top, left = (int(torch.randint(each + 1, (1,), generator=generator)) for each in slack)
+    return frame[:, top : top + size, left : left + size]

@@ -1,0 +1,1 @@
+"""Files: videos, label lists, documents that are there completely or not at all."""

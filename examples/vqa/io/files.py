@@ -1,0 +1,64 @@
+"""Files that are there completely or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+_LONGEST_NAME = 255  # bytes that file systems take
+
+
+def shown(path: Path) -> str:
+    r"""A path for messages, on one line that can be printed whatever bytes its name has.
+
+    >>> shown(Path("two\nlines"))
+    'two\\nlines'
+    """
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(path))
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place when the block ends well.
+
+    Whoever reads `path` meanwhile, or after this process was killed, finds the old file or none.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    name = os.fsencode(f".{os.getpid()}.{path.name}")[:_LONGEST_NAME]
+    unfinished = path.with_name(os.fsdecode(name))
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    """Digest of a file's content, hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_json(path: Path, document: Mapping[str, object]) -> None:
+    """Write a document for people and programs; null stands for numbers that JSON lacks."""
+    text = json.dumps(_without_nan(document), indent=2, ensure_ascii=False)
+    with replacing(path) as unfinished:
+        unfinished.write_text(text + "\n", encoding="utf-8")
+
+
+def _without_nan(value: object) -> object:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return value

@@ -1,0 +1,177 @@
+"""Scaling and masking of images (SAMA, Liu et al. 2024): two scales on one checkerboard."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional  # type: ignore[import-untyped]
+
+from vqa.io.files import shown
+from vqa.models.imagenet import normalise
+from vqa.sampling.mosaic import (
+    SMALL_SQUARE,
+    Grid,
+    cell_offsets,
+    find_places,
+    masked_places,
+    read_pixels,
+)
+
+ImageVariant = Literal["sama", "sama-spm", "fragments"]
+
+_LARGEST_ANGLE = 45.0
+# Of an enlarged image: a narrow strip would fill the memory.
+_MOST_PIXELS = 1 << 26
+
+
+class ImageError(ValueError):
+    """An image file is missing, damaged or of a kind that has no 8-bit colours."""
+
+
+@dataclass(frozen=True)
+class SamaImageSampling:
+    """How an image becomes a mosaic of `grid` x `grid` patches.
+
+    * `"sama"`: full resolution and the size at which the short side is as long as the mosaic, in
+      turn on a checkerboard of patches (window masks);
+    * `"sama-spm"`: the same on a checkerboard of 4 x 4 pixels (small patch masks);
+    * `"fragments"`: full resolution throughout.
+
+    Raises:
+        ValueError: an unknown variant, or a number below 1.
+    """
+
+    variant: ImageVariant = "sama"
+    grid: int = 8
+    patch: int = 32
+
+    def __post_init__(self) -> None:
+        """Refuse what the published sampler quietly turns into plain fragments."""
+        if self.variant not in get_args(ImageVariant):
+            names = ", ".join(get_args(ImageVariant))
+            raise ValueError(f"variant: expected one of {names}, got {self.variant!r}")
+        for name in ("grid", "patch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+
+    @property
+    def mosaic(self) -> Grid:
+        """The mosaic that an image becomes."""
+        return Grid(self.grid, self.patch)
+
+
+def read_sama_image(
+    path: Path, sampling: SamaImageSampling, generator: torch.Generator | None = None
+) -> Tensor:
+    """An image file as the model takes it.
+
+    An image smaller than the mosaic is enlarged. In training it is mirrored half of the time, then
+    rotated by up to 45 degrees with black corners, and the patches are cut at random places.
+
+    Args:
+        path: image file, in any format that Pillow reads. Grey becomes colour, transparency is
+            dropped, of several pictures the first counts. As in published code, pixels are taken
+            as stored: an EXIF orientation is ignored.
+        sampling: variant and mosaic.
+        generator: makes all draws of training; `None` for testing.
+
+    Returns:
+        float32 [3, S, S], normalised, with S = grid * patch.
+
+    Raises:
+        ImageError: the file is missing or damaged, or holds no 8-bit colours; names the file.
+    """
+    pixels = _load(path, sampling.mosaic.side)
+    if generator is not None:
+        pixels = _mirror_and_rotate(pixels, generator)
+    # Published code normalises first: the same, as the weights of the neighbours add up to one.
+    return normalise(mask_scales(pixels, sampling, generator))
+
+
+def mask_scales(
+    image: Tensor, sampling: SamaImageSampling, generator: torch.Generator | None = None
+) -> Tensor:
+    """Mosaic of an image: [3, H, W], any dtype and range -> float32 [3, S, S] in that range.
+
+    Args:
+        image: neither side shorter than the mosaic's S = grid * patch.
+        sampling: variant and mosaic.
+        generator: draws the places of the patches, at the same share of the way through the cell
+            at both scales; `None` cuts every patch from the middle of its cell.
+
+    Raises:
+        ValueError: the image is smaller than the mosaic.
+    """
+    grid, size = sampling.mosaic, (image.shape[-2], image.shape[-1])
+    if min(size) < grid.side:
+        raise ValueError(f"image: expected at least {grid.side} pixels a side, got {size}")
+    plain = sampling.variant == "fragments"
+    (offsets,) = cell_offsets(grid, 1, generator, size if plain else None)
+    if plain:
+        places = find_places(size, size, grid, offsets)
+    else:
+        scale = 1 / (min(size) / grid.side)
+        reduced = (round(size[0] * scale), round(size[1] * scale))
+        square = SMALL_SQUARE if sampling.variant == "sama-spm" else grid.patch
+        places = masked_places(size, (size, reduced), grid, offsets, square)
+    return read_pixels(image, places).view(-1, grid.side, grid.side)
+
+
+def _load(path: Path, smallest: int) -> Tensor:
+    """Pixels of a file, uint8 [3, H, W], enlarged if a side has fewer than `smallest` pixels."""
+    try:
+        with warnings.catch_warnings():
+            # Of 90 million pixels, which phones make; at twice as many Pillow refuses.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            colours = _colours(path, smallest)
+    except ImageError:
+        raise
+    except Exception as error:  # each of Pillow's decoders has its own
+        reason = str(error) or type(error).__name__
+        raise ImageError(f"{shown(path)}: cannot be read as an image ({reason})") from error
+    return torch.from_numpy(np.array(colours)).permute(2, 0, 1)
+
+
+def _colours(path: Path, smallest: int) -> Image.Image:
+    with Image.open(path) as image:
+        if image.mode in ("I", "F") or image.mode.startswith("I;"):
+            raise ImageError(
+                f"{shown(path)}: expected 8 bits a channel, got Pillow's mode {image.mode};"
+                " convert the file first"
+            )
+        width, height = _enlarged_size(image.size, smallest)
+        if width * height > _MOST_PIXELS and min(image.size) < smallest:
+            raise ImageError(
+                f"{shown(path)}: expected sides of about equal length, {image.width} x"
+                f" {image.height} pixels would have to be enlarged to {width} x {height}"
+            )
+        # Pillow warns when it drops a palette's transparency in one step.
+        opaque = image.convert("RGBA") if "transparency" in image.info else image
+        colours = opaque.convert("RGB")
+    if colours.size == (width, height):
+        return colours
+    return colours.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def _enlarged_size(size: tuple[int, int], smallest: int) -> tuple[int, int]:
+    short = min(size)
+    if short >= smallest:
+        return size
+    width, height = (length * smallest // short for length in size)
+    return width, height
+
+
+def _mirror_and_rotate(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Drawn as by torchvision's RandomHorizontalFlip and RandomRotation, in this order."""
+    if torch.rand(1, generator=generator).item() < 0.5:
+        pixels = pixels.flip(-1)
+    angle = torch.empty(1).uniform_(-_LARGEST_ANGLE, _LARGEST_ANGLE, generator=generator).item()
+    rotated: Tensor = functional.rotate(pixels, angle)
+    return rotated

@@ -1,0 +1,277 @@
+"""A labelled set of short videos in memory, checked on loading, and fragments of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
+from torch import Tensor
+from torchvision.transforms.v2.functional import rgb_to_grayscale  # type: ignore[import-untyped]
+
+from vqa.io.label_list import LabelListError, read_label_list
+from vqa.io.video import Video, VideoError, read_frames
+from vqa.models.quality_planes import PLANES, RADIUS, inner_planes, quality_planes
+from vqa.sampling.augmentation import Augmentation, draw_augmentation
+from vqa.sampling.fragments import (
+    cell_starts,
+    centre_offsets,
+    clip_frame_indices,
+    cut_fragments,
+    draw_clip_starts,
+    draw_offsets,
+    enlarge,
+    enlarged_size,
+)
+
+_TEST_SEED = 0
+# Pixels in all frames of a video that is kept in memory: half a mebibyte.
+_SMALL = 1 << 19
+
+
+@dataclass(frozen=True)
+class LumaClips:
+    """Decoded videos: luma uint8 [N, T, H, W] and opinion scores float32 [N]."""
+
+    luma: Tensor
+    scores: Tensor
+
+
+@dataclass(frozen=True)
+class PlaneClips:
+    """What the model sees: planes float16 [N, C, T, H, W] and opinion scores float32 [N]."""
+
+    planes: Tensor
+    scores: Tensor
+
+
+@dataclass(frozen=True)
+class FragmentSampling:
+    """How fragments are cut: a `grid` x `grid` mosaic of patches from `frames` frames."""
+
+    grid: int = 3
+    patch: int = 16
+    frames: int = 4
+    interval: int = 2
+
+
+def load_clips(label_list: Path) -> LumaClips:
+    """Decode every video of a four-column label list completely, so that bad input shows now.
+
+    Raises:
+        LabelListError: the list cannot be used (see `read_label_list`), or a video is damaged,
+            truncated or of another size or length than the first. Names list, row and video.
+    """
+    videos = read_label_list(label_list)
+    clips: list[Tensor] = []
+    for row, video in enumerate(videos, start=1):
+        try:
+            luma = read_frames(label_list.parent / video.path, pixels="gray")[0]
+        except VideoError as error:
+            raise LabelListError(f"{label_list}, row {row}: {error}") from error
+        if clips and luma.shape != clips[0].shape:
+            raise LabelListError(
+                f"{label_list}, row {row}: expected [frames, height, width]"
+                f" {list(clips[0].shape)} as in row 1, {video.path} has {list(luma.shape)}"
+            )
+        clips.append(luma)
+    return LumaClips(torch.stack(clips), torch.tensor([video.score for video in videos]))
+
+
+def to_planes(clips: LumaClips) -> PlaneClips:
+    """Quality planes of whole frames, computed once; half precision halves the memory."""
+    videos, *size = clips.luma.shape
+    planes = torch.empty(videos, PLANES, *size, dtype=torch.float16)
+    for video, luma in zip(planes, clips.luma, strict=True):
+        video.copy_(quality_planes(luma))
+    return PlaneClips(planes, clips.scores)
+
+
+def sample_fragments(
+    clips: PlaneClips,
+    which: Tensor,
+    sampling: FragmentSampling,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Fragments of some clips.
+
+    Args:
+        clips: the clips.
+        which: their numbers, int64 [B].
+        sampling: how fragments are cut.
+        generator: draws start frame and patch positions; with `None` both are in the middle.
+
+    Returns:
+        float32 [B, C, frames, grid * patch, grid * patch].
+    """
+    length, height, width = clips.planes.shape[2:]
+    indices, offsets = _draw(len(which), length, (height, width), sampling, generator)
+    frames = clips.planes[which[:, None], :, indices].transpose(1, 2)
+    return cut_fragments(frames, *offsets, (sampling.patch, sampling.patch)).float()
+
+
+def _draw(
+    clips: int,
+    length: int,
+    size: tuple[int, int],
+    sampling: FragmentSampling,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Frame numbers [B, frames] of clips of that length, and offsets of the patches."""
+    lengths = torch.full((clips,), length)
+    starts = draw_clip_starts(lengths, 1, sampling.frames * sampling.interval, generator)
+    indices = clip_frame_indices(starts, lengths, sampling.frames, sampling.interval)[:, 0]
+    grid = (sampling.grid, sampling.grid)
+    slack = (size[0] // sampling.grid - sampling.patch, size[1] // sampling.grid - sampling.patch)
+    if generator is None:
+        return indices, centre_offsets(clips, grid, slack)
+    return indices, draw_offsets(clips, grid, slack, generator=generator)
+
+
+def read_planes(
+    path: Path,
+    generator: torch.Generator | None,
+    sampling: FragmentSampling,
+    test_views: int,
+    augmentation: Augmentation = "none",
+) -> tuple[Tensor]:
+    """Fragments of one video file's quality planes.
+
+    The same as those of the whole planes of all frames, but only what the patches need of each
+    frame is kept and computed with. Frames that are too small for the grid are enlarged.
+
+    Args:
+        path: the video.
+        generator: draws one training view; with `None` the test views are drawn, the same ones
+            each time and of every video of the same size.
+        sampling: how fragments are cut.
+        test_views: how many test views.
+        augmentation: of the whole colour frames of a training view.
+
+    Returns:
+        float32 [1 or test_views, C, frames, grid * patch, grid * patch].
+
+    Raises:
+        VideoError: the file cannot be read; names it.
+    """
+    change = None
+    if generator is not None and augmentation != "none":
+        change = draw_augmentation(augmentation, generator)
+    elif path.is_file() and (luma := _small_video(path, path.stat().st_mtime_ns)) is not None:
+        patches = _draw_patches(luma.shape, generator, sampling, test_views)
+        for number in patches.uses:
+            patches.cut(number, luma[number])
+        return (patches.planes(),)
+    with Video.open(path) as video:
+        info = video.info()
+        shape = (info.frames, info.height, info.width)
+        patches = _draw_patches(shape, generator, sampling, test_views)
+        for number, frame in video.decode(patches.uses, "gray" if change is None else "rgb24"):
+            pixels = torch.from_numpy(np.ascontiguousarray(frame))
+            if change is not None:
+                pixels = rgb_to_grayscale(change(pixels.permute(2, 0, 1)[None]))[0, 0]
+            patches.cut(number, pixels)
+    return (patches.planes(),)
+
+
+# Decoding costs more than all the rest of an epoch with a set like mini-UGC, which this holds.
+@lru_cache(maxsize=256)
+def _small_video(path: Path, changed: int) -> Tensor | None:
+    """Luma [T, H, W] of a file as of when it was last changed; None if it is long or large."""
+    with Video.open(path) as video:
+        info = video.info()
+    if info.frames * info.height * info.width > _SMALL:
+        return None
+    return read_frames(path, pixels="gray")[0]
+
+
+def _draw_patches(
+    shape: Sequence[int],
+    generator: torch.Generator | None,
+    sampling: FragmentSampling,
+    test_views: int,
+) -> _Patches:
+    """Where a training view, or the test views, of a video [T, H, W] are cut."""
+    length, *size = shape
+    grown = enlarged_size((size[0], size[1]), (sampling.grid * sampling.patch,) * 2)
+    draws = torch.Generator().manual_seed(_TEST_SEED) if generator is None else generator
+    count = test_views if generator is None else 1
+    views = [_draw(1, length, grown, sampling, draws) for _ in range(count)]
+    return _Patches(views, length, grown, sampling)
+
+
+class _Patches:
+    """What the planes of some views need of the frames: small pieces of them."""
+
+    def __init__(
+        self,
+        views: Sequence[tuple[Tensor, tuple[Tensor, Tensor]]],
+        frames: int,
+        size: tuple[int, int],
+        sampling: FragmentSampling,
+    ) -> None:
+        grid, patch = sampling.grid, sampling.patch
+        self._least = (grid * patch, grid * patch)
+        shape = (len(views), sampling.frames, grid, grid)
+        self._luma = np.empty((*shape, patch + 2 * RADIUS, patch + 2 * RADIUS), np.uint8)
+        self._change = np.zeros((*shape, patch, patch), np.int16)
+        self._corners = []
+        self.uses: dict[int, list[tuple[int, int, int]]] = {}
+        """By frame number: view, place in time, and 0 for the frame itself, 1 and -1 where it is
+        the later or earlier one of a change."""
+        for view, (numbers, (rows, columns)) in enumerate(views):
+            top = cell_starts(size[0], grid, patch)[:, None] + rows[0, :, :, 0]
+            left = cell_starts(size[1], grid, patch) + columns[0, :, :, 0]
+            self._corners.append((top.numpy(), left.numpy()))
+            for time, number in enumerate(numbers[0].tolist()):
+                later = min(max(number, 1), frames - 1)
+                for used, sign in ((number, 0), (later, 1), (max(later - 1, 0), -1)):
+                    self.uses.setdefault(used, []).append((view, time, sign))
+
+    def cut(self, number: int, luma: Tensor) -> None:
+        """Keep what is needed of a frame [H, W]."""
+        large = enlarge(luma[None, None], self._least)[0, 0]
+        surrounded = np.pad(large.numpy(), RADIUS, mode="reflect")
+        side = self._luma.shape[-1]
+        windows = sliding_window_view(surrounded, (side, side))
+        inner = slice(RADIUS, -RADIUS)
+        for view, time, sign in self.uses[number]:
+            pieces = windows[self._corners[view]]
+            if sign == 0:
+                self._luma[view, time] = pieces
+            else:
+                self._change[view, time] += sign * pieces[..., inner, inner].astype(np.int16)
+
+    def planes(self) -> Tensor:
+        """Mosaics of the planes, float32 [views, C, frames, grid * patch, grid * patch]."""
+        luma, change = (torch.from_numpy(pieces) for pieces in (self._luma, self._change))
+        # Half precision, as the planes of whole frames are kept.
+        inner = inner_planes(luma.flatten(0, 3), change.flatten(0, 3)).half()
+        # [C, views, frames, row of cells, column of cells, row, column]
+        pieces = inner.reshape(PLANES, *change.shape)
+        mosaics = pieces.transpose(4, 5).flatten(5, 6).flatten(3, 4)
+        return mosaics.transpose(0, 1).float()
+
+
+def fixed_views(clips: PlaneClips, sampling: FragmentSampling, views: int, seed: int) -> Tensor:
+    """The same `views` random fragment samplings of every clip each time: [V, N, C, T, h, w]."""
+    generator = torch.Generator().manual_seed(seed)
+    which = torch.arange(len(clips.scores))
+    return torch.stack([sample_fragments(clips, which, sampling, generator) for _ in range(views)])
+
+
+def shuffled_batches(clips: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Batches of clip numbers without end: each epoch a new order, a last partial one is dropped.
+
+    Raises:
+        ValueError: fewer clips than one batch needs.
+    """
+    if clips < batch:
+        raise ValueError(f"batch: expected at most the {clips} clips there are, got {batch}")
+    while True:
+        order = torch.randperm(clips, generator=generator)
+        yield from torch.split(order[: clips // batch * batch], batch)

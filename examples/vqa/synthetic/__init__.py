@@ -1,0 +1,1 @@
+"""Data sets that are built here, with synthetic opinion scores."""

@@ -1,0 +1,191 @@
+"""What happens to a clip between the lens and the viewer.
+
+Every degradation takes uint8 RGB frames [T, H, W, 3] and a strength in [0, 1] (0: hardly visible,
+1: very annoying) and returns frames of the same shape. A chain is a few of them in a row and, as
+its last link, the encoder whose real output is the delivered file: H.264 or MPEG-4 for a clip, JPEG
+for a still.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+
+from vqa.io.encoding import Codec, decode, encode
+
+Pixels = NDArray[np.uint8]
+Kind = Literal[
+    "rescale",
+    "blur",
+    "motion_blur",
+    "noise",
+    "exposure",
+    "fading",
+    "frozen",
+    "stutter",
+    "h264",
+    "mpeg4",
+    "jpeg",
+]
+
+FRAME_RATE = 24
+
+
+@dataclass(frozen=True)
+class Link:
+    """One degradation of a chain and its strength in [0, 1]."""
+
+    kind: Kind
+    strength: float
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Degradations in the order in which they happen, then the encoder that writes the file."""
+
+    links: tuple[Link, ...]
+    delivery: Link
+
+
+def degrade(clip: Pixels, chain: Chain, random: np.random.Generator) -> bytes:
+    """Run a clip [T, H, W, 3] through a chain: the delivered .mp4 file."""
+    codec, quantiser = encoder_setting(chain.delivery)
+    return encode(_through(clip, chain.links, random), codec, quantiser, FRAME_RATE)
+
+
+def degrade_still(image: Pixels, chain: Chain, random: np.random.Generator) -> bytes:
+    """Run an image [H, W, 3] through a chain: the delivered .jpg file."""
+    if chain.delivery.kind != "jpeg":
+        raise ValueError(f"kind: expected 'jpeg' as delivery, got {chain.delivery.kind!r}")
+    (frame,) = _through(image[None], chain.links, random)
+    return _encode_jpeg(frame, chain.delivery.strength)
+
+
+def _through(clip: Pixels, links: Sequence[Link], random: np.random.Generator) -> Pixels:
+    for link in links:
+        clip = _DEGRADATIONS[link.kind](clip, link.strength, random)
+    return clip
+
+
+def encoder_setting(link: Link) -> tuple[Codec, int]:
+    """Codec and quantiser of an encoding link: rate factor 14..46, or MPEG-4 quantiser 1..31.
+
+    >>> encoder_setting(Link("h264", 0.5))
+    ('h264', 30)
+    """
+    if link.kind == "h264":
+        return "h264", round(14 + 32 * link.strength)
+    if link.kind == "mpeg4":
+        return "mpeg4", round(1 + 30 * link.strength**1.5)
+    raise ValueError(f"kind: expected 'h264' or 'mpeg4' as delivery, got {link.kind!r}")
+
+
+def rescale(clip: Pixels, strength: float, random: np.random.Generator) -> Pixels:
+    """Shrink to 1 .. 0.25 of the size and enlarge again, as sharing services do."""
+    height, width = clip.shape[1:3]
+    small = (round(width * (1 - 0.75 * strength)), round(height * (1 - 0.75 * strength)))
+    frames = [
+        Image.fromarray(frame)
+        .resize(small, Image.Resampling.BICUBIC)
+        .resize((width, height), Image.Resampling.BICUBIC)
+        for frame in clip
+    ]
+    return np.stack([np.asarray(frame) for frame in frames])
+
+
+def blur(clip: Pixels, strength: float, random: np.random.Generator) -> Pixels:
+    """Defocus: Gaussian of standard deviation 0.3 .. 2.5 pixels."""
+    sigma = 0.3 + 2.2 * strength
+    return _to_pixels(ndimage.gaussian_filter(clip.astype(np.float32), (0, sigma, sigma, 0)))
+
+
+def motion_blur(clip: Pixels, strength: float, random: np.random.Generator) -> Pixels:
+    """Camera shake during exposure: a mean over 1 .. 9 pixels along rows or columns."""
+    axis = int(random.integers(1, 3))
+    return _to_pixels(
+        ndimage.uniform_filter1d(clip.astype(np.float32), 1 + round(8 * strength), axis=axis)
+    )
+
+
+def noise(clip: Pixels, strength: float, random: np.random.Generator) -> Pixels:
+    """Sensor noise: shot noise growing with the root of the signal plus read noise."""
+    signal = clip.astype(np.float32)
+    deviation = 28 * strength * (0.5 + 0.5 * np.sqrt(signal / 255))
+    return _to_pixels(signal + deviation * random.standard_normal(clip.shape, dtype=np.float32))
+
+
+def exposure(clip: Pixels, strength: float, random: np.random.Generator) -> Pixels:
+    """Over- or underexposure by up to 2.5 stops in linear light, highlights clipped."""
+    stops = 2.5 * strength * random.choice([-1.0, 1.0])
+    linear = (clip.astype(np.float32) / 255) ** 2.2
+    return _to_pixels(255 * np.clip(linear * 2.0**stops, 0, 1) ** (1 / 2.2))
+
+
+def fading(clip: Pixels, strength: float, random: np.random.Generator) -> Pixels:
+    """Haze or a faded sensor: contrast shrinks towards grey, to a quarter at most."""
+    return _to_pixels(128 + (clip.astype(np.float32) - 128) * (1 - 0.75 * strength))
+
+
+def frozen(clip: Pixels, strength: float, random: np.random.Generator) -> Pixels:
+    """A stalled stream: one frame stays for up to 90 % of the clip, then playback jumps ahead."""
+    frames = len(clip)
+    length = round(0.9 * strength * frames)
+    start = int(random.integers(0, frames - length + 1))
+    shown = np.arange(frames)
+    shown[start : start + length] = start
+    return clip[np.minimum(shown, frames - 1)]
+
+
+def stutter(clip: Pixels, strength: float, random: np.random.Generator) -> Pixels:
+    """A starved player: every frame is shown 1 .. 6 times."""
+    held = 1 + round(5 * strength)
+    return clip[np.arange(len(clip)) // held * held]
+
+
+def jpeg(clip: Pixels, strength: float, random: np.random.Generator) -> Pixels:
+    """Every frame through a JPEG file of quality 95 .. 5."""
+    frames = [Image.open(io.BytesIO(_encode_jpeg(frame, strength))) for frame in clip]
+    return np.stack([np.asarray(frame) for frame in frames])
+
+
+def _encode_jpeg(image: Pixels, strength: float) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=round(95 - 90 * strength))
+    return file.getvalue()
+
+
+def transcode(kind: Codec) -> Callable[[Pixels, float, np.random.Generator], Pixels]:
+    """An encoding in the middle of a chain: what is uploaded is encoded again on delivery."""
+
+    def through_codec(clip: Pixels, strength: float, random: np.random.Generator) -> Pixels:
+        codec, quantiser = encoder_setting(Link(kind, strength))
+        return decode(encode(clip, codec, quantiser, FRAME_RATE))
+
+    return through_codec
+
+
+def _to_pixels(values: NDArray[np.floating]) -> Pixels:
+    pixels: Pixels = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    return pixels
+
+
+_DEGRADATIONS: dict[Kind, Callable[[Pixels, float, np.random.Generator], Pixels]] = {
+    "rescale": rescale,
+    "blur": blur,
+    "motion_blur": motion_blur,
+    "noise": noise,
+    "exposure": exposure,
+    "fading": fading,
+    "frozen": frozen,
+    "stutter": stutter,
+    "h264": transcode("h264"),
+    "mpeg4": transcode("mpeg4"),
+    "jpeg": jpeg,
+}

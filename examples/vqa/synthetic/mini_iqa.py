@@ -1,0 +1,130 @@
+"""mini-IQA: a small offline set of images with *synthetic* opinion scores.
+
+A view of a real photograph goes through a chain of degradations that ends in a real JPEG encoder,
+and simulated raters score it (`vqa.synthetic.opinion`), as in mini-UGC. Its parts `train` and
+`test` have the same mix of degradations and no photograph in common.
+
+On disk: `images/<image>.jpg`, `labels.csv` with the columns image_name, mos and split, and
+`mini_iqa.json`, which says how the set was made.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqa.progress import progress_bar
+from vqa.synthetic.camera_motion import draw_camera_path, film
+from vqa.synthetic.degradations import degrade_still
+from vqa.synthetic.generated_folder import GeneratedFolder
+from vqa.synthetic.mini_ugc import Mix, draw_chain
+from vqa.synthetic.opinion import Opinion, expected_quality, measure_content, rate
+from vqa.synthetic.photographs import PHOTOGRAPHS, Photograph, load_photograph
+
+Pixels = NDArray[np.uint8]
+
+# Raise it when the same settings would give other files or scores: caches are then rebuilt.
+VERSION = 1
+
+# Where the examples build it and look for it unless told otherwise; git ignores it.
+DEFAULT_FOLDER = Path(__file__).resolve().parents[3] / "data" / "mini-iqa"
+
+MIX = Mix(kinds=("rescale", "blur", "noise", "exposure", "fading", "jpeg"), deliveries=("jpeg",))
+
+_FOLDER = GeneratedFolder("mini-IQA", "mini_iqa.json")
+
+
+@dataclass(frozen=True)
+class MiniIqaSettings:
+    """What to build. Images are made per photograph, so that every content weighs the same."""
+
+    seed: int = 2025
+    """Decides views, chains, noise and raters."""
+    height: int = 160
+    width: int = 192
+    photographs: int | None = None
+    """Use only the first so many photographs of each part (None: all of them)."""
+    train_images: int = 17
+    """Training images per photograph."""
+    test_images: int = 15
+    """Test images per photograph."""
+    opinion: Opinion = field(default_factory=Opinion)
+
+
+def build_mini_iqa(folder: Path, settings: MiniIqaSettings) -> bool:
+    """Build the data set in `folder` unless it is there already, made the same way.
+
+    Args:
+        folder: where it goes; a set made with other settings or an older version is replaced.
+        settings: what to build.
+
+    Returns:
+        Whether anything had to be built.
+
+    Raises:
+        ValueError: `folder` holds something that is no mini-IQA set.
+    """
+    record = {"version": VERSION, "settings": asdict(settings)}
+    return _FOLDER.build(folder, record, lambda empty: _write_images(empty, settings))
+
+
+def is_mini_iqa(folder: Path) -> bool:
+    """Whether a complete set, however made, is in the folder."""
+    return _FOLDER.is_complete(folder)
+
+
+def _write_images(folder: Path, settings: MiniIqaSettings) -> None:
+    (folder / "images").mkdir()
+    photographs = list(_photographs(settings))
+    names: list[tuple[str, str]] = []
+    qualities: list[float] = []
+    with progress_bar("mini-IQA", len(photographs), "photograph") as bar:
+        for photograph in photographs:
+            for name, quality in _make_images(photograph, folder / "images", settings):
+                names.append((name, photograph.part))
+                qualities.append(quality)
+            bar.update()
+    scores = rate(qualities, settings.opinion, np.random.default_rng(settings.seed))
+    with (folder / "labels.csv").open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(("image_name", "mos", "split"))
+        table.writerows(
+            (name, repr(float(score)), part)
+            for (name, part), score in zip(names, scores, strict=True)
+        )
+
+
+def _photographs(settings: MiniIqaSettings) -> Iterator[Photograph]:
+    for part in ("train", "test"):
+        of_part = [photograph for photograph in PHOTOGRAPHS if photograph.part == part]
+        yield from of_part[: settings.photographs]
+
+
+def _make_images(
+    photograph: Photograph, folder: Path, settings: MiniIqaSettings
+) -> Iterator[tuple[str, float]]:
+    """Write the images of one photograph: their names and the qualities that raters perceive."""
+    pixels = load_photograph(photograph)
+    images = settings.train_images if photograph.part == "train" else settings.test_images
+    for number in range(images):
+        name = f"{photograph.name}_{number:02d}.jpg"
+        place = (PHOTOGRAPHS.index(photograph), number)
+        random = np.random.default_rng((settings.seed, *place))
+        yield name, _make_image(pixels, folder / name, settings, random)
+
+
+def _make_image(
+    photograph: Pixels, path: Path, settings: MiniIqaSettings, random: np.random.Generator
+) -> float:
+    size = (settings.height, settings.width)
+    view = film(photograph, draw_camera_path(random, photograph.shape[:2], size, frames=1), size)
+    chain = draw_chain(MIX, random)
+    path.write_bytes(degrade_still(view[0], chain, random))
+    # Shown twice, because what stands still does not move.
+    content = measure_content(np.repeat(view, 2, axis=0))
+    return expected_quality(chain, content, settings.opinion)

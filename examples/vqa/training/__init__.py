@@ -1,0 +1,1 @@
+"""Training, testing and reporting of any of the models."""

@@ -1,0 +1,230 @@
+"""A training on disk: all that a run needs to go on as if it had never stopped, and what it gave.
+
+Both are dictionaries of plain values and tensors, which `torch.load(..., weights_only=True)` reads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from vqa.io.files import replacing
+from vqa.training.distributed import Place
+from vqa.training.identity import differences
+
+_FORMAT = "torch-awp training run"
+# Raise them when files of the older version can no longer be gone on from, or used.
+_VERSION = 2
+_WEIGHTS_FORMAT, _WEIGHTS_VERSION = "torch-awp examples, weights", 2
+
+
+class HasState(Protocol):
+    """A model, an optimizer or whatever else a run consists of."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that it takes to go on."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> object:
+        """Go on from there."""
+
+
+class RunStateError(ValueError):
+    """The checkpoint of an interrupted run cannot be used; the message names the file."""
+
+
+@dataclass
+class Counters:
+    """How far a run has come."""
+
+    epoch: int = 0
+    """Finished epochs."""
+    batch: int = 0
+    """Batches of the current epoch that are done."""
+    step: int = 0
+    """Optimizer steps so far."""
+    best: float = -math.inf
+    """SRCC + PLCC of the chosen epoch on the part that chooses."""
+    best_epoch: int = 0
+    seconds: float = 0.0
+    """Training time so far, over all sessions."""
+    losses: list[float] = field(default_factory=list)
+    """Of the current epoch's steps."""
+    learning_rates: list[float] = field(default_factory=list)
+    """Of every parameter group, in the last step."""
+    step_seconds: list[float] = field(default_factory=list)
+    """Of every step, as `Step.seconds`."""
+    history: list[dict[str, float]] = field(default_factory=list)
+    """One row per finished epoch."""
+    bad_files: list[str] = field(default_factory=list)
+
+
+def save_state(
+    path: Path,
+    identity: Mapping[str, Any],
+    counters: Counters,
+    parts: Mapping[str, HasState],
+    place: Place,
+) -> None:
+    """Write a run's state; a process killed meanwhile leaves the old file or none.
+
+    Called by every process, written by the first.
+
+    Args:
+        path: where to.
+        identity: all that decides the run's result.
+        counters: how far it has come.
+        parts: what it consists of, by name.
+        place: this process among its peers, each of which has random states of its own.
+    """
+    random = place.gather([_random_states(place.device)])
+    if not place.is_first:
+        return
+    states = {name: part.state_dict() for name, part in parts.items()}
+    values = {"format": _FORMAT, "version": _VERSION, "identity": dict(identity)}
+    values |= {"counters": asdict(counters), "parts": {**states, "random": random}}
+    with replacing(path) as unfinished:
+        torch.save(values, unfinished)
+
+
+def load_state(
+    path: Path, identity: Mapping[str, Any], parts: Mapping[str, HasState], place: Place
+) -> Counters:
+    """Put every part and the random states back to what `save_state` wrote; how far it had come.
+
+    Raises:
+        RunStateError: the file is damaged or none of ours, or the run had other settings or files,
+            another number of processes or another kind of device.
+    """
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever the damage leads to
+        raise RunStateError(f"{path}: expected a checkpoint, cannot be read ({error})") from error
+    if not isinstance(values, dict) or values.get("format") != _FORMAT:
+        raise RunStateError(f"{path}: expected the checkpoint of a run, got something else")
+    if values.get("version") != _VERSION:
+        raise RunStateError(
+            f"{path}: expected version {_VERSION}, got {values.get('version')!r}: choose another"
+            " --output, or --resume never to begin again"
+        )
+    if found := list(differences(values["identity"], identity)):
+        raise RunStateError(
+            f"{path}: expected a run with these settings and files, but {'; '.join(found)}: choose"
+            " another --output, or --resume never to begin again"
+        )
+    random = values["parts"]["random"]
+    if len(random) != place.processes or ("cuda" in random[0]) != (place.device.type == "cuda"):
+        kind = "cuda" if "cuda" in random[0] else "cpu"
+        raise RunStateError(
+            f"{path}: expected the state of {place.processes} process(es) on"
+            f" {place.device.type}, got that of {len(random)} on {kind}"
+        )
+    for name, part in parts.items():
+        part.load_state_dict(values["parts"][name])
+    _restore_random_states(random[place.rank], place.device)
+    return Counters(**values["counters"])
+
+
+class Scale(NamedTuple):
+    """Mean and population deviation of predicted and opinion scores on the training part.
+
+    They make a model's scores comparable with opinion scores: its losses leave them on any scale.
+    """
+
+    predicted_mean: float
+    predicted_deviation: float
+    opinion_mean: float
+    opinion_deviation: float
+
+    def opinion(self, predicted: float) -> float:
+        """A predicted score on the scale of the opinion scores.
+
+        >>> Scale(0.0, 0.5, 3.0, 1.0).opinion(0.5)
+        4.0
+        """
+        standardised = (predicted - self.predicted_mean) / self.predicted_deviation
+        return self.opinion_mean + standardised * self.opinion_deviation
+
+
+@dataclass(frozen=True, eq=False)  # tensors have no single truth value
+class Checkpoint:
+    """A trained model, with all it takes to build it again, to feed it and to read its scores."""
+
+    script: str
+    """Name of the training script."""
+    settings: dict[str, Any]
+    """Its settings as plain values: which model, what builds it, how its inputs are cut."""
+    epoch: int
+    """The chosen one."""
+    state_dict: dict[str, Tensor]
+    scale: Scale | None = None
+    """None where the training part was not scored, or nothing came of it."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint of a training script cannot be used; the message names the file."""
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint; a process killed meanwhile leaves the old file or none."""
+    values = {field.name: getattr(checkpoint, field.name) for field in fields(Checkpoint)}
+    values["scale"] = None if checkpoint.scale is None else tuple(checkpoint.scale)
+    with replacing(path) as unfinished:
+        torch.save(
+            {"format": _WEIGHTS_FORMAT, "version": _WEIGHTS_VERSION, **values},
+            unfinished,
+        )
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether the file is a training script's checkpoint, of whatever version."""
+    try:
+        values = torch.load(path, map_location="meta", weights_only=True)
+    except Exception:  # torch.load raises whatever the damage leads to
+        return False
+    return isinstance(values, dict) and values.get("format") == _WEIGHTS_FORMAT
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """What `save_checkpoint` wrote, tensors on the CPU; no code of the file's is run.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, none of ours, or of another version.
+    """
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: expected a checkpoint, there is no file") from error
+    except Exception as error:  # torch.load raises whatever the damage leads to
+        raise CheckpointError(f"{path}: expected a checkpoint, cannot be read ({error})") from error
+    if not isinstance(values, dict) or values.get("format") != _WEIGHTS_FORMAT:
+        raise CheckpointError(
+            f"{path}: expected a checkpoint of a training script, got something else"
+        )
+    if values.get("version") != _WEIGHTS_VERSION:
+        raise CheckpointError(
+            f"{path}: expected version {_WEIGHTS_VERSION} of a training script's checkpoints, got"
+            f" {values.get('version', 1)!r}, which does not say how the model is built and fed:"
+            " train again"
+        )
+    scale = None if values["scale"] is None else Scale(*values["scale"])
+    own = {field.name: values[field.name] for field in fields(Checkpoint)}
+    return Checkpoint(**{**own, "scale": scale})
+
+
+def _random_states(device: torch.device) -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _restore_random_states(states: Mapping[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)

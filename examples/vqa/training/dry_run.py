@@ -1,0 +1,85 @@
+"""Show what a training would do and cost before anything long starts."""
+
+from __future__ import annotations
+
+import time
+
+from torch import nn
+
+from vqa.training.distributed import Place
+from vqa.training.evaluate import predict
+from vqa.training.loop import TrainingRun
+from vqa.training.results import peak_memory
+from vqa.training.settings import Settings
+from vqa.training.split_samples import Parts
+from vqa.training.task import Task
+
+# The first step allocates and warms up.
+_STEPS = 3
+
+
+def dry_run(task: Task, settings: Settings, parts: Parts, place: Place) -> None:
+    """Print data, model, one batch's shapes, memory, and an estimate of the time.
+
+    Takes a few steps and tests a few files; nothing is written.
+    """
+    run = TrainingRun(task, settings, parts.train, settings.splits[0], place)
+    step_seconds, step_wall = _time_steps(run)
+    test_seconds = _time_test(run, parts)
+    sizes = {"train": parts.train, "validation": parts.validation, "test": parts.test, **parts.also}
+    print("samples:", ", ".join(f"{len(own)} {name}" for name, own in sizes.items()))
+    print(_describe_model(run.model))
+    print(
+        f"optimizer: {type(run.optimizer.base).__name__}, perturb {settings.perturb},"
+        f" gamma {settings.gamma:g}"
+    )
+    print(_describe_batch(run))
+    print(f"memory: {peak_memory(place.device) / 2**30:.2f} GiB at most on {place.device}")
+    tested = len(parts.chooses(settings)) * run.epochs + sum(
+        len(own) for name, own in sizes.items() if name != "train" or settings.train_score
+    )
+    steps = run.steps_per_epoch * run.epochs
+    training, testing = steps * step_wall, tested * test_seconds / place.processes
+    print(
+        f"time: {steps} steps of {step_wall:.3g} s ({step_seconds:.3g} s without reading)"
+        f" = {training / 3600:.2g} h, {tested} tests of {test_seconds:.3g} s"
+        f" = {testing / 3600:.2g} h, for each of {len(settings.splits)} splits"
+    )
+
+
+def _time_steps(run: TrainingRun) -> tuple[float, float]:
+    """Seconds of a step without and with reading the batch, the best of a few."""
+    own, wall, ticked = [], [], time.perf_counter()
+    steps = run.steps()
+    for _, step in zip(range(_STEPS), steps, strict=False):
+        now = time.perf_counter()
+        own.append(step.seconds)
+        wall.append(now - ticked)
+        ticked = now
+    steps.close()
+    return min(own), min(wall)
+
+
+def _time_test(run: TrainingRun, parts: Parts) -> float:
+    """Seconds per tested file and process."""
+    some = parts.test[: 2 * run.place.processes]
+    began = time.perf_counter()
+    predict(run.tested_model, run.task, some, run.settings, run.place)
+    return (time.perf_counter() - began) / max(1, len(some) // run.place.processes)
+
+
+def _describe_model(model: nn.Module) -> str:
+    parameters = list(model.named_parameters())
+    weights = [parameter for name, parameter in parameters if "weight" in name]
+    total = sum(parameter.numel() for _, parameter in parameters)
+    return (
+        f"model: {type(model).__name__}, {total / 1e6:.2f} M parameters in {len(parameters)}"
+        f' tensors, of which {len(weights)} have "weight" in their name'
+        f" ({sum(weight.numel() for weight in weights) / total:.1%} of the parameters)"
+    )
+
+
+def _describe_batch(run: TrainingRun) -> str:
+    batch = run.first_batch()
+    shapes = ", ".join(f"{list(tensor.shape)} {tensor.dtype}" for tensor in batch.inputs)
+    return f"batch: {len(batch)} samples of this process, inputs {shapes}"

@@ -1,0 +1,110 @@
+"""The loss of a quality model near its weights, measured alike wherever it is reported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from torch_awp import landscape
+from vqa.datasets import Sample
+from vqa.training.loader import Batch, LabelledFiles, evaluation_loader
+from vqa.training.loop import TrainingRun
+from vqa.training.sampler import every_sample
+from vqa.training.task import Task
+
+Loss = Callable[[nn.Module], Tensor]
+
+
+@dataclass(frozen=True)
+class LandscapeSettings:
+    """Where the loss around the trained weights is evaluated."""
+
+    radius: float = 0.02
+    """Relative radius of the ball in which sharpness is the rise of the loss."""
+    ascent_steps: int = 5
+    """Steps by which the worst place in the ball is looked for."""
+    reach: float = 0.5
+    """The curve goes from minus to plus this multiple of a filter-normalised direction."""
+    points: int = 11
+    """Places on the curve; an odd number includes the trained weights themselves."""
+
+
+def curve_positions(settings: LandscapeSettings) -> Tensor:
+    """Multiples of the direction at which the curve is evaluated, float64 [points]."""
+    return torch.linspace(-settings.reach, settings.reach, settings.points, dtype=torch.float64)
+
+
+def random_curve(
+    model: nn.Module, loss: Loss, settings: LandscapeSettings, seed: int = 0
+) -> Tensor:
+    """Losses [points] at `curve_positions` along a direction that the seed decides."""
+    generator = torch.Generator().manual_seed(seed)
+    direction = landscape.filter_normalized_direction(model, generator)
+    return landscape.loss_curve(model, loss, direction, curve_positions(settings))
+
+
+def random_surface(
+    model: nn.Module, loss: Loss, settings: LandscapeSettings, seed: int = 0
+) -> tuple[Tensor, float]:
+    """Losses over the plane of two random directions, the first being that of `random_curve`.
+
+    Returns:
+        Losses [points, points] at `curve_positions` along the first and the second direction, and
+        the cosine between the two, which normalising their filters leaves a little off zero.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    first = landscape.filter_normalized_direction(model, generator)
+    second = landscape.filter_normalized_direction(model, generator, orthogonal_to=first)
+    positions = curve_positions(settings)
+    losses = landscape.loss_surface(model, loss, (first, second), positions, positions)
+    return losses, landscape.cosine(first, second)
+
+
+def worst_rise(model: nn.Module, loss: Loss, settings: LandscapeSettings) -> float:
+    """How far the loss rises within the relative radius; takes `ascent_steps + 1` losses."""
+    return landscape.sharpness(model, loss, settings.radius, steps=settings.ascent_steps)
+
+
+def average_rise(model: nn.Module, loss: Loss, settings: LandscapeSettings, samples: int) -> float:
+    """How far the loss rises there on average over random places; takes `samples + 1` losses."""
+    return landscape.sharpness(model, loss, settings.radius, mode="average", samples=samples)
+
+
+def landscape_of(run: TrainingRun, samples: Sequence[Sample]) -> dict[str, object] | None:
+    """The loss along a random direction around the tested weights, and its worst rise.
+
+    Every process computes the same; None where the settings ask for no points.
+    """
+    settings = run.settings
+    if settings.landscape_points == 0:
+        return None
+    where = LandscapeSettings(points=settings.landscape_points)
+    some = samples[: settings.landscape_batches * settings.batch]
+    files = LabelledFiles(some, run.task.read, settings.bad_files == "skip")
+    loader = evaluation_loader(
+        files, every_sample(len(some)), settings.batch, settings.workers, pin_memory=False
+    )
+    batches = [batch.to(run.place.device) for batch in loader if len(batch) > 1]
+    loss = _mean_loss(run.task, batches)
+    return {
+        "positions": curve_positions(where).tolist(),
+        "losses": random_curve(run.tested_model, loss, where).tolist(),
+        "sharpness": worst_rise(run.tested_model, loss, where),
+        "radius": where.radius,
+        "samples": sum(len(batch) for batch in batches),
+    }
+
+
+def _mean_loss(task: Task, batches: Sequence[Batch]) -> Loss:
+    def loss(model: nn.Module) -> Tensor:
+        model.eval()
+        losses = [
+            task.loss(task.scores(model, batch.inputs, "test").float(), batch.scores)
+            for batch in batches
+        ]
+        return torch.stack(losses).mean()
+
+    return loss

@@ -1,0 +1,358 @@
+"""Training from top to bottom: the run, its epochs, a step, and the passes of the optimizer.
+
+What belongs to one process among several, to a sample or to a file is elsewhere.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LambdaLR
+
+from torch_awp import freeze_running_stats
+from vqa.datasets import Sample
+from vqa.metrics import Agreement
+from vqa.progress import progress_bar
+from vqa.training.checkpoint import (
+    Checkpoint,
+    Counters,
+    HasState,
+    load_checkpoint,
+    load_state,
+    save_checkpoint,
+    save_state,
+)
+from vqa.training.distributed import Place
+from vqa.training.evaluate import autocast, measured, predict
+from vqa.training.identity import identity
+from vqa.training.loader import Batch, LabelledFiles, training_loader
+from vqa.training.log import RunLog
+from vqa.training.optim import advance, moving_average, split_off_head
+from vqa.training.perturbation import perturbed
+from vqa.training.sampler import TrainingDraws
+from vqa.training.settings import Settings, plain
+from vqa.training.task import Task
+
+T = TypeVar("T")
+
+
+def fit(run: TrainingRun, folder: Path) -> None:
+    """Train a run to its end, from where an earlier session stopped; load the chosen weights.
+
+    Args:
+        run: what is trained.
+        folder: of last.pt (all it takes to go on), best.pt (the chosen weights), log.csv and the
+            events.
+
+    Raises:
+        RunStateError: last.pt cannot be gone on from.
+        ValueError: bad files have left nothing of an epoch to train on.
+    """
+    last, best = folder / "last.pt", folder / "best.pt"
+    if run.settings.resume == "auto" and last.is_file():
+        run.load(last)
+        print(_describe_taken_up(run, folder))
+    elif run.place.is_first:
+        last.unlink(missing_ok=True)  # or the next session would go on from the old run
+    log = RunLog(folder, run.counters.step) if run.place.is_first else None
+    try:
+        while run.counters.epoch < run.epochs:
+            loss = _train_epoch(run, last, log)
+            chosen = _choose(run, best)
+            _write_history(run, loss, chosen, log)
+            _save(run, last, log)
+    finally:
+        if log is not None:
+            log.close()
+    run.place.wait_for_all()
+    run.tested_model.load_state_dict(load_checkpoint(best).state_dict)
+
+
+def _describe_taken_up(run: TrainingRun, folder: Path) -> str:
+    counters = run.counters
+    if counters.epoch == run.epochs:
+        return f"{folder}: found finished with these settings and files, not trained again"
+    return f"{folder}: gone on with after epoch {counters.epoch}, step {counters.step}"
+
+
+def _train_epoch(run: TrainingRun, last: Path, log: RunLog | None) -> float:
+    """Train for the rest of an epoch; the mean loss over all of its steps."""
+    counters, first = run.counters, run.place.is_first
+    title = f"epoch {counters.epoch + 1}/{run.epochs}"
+    ticked = time.perf_counter()
+    with progress_bar(title, run.batches_per_epoch, "batch", leave=False, disable=not first) as bar:
+        bar.update(counters.batch)
+        for step in run.steps():
+            now = time.perf_counter()
+            counters.seconds, ticked = counters.seconds + now - ticked, now
+            bar.update(step.batches)
+            if step.loss is not None:
+                counters.losses.append(step.loss)
+                counters.step_seconds.append(step.seconds)
+                bar.set_postfix(loss=f"{step.loss:.4f}", refresh=False)
+                if log is not None:
+                    log.step(counters.step, step.loss, counters.learning_rates)
+            if run.settings.save_every and counters.step % run.settings.save_every == 0:
+                _save(run, last, log)
+    if not counters.losses:
+        raise ValueError(
+            "bad_files: expected something to train on, of all batches fewer than two files could"
+            f" be read: {'; '.join(counters.bad_files[-1:])}"
+        )
+    loss = sum(counters.losses) / len(counters.losses)
+    counters.losses = []
+    return loss
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step gave."""
+
+    loss: float | None
+    """None where bad files have left nothing to take a step on."""
+    batches: int
+    seconds: float
+    """From the batches being there to the weights being updated, on the device, too."""
+
+
+class TrainingRun:
+    """A model, how it is trained, and how far that has come.
+
+    Args:
+        task: the model and what belongs to it.
+        settings: everything else.
+        samples: what it is trained on.
+        split: number of the split, part of the run's identity.
+        place: this process among its peers.
+        chooses: samples whose SRCC + PLCC chooses the epoch; empty for the last one.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        settings: Settings,
+        samples: Sequence[Sample],
+        split: int,
+        place: Place,
+        chooses: Sequence[Sample] = (),
+    ) -> None:
+        self.task, self.settings, self.samples, self.place = task, settings, samples, place
+        self.counters = Counters()
+        self.chooses = chooses
+        self._identity = identity(
+            settings, split, {"train": samples, "choose the epoch": chooses}, task.files
+        )
+        torch.manual_seed(settings.seed)
+        self.model = task.build().to(place.device)
+        self.optimizer = perturbed(
+            task.optimizer(self.model),
+            settings.method,
+            settings.gamma,
+            settings.seed,
+            settings.rule,
+        )
+        self.average = moving_average(self.model, settings.ema)
+        self.scaler = torch.amp.GradScaler(place.device.type, enabled=settings.amp == "fp16")
+        self._draws = TrainingDraws(
+            len(samples),
+            settings.batch,
+            settings.seed,
+            place.rank,
+            place.processes,
+            settings.drop_last,
+        )
+        self._schedule = LambdaLR(
+            self.optimizer, lambda step: task.multiplier(step, self.steps_per_epoch)
+        )
+        files = LabelledFiles(samples, task.read, settings.bad_files == "skip")
+        self._loader = training_loader(
+            files, self._draws, settings.workers, pin_memory=place.device.type == "cuda"
+        )
+        self._compiled: nn.Module = self.model
+        if settings.compile:
+            self._compiled = torch.compile(self.model)  # type: ignore[assignment]
+        # Every process drops out other units.
+        torch.manual_seed(settings.seed + place.rank)
+
+    @property
+    def tested_model(self) -> nn.Module:
+        """The model whose scores count: the moving average where there is one."""
+        return self.model if self.average is None else self.average.module
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches in an epoch."""
+        return len(self._draws)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in an epoch."""
+        return math.ceil(self.batches_per_epoch / self.settings.accumulate)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs in all."""
+        return self.settings.linear_epochs + self.settings.epochs
+
+    def steps(self) -> Generator[Step]:
+        """Take the steps that the current epoch has left, and say after each what it gave."""
+        counters = self.counters
+        backbone, _ = split_off_head(self.model, self.task.head)
+        for _, parameter in backbone:
+            parameter.requires_grad_(counters.epoch >= self.settings.linear_epochs)
+        model = self._in_parallel()
+        model.train()
+        self._draws.start(counters.epoch, counters.batch)
+        for batches in _groups(self._loader, self.settings.accumulate):
+            began = time.perf_counter()
+            mean = self._step(model, batches)
+            loss = None if mean is None else mean.item()  # waits for the device
+            counters.batch += len(batches)
+            counters.step += 1
+            yield Step(loss, len(batches), time.perf_counter() - began)
+        # Each process has batch statistics of its own; all are to test the same model.
+        self.place.copy_from_first(self.tested_model.buffers())
+        counters.epoch, counters.batch = counters.epoch + 1, 0
+
+    def _step(self, model: nn.Module, batches: Sequence[Batch]) -> Tensor | None:
+        """One step on the mean loss of some batches; the loss of its first pass."""
+        self.counters.bad_files += [message for batch in batches for message in batch.bad_files]
+        readable = [batch.to(self.place.device) for batch in batches if self._is_usable(batch)]
+        losses = []
+        if readable:
+            for p in self.optimizer.passes():
+                self.optimizer.zero_grad()
+                losses.append(self._forward_and_backward(model, readable, p.index > 0))
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            if self.average is not None:
+                self.average.update_parameters(self.model)
+        self.counters.learning_rates = [float(rate) for rate in self._schedule.get_last_lr()]
+        advance(self._schedule)
+        return losses[0] / self.place.processes if losses else None
+
+    def _forward_and_backward(
+        self, model: nn.Module, batches: Sequence[Batch], later: bool
+    ) -> Tensor:
+        """One pass: the gradient of the mean loss, of several batches one after the other."""
+        losses = []
+        for batch in batches:
+            loss = self._loss(model, batch, later) / len(batches)
+            torch.autograd.backward(self.scaler.scale(loss))
+            losses.append(loss.detach())
+        return torch.stack(losses).sum()
+
+    def _loss(self, model: nn.Module, batch: Batch, later: bool) -> Tensor:
+        """Loss of a batch over all processes, times their number; see `Place.gather_batch`."""
+        task, place = self.task, self.place
+        frozen = later and task.freeze_statistics
+        with freeze_running_stats(self.model, frozen), autocast(self.settings, place.device):
+            scores = task.scores(model, batch.inputs, "later" if later else "first")
+        share = self.settings.batch // place.processes
+        everybody = place.gather_batch(scores.float(), batch.scores, share)
+        return task.loss(*everybody) * place.processes
+
+    def _is_usable(self, batch: Batch) -> bool:
+        """Whether bad files have left a pair to compare, and a sample for every process."""
+        if self.place.processes == 1:
+            return len(batch) > 1
+        if self.settings.bad_files == "stop":
+            return True
+        return min(self.place.gather([len(batch)])) > 0
+
+    def _in_parallel(self) -> nn.Module:
+        if self.place.processes == 1:
+            return self._compiled
+        # Made anew in every epoch, because it must know which parameters stand still.
+        devices = None if self.place.device.type == "cpu" else [self.place.device.index]
+        return DistributedDataParallel(self._compiled, device_ids=devices)
+
+    def first_batch(self) -> Batch:
+        """The first batch of the current epoch, as the model would see it."""
+        self._draws.start(self.counters.epoch)
+        batch: Batch = next(iter(self._loader))
+        return batch
+
+    def save(self, path: Path) -> None:
+        """Write all that `load` needs; called by every process, written by the first."""
+        self.counters.bad_files = sorted(set(self.place.gather(self.counters.bad_files)))
+        save_state(path, self._identity, self.counters, self._parts(), self.place)
+
+    def load(self, path: Path) -> None:
+        """Go on from what `save` wrote, bit for bit.
+
+        Raises:
+            RunStateError: as `load_state`.
+        """
+        self.counters = load_state(path, self._identity, self._parts(), self.place)
+
+    def _parts(self) -> dict[str, HasState]:
+        """All that a step changes, counters and random states aside."""
+        parts: dict[str, HasState] = {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "schedule": self._schedule,
+            "scaler": self.scaler,
+        }
+        return parts if self.average is None else {**parts, "average": self.average}
+
+
+def _choose(run: TrainingRun, best: Path) -> Agreement | None:
+    """Score the epoch, and keep its weights if it is the best so far (or if nothing chooses)."""
+    counters, chosen = run.counters, None
+    if run.chooses:
+        predictions = predict(
+            run.tested_model, run.task, run.chooses, run.settings, run.place, "choose"
+        )
+        chosen = measured(predictions, run.settings.logistic_fit)
+    score = math.inf if chosen is None else chosen.srcc + chosen.plcc
+    # Not a number is never better; but there must be one to fall back on.
+    if chosen is None or score > counters.best or counters.best_epoch == 0:
+        counters.best = score if math.isfinite(score) else -math.inf
+        counters.best_epoch = counters.epoch
+        if run.place.is_first:
+            weights = run.tested_model.state_dict()
+            save_checkpoint(
+                best, Checkpoint(run.task.script, plain(run.settings), counters.epoch, weights)
+            )
+    return chosen
+
+
+def _write_history(
+    run: TrainingRun, loss: float, chosen: Agreement | None, log: RunLog | None
+) -> None:
+    counters = run.counters
+    scores = {} if chosen is None else {f"selection_{k}": v for k, v in asdict(chosen).items()}
+    counters.history.append(
+        {
+            "epoch": counters.epoch,
+            "step": counters.step,
+            "loss": loss,
+            "learning_rate": max(counters.learning_rates),
+            "seconds": counters.seconds,
+            **scores,
+        }
+    )
+    if log is not None:
+        log.epoch(counters.history, counters.step)
+
+
+def _save(run: TrainingRun, last: Path, log: RunLog | None) -> None:
+    if log is not None:
+        log.flush()  # the session that goes on from here does not log these steps again
+    run.save(last)
+
+
+def _groups(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while group := list(itertools.islice(iterator, size)):
+        yield group

@@ -1,0 +1,96 @@
+"""The ways to train that the examples compare: one base optimizer, wrapped differently."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from torch_awp import AdversarialWeightPerturbation, RandomWeightPerturbation
+
+Perturbed = AdversarialWeightPerturbation | RandomWeightPerturbation
+
+Method = Literal["plain", "rwp", "awp", "awp-update", "awp-previous"]
+
+METHOD_NAMES: dict[Method, str] = {
+    "plain": "plain AdamW",
+    "rwp": "RWP",
+    "awp": "AWP",
+    "awp-update": 'AWP, ascent="update"',
+    "awp-previous": 'AWP, ascent="previous"',
+}
+
+
+@dataclass(frozen=True)
+class PerturbationRule:
+    """How a perturbation of a given gamma is made; the defaults are those of `torch_awp`."""
+
+    steps: int = 1
+    """Ascent steps of `"awp"`."""
+    constraint: Literal["layer", "element"] = "layer"
+    named_weight: bool = False
+    """Move the tensors whose name contains "weight", not those with more than one dimension."""
+    epsilon: float = 0.0
+    """Added to both norms."""
+
+
+_DEFAULT_RULE = PerturbationRule()
+
+
+def perturbed(
+    optimizer: torch.optim.Optimizer,
+    method: Method,
+    gamma: float,
+    seed: int,
+    rule: PerturbationRule = _DEFAULT_RULE,
+) -> Perturbed:
+    """Wrap an optimizer as a method demands.
+
+    `"plain"` is wrapped, too, with a size of 0: it takes the optimizer's own steps, and a training
+    loop need not tell it from the others.
+
+    Args:
+        optimizer: the base, built with `named_parameters()` if the rule asks for names.
+        method: `"rwp"` moves the weights at random, `"awp"` uphill along the current gradient (one
+            more pass for each of the rule's steps), `"awp-update"` along the previous step's change
+            of the weights and `"awp-previous"` along its gradient (no more passes).
+        gamma: size of the perturbation relative to each weight tensor.
+        seed: of the random perturbation.
+        rule: how the perturbation is made.
+    """
+    select = _is_named_weight if rule.named_weight else None
+    constraint, epsilon = rule.constraint, rule.epsilon
+    if method == "plain":
+        return AdversarialWeightPerturbation(optimizer, gamma=0.0)
+    if method == "rwp":
+        device = optimizer.param_groups[0]["params"][0].device
+        return RandomWeightPerturbation(
+            optimizer,
+            gamma,
+            constraint=constraint,
+            select=select,
+            epsilon=epsilon,
+            generator=torch.Generator(device).manual_seed(seed),
+        )
+    return AdversarialWeightPerturbation(
+        optimizer,
+        gamma,
+        steps=rule.steps if method == "awp" else 1,
+        ascent=_ASCENT[method],
+        constraint=constraint,
+        select=select,
+        epsilon=epsilon,
+    )
+
+
+_ASCENT: dict[Method, Literal["current", "update", "previous"]] = {
+    "awp": "current",
+    "awp-update": "update",
+    "awp-previous": "previous",
+}
+
+
+def _is_named_weight(name: str, parameter: Tensor) -> bool:
+    return "weight" in name

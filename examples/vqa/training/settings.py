@@ -1,0 +1,204 @@
+"""The settings that every training script shares; a script adds its own and the paper's values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from vqa.datasets.splits import Protocol
+from vqa.synthetic.mini_ugc import DEFAULT_FOLDER
+from vqa.training.distributed import DeviceName
+from vqa.training.perturbation import Method, PerturbationRule
+
+RUNS = Path(__file__).resolve().parents[3] / "runs"
+
+
+_AMOUNTS = (
+    *("gamma", "epsilon"),
+    *("learning_rate", "weight_decay", "backbone_factor", "warm_up_epochs"),
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to train on, how, and where the results go."""
+
+    # The data
+    dataset: str = "mini-ugc"
+    """Name of the data set, or `list` or `csv` for one of your own."""
+    data_root: Path = DEFAULT_FOLDER
+    """Where it lies."""
+    annotations: Path | None = None
+    """Its annotation file; looked for in the usual places if not given."""
+    score_column: str | None = None
+    """Another score than the data set's usual one, such as MOS of KonIQ-10k."""
+    also_test: tuple[str, ...] = ()
+    """More data sets to test on: NAME=ROOT or NAME=ROOT,ANNOTATIONS."""
+    official_parts: Literal["use", "ignore"] = "use"
+    """Train and test on the parts that the data set comes with, or split it at random anyway."""
+    protocol: Protocol = "paper"
+    """Who draws the split where there are no official parts to use."""
+    splits: tuple[int, ...] = (0,)
+    """Which splits to run, one after the other; the medians are reported with every one."""
+    select_on: Literal["validation", "test", "last"] = "validation"
+    """Which scores choose the reported epoch. The published scripts choose on the test part, which
+    flatters; `last` does not choose."""
+    validation_share: float = 0.1
+    """Part of the training samples set aside to choose on."""
+    logistic_fit: bool = False
+    """Fit a four-parameter logistic before PLCC and RMSE, as SimpleVQA does; the others only move
+    predictions to the mean and deviation of the opinion scores before RMSE."""
+    missing_files: Literal["stop", "skip"] = "stop"
+    """Stop when annotated files are missing, or go on without them."""
+    bad_files: Literal["stop", "skip"] = "stop"
+    """Stop at a file that cannot be read, or leave it out and count it."""
+
+    # Perturbation
+    perturb: Literal["none", "rwp", "awp", "awp-update", "awp-previous"] = "none"
+    """Weight perturbation: random, adversarial, or in one pass along the last update or
+    gradient."""
+    gamma: float = 1e-4
+    """Its size relative to each weight tensor."""
+    steps: int = 1
+    """Ascent steps of `awp`."""
+    constraint: Literal["layer", "element"] = "element"
+    """Ball around each tensor (the paper's text) or box around each element (its code)."""
+    named_weight: bool = True
+    """Perturb what has "weight" in its name, norms too, as the paper's code does; otherwise what
+    has more than one dimension."""
+    epsilon: float = 1e-6
+    """Added to both norms, as the paper's code does."""
+
+    # Optimisation
+    epochs: int = 30
+    """Epochs in which everything learns."""
+    linear_epochs: int = 0
+    """Epochs before these in which only the head learns."""
+    warm_up_epochs: float = 2.5
+    """Epochs over which the learning rate rises."""
+    schedule: Literal["fixed", "released"] = "fixed"
+    """The released cosine begins at 0, so that the first step changes nothing, and does not come
+    down to 0; the fixed one begins above and ends there."""
+    batch: int = 16
+    """Samples per step over all processes."""
+    accumulate: int = 1
+    """Batches per optimizer step."""
+    learning_rate: float = 1e-3
+    """Of the head, where the backbone has its own."""
+    backbone_factor: float = 0.1
+    """Learning rate of the backbone relative to the head's."""
+    weight_decay: float = 0.05
+    """Of all tensors, norms and biases too."""
+    ema: float = 0.999
+    """Decay of the weights' moving average, which is what is tested; 0 for the weights
+    themselves."""
+    drop_last: bool = False
+    """Leave out an epoch's last batch if it is not full."""
+    seed: int = 42
+    """Decides first weights, order of the samples, their random views, dropout and perturbation."""
+
+    # Weights to begin with
+    pretrained: Path | None = None
+    """Published weights of the backbone or the whole model."""
+    finetune_from: Path | None = None
+    """A checkpoint of these scripts, or published weights of the whole model."""
+    evaluate: Path | None = None
+    """Test the weights of this checkpoint and train nothing."""
+
+    # The machine
+    device: DeviceName = "auto"
+    """`auto` is a GPU where there is one."""
+    amp: Literal["none", "bf16", "fp16"] = "none"
+    """Mixed precision."""
+    compile: bool = False
+    """Train the model through `torch.compile`."""
+    workers: int = 4
+    """Processes that read files, for each training process."""
+    threads: int | None = None
+    """Threads of torch on a CPU; torch's own choice if not given."""
+
+    # Output
+    output: Path | None = None
+    """Folder of the results; by default runs/SCRIPT/DATASET-PERTURBATION, or DATASET-evaluated."""
+    resume: Literal["auto", "never"] = "auto"
+    """Go on where an interrupted run with the same settings stopped, or begin again."""
+    save_every: int = 500
+    """Steps between checkpoints within an epoch; one is written after every epoch anyway."""
+    train_score: bool = True
+    """Score the training part at the end, for the gap."""
+    landscape_points: int = 0
+    """Places at which the training loss around the final weights is evaluated; 0 for none."""
+    landscape_batches: int = 4
+    """Batches over which that loss is the mean."""
+    dry_run: bool = False
+    """Show data, model, one batch, memory and an estimate of the time, and stop."""
+
+    def __post_init__(self) -> None:
+        if self.batch < 2:
+            raise ValueError(
+                f"batch: expected at least 2, since losses compare samples, got {self.batch}"
+            )
+        for name in ("epochs", "accumulate", "steps", "landscape_batches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("linear_epochs", "workers", "save_every", "landscape_points", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: expected at least 0, got {getattr(self, name)}")
+        for name in _AMOUNTS:
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name}: expected a finite number from 0, got {value}")
+        for name in ("ema", "validation_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name}: expected at least 0 and below 1, got {getattr(self, name)}"
+                )
+        if not self.splits or len(set(self.splits)) < len(self.splits):
+            raise ValueError(f"splits: expected one or more, each once, got {self.splits}")
+
+    def _refuse_without_effect(self, names: Collection[str], on: str) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in names and value != field.default:
+                raise ValueError(f"{field.name}: has no effect on {on}, got {value!r}")
+
+    @property
+    def method(self) -> Method:
+        """The perturbation as the package names it."""
+        return "plain" if self.perturb == "none" else self.perturb
+
+    @property
+    def rule(self) -> PerturbationRule:
+        """How the perturbation is made."""
+        return PerturbationRule(self.steps, self.constraint, self.named_weight, self.epsilon)
+
+
+def plain(settings: Settings) -> dict[str, Any]:
+    """The settings as plain values, paths as text."""
+    values = asdict(settings)
+    return {
+        name: str(value) if isinstance(value, Path) else value for name, value in values.items()
+    }
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def on_any_machine(settings: S) -> S:
+    """The same settings on one thread of a CPU, for a small model with AWP as in the demo."""
+    return replace(
+        settings,
+        learning_rate=4e-3,
+        ema=0.0,
+        perturb="awp",
+        gamma=0.01,
+        constraint="layer",
+        named_weight=False,
+        epsilon=0.0,
+        workers=0,
+        threads=1,
+        device="cpu",
+    )

@@ -1,0 +1,50 @@
+"""What makes one of the models itself: all that the shared training code has to be told of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from vqa.training.loader import Inputs, Read
+
+# `first` and `later` are the passes of a training step, wherever the weights are in them.
+Phase = Literal["first", "later", "test"]
+
+
+def _nothing(files: Sequence[Path]) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Task:
+    """One model with its reading, its loss and its optimizer."""
+
+    script: str
+    """Name of the script, and of the folder of its runs."""
+    build: Callable[[], nn.Module]
+    """The model; drawn from torch's global generator, published weights loaded."""
+    read: Read
+    """One file as the model takes it: a random view with a generator, the test view without."""
+    scores: Callable[[nn.Module, Inputs, Phase], Tensor]
+    """Predicted scores [B] of a batch."""
+    loss: Callable[[Tensor, Tensor], Tensor]
+    """From predicted and opinion scores, [B] each."""
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer]
+    """The base optimizer, built with names, at its full learning rates."""
+    multiplier: Callable[[int, int], float]
+    """Factor of the learning rates from the step's number and the steps per epoch."""
+    prepare: Callable[[Sequence[Path]], None] = _nothing
+    """Make, of all files, what reading them takes; called once, by the first process."""
+    files: tuple[Path, ...] = ()
+    """What else the model's inputs are made of, beside the samples' files."""
+    head: str = "head"
+    """Name of the part of the model that alone learns in `linear_epochs`."""
+    freeze_statistics: bool = True
+    """Whether BatchNorm's running statistics stand still in later passes."""
+    test_batch: int = 1
+    """Files tested at a time."""

@@ -1,0 +1,80 @@
+"""What is wrong with files or settings is one line, a mistake of the program is a traceback."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from command_line import run_command
+
+from vqa.errors import expected_errors_in_one_line
+from vqa.io.video import VideoError
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture
+def command(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["program.py"])
+    return sys.argv
+
+
+def raised(error, capsys):
+    with pytest.raises(SystemExit) as end, expected_errors_in_one_line():
+        raise error
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    return end.value.code, printed.err
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (VideoError("a.mp4: holds no video"), "a.mp4: holds no video"),
+        (FileNotFoundError(2, "No such file", "b"), "[Errno 2] No such file: 'b'"),
+    ],
+)
+def test_an_expected_error_is_its_message_and_status_2(command, capsys, error, line):
+    assert raised(error, capsys) == (2, f"program.py: {line} (--debug shows the traceback)\n")
+
+
+def test_of_an_error_in_a_loaders_process_its_own_message_is_left(command, capsys):
+    text = (
+        "Caught VideoError in DataLoader worker process 0.\nOriginal Traceback (most recent call"
+        " last):\n  File ...\nvqa.io.video.VideoError: a.mp4: holds no video\n"
+    )
+
+    _, line = raised(VideoError(text), capsys)
+
+    assert line == "program.py: a.mp4: holds no video (--debug shows the traceback)\n"
+
+
+def test_a_mistake_of_the_program_keeps_its_traceback(command):
+    with pytest.raises(ValueError, match="invalid literal"), expected_errors_in_one_line():
+        int("x")
+    with pytest.raises(KeyError), expected_errors_in_one_line():
+        {}["x"]
+
+
+def test_debug_shows_every_traceback(command):
+    command.append("--debug")
+
+    with pytest.raises(VideoError), expected_errors_in_one_line():
+        raise VideoError("a.mp4: holds no video")
+    assert command == ["program.py"]
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "message"),
+    [
+        ("fast_vqa.py", ["tiny", "--gamma", "-1"], "gamma: expected a finite number from 0"),
+        ("fast_vqa.py", ["tiny", "--dataset", "list", "--data-root", "/nowhere"], "nowhere"),
+        ("landscape.py", ["--checkpoint", "/nowhere.pt"], "nowhere.pt: expected a checkpoint"),
+        ("reproduce.py", ["table99"], "exhibits: expected some of table1"),
+    ],
+)
+def test_scripts_end_so(script, flags, message):
+    done = run_command(EXAMPLES / script, *flags)
+
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,434 @@
+"""Where a perturbation would be lost or wrong without a sign: a warning or an error names it."""
+
+import copy
+import pickle
+
+import pytest
+import pytorch_optimizer
+import torch
+from reference import batch, closure_for, loss_of, same_bits, small_net, weights_of
+from torch import Tensor, nn
+
+from torch_awp import AdversarialWeightPerturbation, RandomWeightPerturbation
+
+
+def awp(model: nn.Module, base=torch.optim.SGD, **kwargs) -> AdversarialWeightPerturbation:
+    return AdversarialWeightPerturbation(base(model.named_parameters(), lr=0.1), 0.1, **kwargs)
+
+
+def relative_move(param: Tensor, optimizer) -> float:
+    """By hand, in float64: ``||v|| / ||w||`` inside a block."""
+    home = param.detach().double().clone()
+    with optimizer.perturb():
+        return ((param.detach().double() - home).norm() / home.norm()).item()
+
+
+# -- nothing moves ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_gradients_cleared_before_the_block_are_named(set_to_none):
+    model = small_net()
+    optimizer = awp(model)
+    loss_of(model, batch()).backward()
+    optimizer.zero_grad(set_to_none=set_to_none)
+    with pytest.warns(UserWarning, match="has a gradient other than zero"):
+        assert relative_move(model[0].weight, optimizer) == 0
+    with optimizer.perturb():  # once
+        pass
+
+
+@pytest.mark.parametrize("wrapper", [AdversarialWeightPerturbation, RandomWeightPerturbation])
+def test_a_select_that_picks_nothing_is_named(wrapper):
+    model = small_net()
+    base = torch.optim.SGD(model.named_parameters(), lr=0.1)
+    optimizer = wrapper(base, 0.1, select=lambda name, param: "weigth" in name)
+    loss_of(model, batch()).backward()
+    with pytest.warns(UserWarning, match="select picks none"), optimizer.perturb():
+        pass
+
+
+@pytest.mark.parametrize("ascent", ["current", "update", "previous"])
+def test_flat_parameters_are_named(ascent):
+    flat = nn.Parameter(torch.randn(12))
+    flat.grad = torch.randn(12)
+    base = torch.optim.SGD([flat], lr=0.1)
+    optimizer = AdversarialWeightPerturbation(base, 0.1, ascent=ascent)
+    with pytest.warns(UserWarning, match="flat parameters"), optimizer.perturb():
+        pass
+
+
+QUIET = {
+    "zero weights": lambda: (torch.zeros(3, 3), {}),
+    "not due": lambda: (torch.ones(3, 3), {"start_step": 1}),
+    "gamma 0": lambda: (torch.ones(3, 3), {"gamma": 0.0}),
+    "first step of update": lambda: (torch.ones(3, 3), {"ascent": "update"}),
+    "first step of previous": lambda: (torch.ones(3, 3), {"ascent": "previous"}),
+}
+
+
+@pytest.mark.parametrize("why", QUIET)
+def test_where_nothing_should_move_nothing_is_said(why):
+    weight, settings = QUIET[why]()
+    param = nn.Parameter(weight)
+    base = torch.optim.SGD([param], lr=0.1)
+    optimizer = AdversarialWeightPerturbation(base, **{"gamma": 0.1, **settings})
+    for _ in optimizer.passes():
+        param.grad = torch.zeros(3, 3) if why == "not due" else torch.ones(3, 3)
+    optimizer.step()
+
+
+def test_an_overflow_in_the_gradients_is_no_reason_to_warn():
+    param = nn.Parameter(torch.ones(3, 3))
+    param.grad = torch.full((3, 3), torch.inf)
+    with AdversarialWeightPerturbation(torch.optim.SGD([param], lr=0.1), 0.1).perturb():
+        pass
+
+
+@pytest.mark.parametrize("wrapper", [AdversarialWeightPerturbation, RandomWeightPerturbation])
+def test_a_trainers_plain_step_is_named_once(wrapper):
+    model, data = small_net(), batch()
+    optimizer = wrapper(torch.optim.SGD(model.parameters(), lr=0.1), 0.1)
+    closure_for(model, data)()
+    with pytest.warns(UserWarning, match="unperturbed weights"):
+        optimizer.step()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("call", ["passes", "perturb"])
+def test_a_form_that_is_not_used_is_named(call):
+    optimizer = awp(small_net())
+    with pytest.warns(UserWarning, match="alone perturbs nothing"):
+        getattr(optimizer, call)()
+
+
+# -- closures --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ascent", ["current", "update", "previous"])
+def test_a_closure_without_backward_is_an_error_before_the_base_steps(ascent):
+    model, data = small_net(), batch()
+    optimizer = awp(model, ascent=ascent)
+    loss_of(model, data).backward()
+    before = weights_of(model)
+    with pytest.raises(RuntimeError, match="computed no gradient"):
+        optimizer.step(lambda: loss_of(model, data))
+    assert same_bits(weights_of(model), before)
+
+
+def test_stepping_inside_its_own_closure_is_an_error_before_anything_moves():
+    model, data = small_net(), batch()
+    optimizer = awp(model)
+    before = weights_of(model)
+
+    def closure():
+        loss = closure_for(model, data)()
+        optimizer.step()
+        return loss
+
+    with pytest.raises(RuntimeError, match=r"step\(\) inside a loop"):
+        optimizer.step(closure)
+    assert same_bits(weights_of(model), before)
+
+
+@pytest.mark.filterwarnings("ignore:Using backward.. with create_graph=True")
+def test_a_second_order_base_is_an_error_that_names_it():
+    model, data = small_net(torch.float32), batch(torch.float32)
+    base = pytorch_optimizer.AdaHessian(model.parameters())
+    optimizer = AdversarialWeightPerturbation(base, 0.1)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_of(model, data)
+        loss.backward(create_graph=True)
+        return loss
+
+    with pytest.raises(RuntimeError, match=r"AdaHessian\.step\(\) differentiates"):
+        optimizer.step(closure)
+    optimizer.zero_grad()
+
+
+# -- the base's sign -------------------------------------------------------------------------------
+
+MAXIMIZING = [torch.optim.SGD, torch.optim.AdamW, pytorch_optimizer.Lion]
+
+
+@pytest.mark.parametrize("form", ["closure", "loop", "block"])
+@pytest.mark.parametrize("ascent", ["current", "update", "previous"])
+@pytest.mark.parametrize("cls", MAXIMIZING)
+def test_maximising_minus_the_loss_takes_the_steps_of_minimising_it(cls, ascent, form):
+    from reference import one_step
+
+    data, ends = batch(), []
+    for sign in (1, -1):
+        torch.manual_seed(1)
+        model = small_net()
+        base = cls(model.parameters(), lr=1e-2, maximize=sign < 0)
+        optimizer = AdversarialWeightPerturbation(base, 0.1, ascent=ascent)
+
+        def closure(model=model, sign=sign):
+            model.zero_grad()
+            loss = sign * loss_of(model, data)
+            loss.backward()
+            return loss
+
+        for _ in range(4):
+            one_step(optimizer, closure, form)
+        ends.append(weights_of(model))
+    torch.testing.assert_close(*ends, rtol=1e-12, atol=1e-14)
+
+
+def test_a_base_that_maximises_climbs_against_the_gradient():
+    param = nn.Parameter(torch.ones(2, 2).double())
+    param.grad = torch.full((2, 2), 3.0).double()
+    base = torch.optim.SGD([param], lr=0.1, maximize=True)
+    with AdversarialWeightPerturbation(base, 0.5).perturb():
+        torch.testing.assert_close(param.detach(), torch.full((2, 2), 0.5).double())
+
+
+# -- checkpoints -----------------------------------------------------------------------------------
+
+
+def test_names_of_the_running_model_stay():
+    models = [small_net(), small_net()]
+    saved, running = (
+        AdversarialWeightPerturbation(
+            torch.optim.AdamW([(prefix + n, p) for n, p in model.named_parameters()]),
+            0.1,
+            select=lambda name, param: name.endswith("2.weight"),
+        )
+        for model, prefix in zip(models, ["module.", ""], strict=True)
+    )
+    running.load_state_dict(saved.state_dict())
+    assert running.param_groups[0]["param_names"] == [n for n, _ in models[1].named_parameters()]
+
+
+def test_the_other_wrappers_gamma_is_not_taken_over():
+    models = [small_net(), small_net()]
+    random = RandomWeightPerturbation(torch.optim.SGD(models[0].parameters(), lr=0.1), 0.5)
+    optimizer = AdversarialWeightPerturbation(torch.optim.SGD(models[1].parameters(), lr=0.1), 0.01)
+    with pytest.warns(UserWarning, match=r"another kind .* gamma=0\.01"):
+        optimizer.load_state_dict(random.state_dict())
+    loss_of(models[1], batch()).backward()
+    assert relative_move(models[1][0].weight, optimizer) == pytest.approx(0.01)
+
+
+def test_shown_is_used():
+    model = small_net()
+    optimizer = awp(model)
+    loss_of(model, batch()).backward()
+    optimizer.gamma = 0.3
+    assert "gamma=0.3" in repr(optimizer)
+    assert relative_move(model[0].weight, optimizer) == pytest.approx(0.3)
+    optimizer.param_groups[0]["perturb_gamma"] = 0.2
+    assert "gamma=0.2" in repr(optimizer)
+    other = awp(small_net())
+    other.load_state_dict(optimizer.state_dict())
+    assert "gamma=0.2" in repr(other)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps])
+def test_copies_of_perturbed_weights_are_refused(copied):
+    model = small_net()
+    optimizer = awp(model)
+    loss_of(model, batch()).backward()
+    with optimizer.perturb(), pytest.raises(RuntimeError, match="inside a perturb"):
+        copied(optimizer)
+
+
+# -- parameters that change ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ascent", ["update", "previous"])
+@pytest.mark.parametrize("rows", [1, 5])
+def test_what_is_kept_of_another_shape_is_not_climbed_along(ascent, rows):
+    old = nn.Parameter(torch.randn(rows, 3))
+    base = torch.optim.Adam([old], lr=1e-2)
+    optimizer = AdversarialWeightPerturbation(base, 0.1, ascent=ascent)
+    for _ in optimizer.passes():
+        old.grad = torch.randn(rows, 3)
+    optimizer.step()
+    new = nn.Parameter(torch.cat([old.detach(), torch.randn(3, 3)]))
+    state = optimizer.state.pop(old)
+    for key in ("exp_avg", "exp_avg_sq"):
+        state[key] = torch.cat([state[key], torch.zeros(3, 3)])
+    optimizer.param_groups[0]["params"] = [new]
+    optimizer.state[new] = state
+    assert relative_move(new, optimizer) == 0
+    for _ in optimizer.passes():
+        new.grad = torch.randn_like(new)
+    optimizer.step()
+    assert relative_move(new, optimizer) == pytest.approx(0.1, rel=1e-5)
+
+
+def test_the_count_of_steps_survives_removing_and_adding_groups():
+    model, data = small_net(), batch()
+    optimizer = awp(model, interval=3)
+    for _ in range(4):
+        optimizer.step(closure_for(model, data))
+    group = optimizer.param_groups.pop()
+    assert optimizer.param_groups == []
+    optimizer.add_param_group({"params": list(model.named_parameters()), "lr": group["lr"]})
+    assert optimizer.param_groups[0]["perturb_step"] == 4
+
+
+def test_memory_replaced_inside_a_block_comes_home():
+    model = small_net()
+    optimizer = awp(model)
+    loss_of(model, batch()).backward()
+    before, places = weights_of(model), [p.data_ptr() for p in model.parameters()]
+    with optimizer.perturb():
+        for param in model.parameters():
+            if param.ndim > 1:
+                param.data = param.data.clone()
+        optimizer.ascend()
+    assert same_bits(weights_of(model), before)
+    assert [p.data_ptr() for p in model.parameters()] == places
+
+
+VIEWS = {
+    "conjugate": lambda t: t.conj(),
+    "conjugate, 0-dim": lambda t: t[0, 0].conj(),
+    "negative": lambda t: t.conj().imag,
+}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_lazy_view_moves_and_comes_home(view):
+    memory = torch.randn(3, 3, dtype=torch.complex128)
+    before = memory.clone()
+    param = nn.Parameter(VIEWS[view](memory))
+    param.grad = torch.randn_like(param.detach().resolve_conj().resolve_neg())
+    base = torch.optim.SGD([("p", param)], lr=0.1)
+    optimizer = AdversarialWeightPerturbation(base, 0.1, select=lambda name, param: True)
+    home = param.detach().resolve_conj().resolve_neg().clone()
+    with optimizer.perturb():
+        v = param.detach().resolve_conj().resolve_neg() - home
+        expected = 0.1 * home.abs().square().sum().sqrt() * param.grad
+        expected = expected / param.grad.abs().square().sum().sqrt()
+        torch.testing.assert_close(v, expected)
+    assert torch.equal(memory, before)
+
+
+# -- what lies around it ---------------------------------------------------------------------------
+
+AROUND = {
+    "inference mode": torch.inference_mode,
+    "no grad": torch.no_grad,
+    "default device": lambda: torch.device("meta"),
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("around", AROUND)
+@pytest.mark.parametrize("steps", [1, 3])
+def test_ambient_modes_change_nothing_and_leave_nothing(around, steps):
+    model, data = small_net(torch.float32), batch(torch.float32)
+    twin = copy.deepcopy(model)
+    optimizer, reference = awp(model, steps=steps), awp(twin, steps=steps)
+    for module in (model, twin):
+        loss_of(module, data).backward()
+    with AROUND[around](), optimizer.perturb():
+        moved = [p.data_ptr() for p in model.parameters()]
+        inside = [p.detach() for p in model.parameters()]
+        with reference.perturb():
+            assert same_bits(inside, [p.detach() for p in twin.parameters()])
+    assert moved == [p.data_ptr() for p in model.parameters()]
+    optimizer.step(closure_for(model, data))
+    reference.step(closure_for(twin, data))
+    assert same_bits(weights_of(model), weights_of(twin))
+
+
+# -- being the base --------------------------------------------------------------------------------
+
+
+def test_attributes_and_methods_of_the_base_are_the_wrappers():
+    model = small_net()
+    base = pytorch_optimizer.ScheduleFreeAdamW(model.parameters(), lr=0.1)
+    optimizer = AdversarialWeightPerturbation(base, 0.1)
+    optimizer.train()
+    closure_for(model, batch())()
+    with optimizer.perturb():
+        pass
+    optimizer.step()
+    optimizer.eval()
+    assert not base.train_mode if hasattr(base, "train_mode") else True
+    assert not hasattr(optimizer, "no_such_thing")
+    assert not hasattr(awp(small_net()), "eval")
+    assert hasattr(pickle.loads(pickle.dumps(optimizer)), "eval")
+
+
+def test_writing_an_attribute_of_the_base_reaches_it():
+    base = torch.optim.SGD(small_net().parameters(), lr=0.1)
+    base.temperature = 1.0
+    optimizer = AdversarialWeightPerturbation(base, 0.1)
+    optimizer.temperature = 2.0
+    assert base.temperature == 2.0
+
+
+class EveryOther(torch.optim.Optimizer):
+    """An optimizer around another that steps every second time, as Accelerate's accumulates."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer, self.calls = optimizer, 0
+
+    param_groups = property(lambda self: self.optimizer.param_groups)
+    state = property(lambda self: self.optimizer.state)
+    defaults = property(lambda self: self.optimizer.defaults)
+
+    def step(self, closure=None):
+        self.calls += 1
+        return self.optimizer.step(closure) if self.calls % 2 == 0 else None
+
+
+def test_steps_are_counted_where_the_base_took_them():
+    model, data = small_net(), batch()
+    optimizer = AdversarialWeightPerturbation(
+        EveryOther(torch.optim.SGD(model.parameters(), lr=0.1)), 0.1
+    )
+    hooked: list[None] = []
+    optimizer.register_step_post_hook(lambda *_: hooked.append(None))
+    for _ in range(4):
+        for _ in optimizer.passes():
+            closure_for(model, data)()
+        optimizer.step()
+    assert optimizer.param_groups[0]["perturb_step"] == len(hooked) == 2
+
+
+# -- GradScaler ------------------------------------------------------------------------------------
+
+
+def test_unscaling_before_the_block_is_an_error_from_the_second_step_on():
+    """The first step tells the wrapper which scaler there is."""
+    model, data = small_net(torch.float32), batch(torch.float32)
+    optimizer, scaler = awp(model), torch.amp.GradScaler("cpu")
+    for _ in range(2):  # after the block is right
+        scaler.scale(loss_of(model, data)).backward()
+        with optimizer.perturb():
+            optimizer.zero_grad()
+            scaler.scale(loss_of(model, data)).backward()
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    scaler.scale(loss_of(model, data)).backward()
+    scaler.unscale_(optimizer)
+    with pytest.raises(RuntimeError, match="has unscaled gradients"), optimizer.perturb():
+        pass
+
+
+# -- known limits ----------------------------------------------------------------------------------
+
+
+def test_limit_recomputing_after_the_block_sees_the_weights_at_home():
+    """README, Limits: the backward pass of a checkpointed forward belongs inside."""
+    weight = nn.Parameter(torch.full((1, 1), 2.0))
+    weight.grad = torch.ones(1, 1)
+    optimizer = AdversarialWeightPerturbation(torch.optim.SGD([weight], lr=0.1), 0.5)
+    with optimizer.perturb():
+        loss = torch.utils.checkpoint.checkpoint(
+            lambda x: (x * weight).square().sum(), torch.ones(1, 1), use_reentrant=False
+        )
+        optimizer.zero_grad()
+    loss.backward()
+    assert weight.grad.item() == 2 * 2.0  # at w, not 2 * 3.0 at w + v

@@ -1,0 +1,70 @@
+"""What a pass must do with the gradients it finds: clear them, then compute its own."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import Tensor
+
+Marks = list[tuple[Tensor | None, int]]
+
+
+@contextmanager
+def adding_refused(params: Sequence[Tensor]) -> Iterator[None]:
+    """Context that raises where a pass adds to gradients that were there before it.
+
+    Those belong to other weights (another batch at ``w``, the ascent), so the sum would be neither
+    the gradient at ``w`` nor that at ``w + v``. Trainers that accumulate gradients do this, and
+    loops that clear them only after the step.
+
+    Args:
+        params: the tensors whose gradients are computed; the first with a gradient is watched.
+
+    Raises:
+        RuntimeError: on leaving, if the first accumulation into that gradient found it as it was.
+    """
+    param = next((p for p in params if p.requires_grad and p.grad is not None), None)
+    if param is None or param.grad is None:
+        yield
+        return
+    older, version = param.grad, param.grad._version
+    last_computed: list[bool] = []
+    added: list[bool] = []
+
+    def computed(_: Tensor) -> None:
+        untouched = param.grad is older and older._version == version
+        # `grad.data.zero_()` leaves no trace but its zeros.
+        last_computed[:] = [untouched and bool(older.any())]
+
+    def accumulated(_: Tensor) -> None:  # torch.autograd.grad computes and accumulates nothing
+        added.extend(last_computed)
+
+    handles = [
+        param.register_hook(computed),  # type: ignore[no-untyped-call]
+        param.register_post_accumulate_grad_hook(accumulated),  # type: ignore[no-untyped-call]
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    if any(added) and param.grad is older:
+        raise RuntimeError(
+            "a pass added to gradients that were there before: clear them at the beginning of each "
+            "pass, and let one pass go over all batches that a step accumulates (a trainer that "
+            "accumulates by itself, as Lightning's accumulate_grad_batches does, shows only the "
+            "last). To add on purpose use perturb()"
+        )
+
+
+def marks(params: Sequence[Tensor]) -> Marks:
+    """What gradients look like, to be compared by :func:`computed_since`."""
+    return [(p.grad, 0 if p.grad is None else p.grad._version) for p in params]
+
+
+def computed_since(before: Marks, params: Sequence[Tensor]) -> bool:
+    """Whether any gradient was computed since ``before`` (or written by other means)."""
+    for param, (older, version) in zip(params, before, strict=True):
+        gradient = param.grad
+        if gradient is not None and (gradient is not older or gradient._version != version):
+            return True
+    return False

@@ -1,0 +1,112 @@
+"""What a single-pass mode keeps of each tensor from one step to the next, in the base's state.
+
+There every checkpoint looks for it, whoever writes it. Most optimizers make their state for a
+tensor only where it has none, so nothing is put in before they have.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_awp.functional import alike, clone_tensors
+from torch_awp.sharding import local_part, placed_like
+
+State = Any  # a dictionary from tensors to dictionaries, and what some optimizers keep beside
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def copies_of(sources: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
+    """Return dense copies of tensors that belong to parameters, placed like these."""
+    copies: dict[Tensor, Tensor] = {}
+    plain = {param: source for param, source in sources.items() if type(source) is Tensor}
+    for param, source in sources.items():
+        if source.layout != torch.strided or param not in plain:
+            dense = source if source.layout == torch.strided else source.to_dense()
+            copies[param] = torch.empty_like(param).copy_(placed_like(dense, param))
+            plain.pop(param, None)
+    params, tensors = list(plain), list(plain.values())
+    for indices in alike(tensors):
+        clones = clone_tensors([tensors[i] for i in indices])
+        copies.update(zip([params[i] for i in indices], clones, strict=True))
+    return copies
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def subtract_params_(copies: Mapping[Tensor, Tensor]) -> None:
+    """Take from each copy the parameter it belongs to."""
+    targets = [local_part(copy) for copy in copies.values()]
+    params = [local_part(param.detach()) for param in copies]
+    for indices in alike(targets):
+        torch._foreach_sub_([targets[i] for i in indices], [params[i] for i in indices])
+
+
+def kept(state: State, key: str, param: Tensor) -> Tensor | None:
+    """Return what is kept of a parameter, unless it does not fit it (any more)."""
+    values = state.get(param)
+    value = values.get(key) if isinstance(values, dict) else None
+    fits = isinstance(value, Tensor) and value.shape == param.shape
+    return value if fits else None
+
+
+def drop(state: State, keys: Iterable[str]) -> None:
+    """Keep nothing of any parameter."""
+    for values in state.values():
+        if isinstance(values, dict):
+            for key in keys:
+                values.pop(key, None)
+
+
+def keep(state: State, key: str, values: Mapping[Tensor, Tensor], params: list[Tensor]) -> None:
+    """Keep exactly ``values``, of which some parameters may have none."""
+    drop(state, [key])
+    if not values:
+        return
+    own = [state[param] for param in params]  # checkpoints want entries of all or of none
+    stateless = not any(own)
+    for param, value in values.items():
+        if state[param] is None:  # ZeroRedundancyOptimizer's sign for "in another process"
+            state[param] = {key: value}
+        # Where a hook took the gradient away the base still has to make its state.
+        elif stateless or state[param] or param.grad is not None:
+            state[param][key] = value
+
+
+def save_kept(
+    state: State, key: str, params: list[Tensor], state_dict: dict[str, Any], named: set[Tensor]
+) -> dict[str, Any]:
+    """Return a base's ``state_dict`` with what is kept now, whatever the base saves.
+
+    Those of ``named`` have zeros where nothing is kept: distributed checkpoints are read into what
+    a fresh optimizer has, and want every name of that.
+    """
+    saved = dict(state_dict["state"])
+    stateless = not any(saved.values())
+    for index, param in zip(_indices(state_dict), params, strict=True):
+        value, values = kept(state, key, param), saved.get(index) or {}
+        if value is None and param in named and (values or stateless):
+            value = torch.zeros_like(param, requires_grad=False)
+        if value is not values.get(key):
+            others = {name: v for name, v in values.items() if name != key}
+            saved[index] = others if value is None else {**others, key: value}
+    return {**state_dict, "state": saved}
+
+
+def load_kept(
+    key: str, params: list[Tensor], state_dict: Mapping[str, Any]
+) -> dict[Tensor, Tensor]:
+    """Return copies of what a checkpoint kept, by parameter; read before the base changes it."""
+    loaded = {}
+    for index, param in zip(_indices(state_dict), params, strict=False):
+        values = state_dict["state"].get(index)
+        value = values.get(key) if isinstance(values, dict) else None
+        if isinstance(value, Tensor):
+            loaded[param] = value.to(param.device, param.dtype, copy=True)
+    return loaded
+
+
+def _indices(state_dict: Mapping[str, Any]) -> list[Any]:
+    return [index for group in state_dict["param_groups"] for index in group["params"]]
