@@ -6,7 +6,7 @@ import pickle
 import pytest
 import pytorch_optimizer
 import torch
-from reference import batch, closure_for, loss_of, same_bits, small_net, weights_of
+from reference import batch, closure_for, loss_of, one_step, same_bits, small_net, weights_of
 from torch import Tensor, nn
 
 from torch_awp import AdversarialWeightPerturbation, RandomWeightPerturbation
@@ -157,8 +157,6 @@ MAXIMIZING = [torch.optim.SGD, torch.optim.AdamW, pytorch_optimizer.Lion]
 @pytest.mark.parametrize("ascent", ["current", "update", "previous"])
 @pytest.mark.parametrize("cls", MAXIMIZING)
 def test_maximising_minus_the_loss_takes_the_steps_of_minimising_it(cls, ascent, form):
-    from reference import one_step
-
     data, ends = batch(), []
     for sign in (1, -1):
         torch.manual_seed(1)
@@ -286,6 +284,36 @@ def test_memory_replaced_inside_a_block_comes_home():
     assert [p.data_ptr() for p in model.parameters()] == places
 
 
+def test_after_memory_was_replaced_the_next_block_moves_the_parameter():
+    param = nn.Parameter(torch.randn(4, 4).double())
+    param.grad = torch.randn(4, 4).double()
+    optimizer = AdversarialWeightPerturbation(torch.optim.SGD([param], lr=0.1), 0.1)
+    with optimizer.perturb():
+        param.data = param.data.clone()
+        optimizer.ascend()
+    assert relative_move(param, optimizer) == pytest.approx(0.1)
+
+
+def test_after_an_interrupted_return_the_next_block_takes_the_weights_norm_anew(monkeypatch):
+    param = nn.Parameter(torch.randn(4, 4).double())
+    param.grad = torch.randn(4, 4).double()
+    optimizer = AdversarialWeightPerturbation(torch.optim.SGD([param], lr=0.1), 0.1)
+    assert relative_move(param, optimizer) == pytest.approx(0.1)
+    clear, interrupts = torch.clear_autocast_cache, []
+
+    def interrupted_once() -> None:
+        if not interrupts:
+            interrupts.append(None)
+            raise KeyboardInterrupt
+        clear()
+
+    with pytest.raises(KeyboardInterrupt), optimizer.perturb():
+        monkeypatch.setattr(torch, "clear_autocast_cache", interrupted_once)
+    with torch.no_grad():
+        param.mul_(10)
+    assert relative_move(param, optimizer) == pytest.approx(0.1)
+
+
 VIEWS = {
     "conjugate": lambda t: t.conj(),
     "conjugate, 0-dim": lambda t: t[0, 0].conj(),
@@ -352,7 +380,7 @@ def test_attributes_and_methods_of_the_base_are_the_wrappers():
         pass
     optimizer.step()
     optimizer.eval()
-    assert not base.train_mode if hasattr(base, "train_mode") else True
+    assert base.param_groups[0]["train_mode"] is False
     assert not hasattr(optimizer, "no_such_thing")
     assert not hasattr(awp(small_net()), "eval")
     assert hasattr(pickle.loads(pickle.dumps(optimizer)), "eval")

@@ -87,6 +87,7 @@ class Layer:
             local_part(self.param.detach()).copy_(self.home)
         else:
             self.param.data = self.home
+        self.weight = _as_real(self.home, self.home)
 
     def along(self, direction: Tensor) -> Tensor:
         """A direction of the parameter as one of ``weight``."""
@@ -166,7 +167,6 @@ class Perturbation:
         self._places.clear()
         self._places.update(self._layers)
         for layer in self._layers.values():
-            layer.travelled = 0.0
             if not (self._keep_memory and on_host(layer.weight)):
                 layer.backup = None
 
@@ -244,6 +244,8 @@ class Perturbation:
         return layer if layer is not None and layer.is_there() else Layer.of(param)
 
     def _copy(self, layers: list[Layer]) -> None:
+        for layer in layers:
+            layer.travelled = 0.0  # here, since the end of the last stay can have been interrupted
         weights = [layer.weight for layer in layers]
         backups = [layer.backup for layer in layers if layer.backup is not None]
         if len(backups) == len(weights):
