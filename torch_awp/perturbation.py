@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torch_awp.functional import (
+    PIECE,
     Numbers,
     add_scaled_,
     alike,
@@ -182,11 +183,16 @@ class Perturbation:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def save(self, params: Iterable[Tensor]) -> None:
-        """Copy what is still at home; tensors that share memory must all be saved before moves."""
-        self._save(params)
+    def wander(
+        self, radii: Sequence[tuple[Tensor, float]], noise_like: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Move every parameter by its gamma along noise, drawn when its turn comes."""
+        self._save(param for param, _ in radii)
+        for portion in _portions(radii):
+            self.move([Move(p, noise_like(p), gamma, gamma) for p, gamma in portion])
 
     def _save(self, params: Iterable[Tensor]) -> list[Layer]:
+        """Copy what is still at home; tensors that share memory must all be saved before moves."""
         layers, new = [], []
         for param in params:
             layer = self._layers.get(id(param))
@@ -291,6 +297,20 @@ def insist(restore: Callable[[], None], attempts: int = 5) -> None:
         if attempts > 1:
             insist(restore, attempts - 1)
         raise
+
+
+def _portions(radii: Sequence[tuple[Tensor, float]]) -> Iterator[list[tuple[Tensor, float]]]:
+    """What moves at a time: on the host little, so that the noise of all never exists at once."""
+    portion: list[tuple[Tensor, float]] = []
+    room = PIECE
+    for param, gamma in radii:
+        room -= param.numel() if on_host(param) else 0
+        if portion and room < 0:
+            yield portion
+            portion, room = [], PIECE - param.numel()
+        portion.append((param, gamma))
+    if portion:
+        yield portion
 
 
 def _batches(moves: Sequence[Move], layers: list[Layer]) -> list[Batch]:

@@ -1,6 +1,5 @@
 """Random weight perturbation: take the gradient at a random point near the weights."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -8,8 +7,7 @@ from torch import Generator, Tensor
 from torch.optim import Optimizer
 
 from torch_awp.arguments import Select
-from torch_awp.functional import PIECE, on_host
-from torch_awp.perturbation import Move, Perturbation
+from torch_awp.perturbation import Perturbation
 from torch_awp.sharding import part_like
 from torch_awp.wrapper import Constraint, WeightPerturbation
 
@@ -88,9 +86,7 @@ class RandomWeightPerturbation(WeightPerturbation):
     def _climb(self, perturbation: Perturbation) -> None:
         selected = [(param, gamma) for param, gamma, _ in self._selected()]
         self._is_anything_selected(bool(selected))
-        perturbation.save(param for param, _ in selected)
-        for some in _portions(selected):
-            perturbation.move([Move(p, self._noise_like(p), gamma, gamma) for p, gamma in some])
+        perturbation.wander(selected, self._noise_like)
 
     def _noise_like(self, param: Tensor) -> Tensor:
         # For the whole tensor also where a part lies here: shards then differ, replicas agree and
@@ -136,17 +132,3 @@ class RandomWeightPerturbation(WeightPerturbation):
             device, generator_state = state["generator"]
             self.generator = Generator(device)
             self.generator.set_state(generator_state)
-
-
-def _portions(selected: list[tuple[Tensor, float]]) -> Iterator[list[tuple[Tensor, float]]]:
-    """What moves at a time: on the host little, so that the noise of all never exists at once."""
-    portion: list[tuple[Tensor, float]] = []
-    room = PIECE
-    for param, gamma in selected:
-        room -= param.numel() if on_host(param) else 0
-        if portion and room < 0:
-            yield portion
-            portion, room = [], PIECE - param.numel()
-        portion.append((param, gamma))
-    if portion:
-        yield portion

@@ -1,6 +1,7 @@
 """One number for how sharp a minimum is: how far the loss rises near the weights."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -130,10 +131,8 @@ class _Ball:
             for _ in range(samples):
                 snapshot.rewind()
                 with Perturbation(self.constraint) as perturbation:
-                    perturbation.save(self.weights)
-                    for weight in self.weights:
-                        noise = normal_like(weight, generator)
-                        perturbation.move([Move(weight, noise, self.gamma, self.gamma)])
+                    radii = [(weight, self.gamma) for weight in self.weights]
+                    perturbation.wander(radii, partial(normal_like, generator=generator))
                     losses.append(evaluate(self.model, self.loss_fn))
             return losses
 
