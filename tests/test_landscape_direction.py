@@ -171,3 +171,11 @@ def test_cosine_is_that_of_the_concatenated_tensors():
     assert cosine(first, second) == pytest.approx(expected)
     assert cosine(first, first) == pytest.approx(1)
     assert cosine({"a": torch.ones(2)}, {"b": torch.ones(2)}) == 0
+
+
+def test_a_default_device_elsewhere_changes_nothing():
+    model = nn.Linear(3, 2)
+    expected = filter_normalized_direction(model, torch.Generator().manual_seed(0))
+    with torch.device("meta"):
+        direction = filter_normalized_direction(model, torch.Generator().manual_seed(0))
+    assert all(direction[name].equal(vector) for name, vector in expected.items())

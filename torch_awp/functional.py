@@ -17,6 +17,7 @@ slow: it works on long tensors piece by piece, each while it is in cache.
 
 import math
 from collections.abc import Callable, Iterator
+from typing import overload
 
 import torch
 from torch import Tensor, nn
@@ -93,6 +94,18 @@ def _norm_by_pieces(tensor: Tensor) -> float:
     if tensor.dtype != wide(tensor.dtype):
         pieces = tuple(piece.to(wide(tensor.dtype)) for piece in pieces)
     return math.sqrt(sum(torch.stack([torch.dot(piece, piece) for piece in pieces]).tolist()))
+
+
+@overload
+def step_scales(
+    weight_norms: Tensor, direction_norms: Tensor, step_size: float, epsilon: float = 0.0
+) -> Tensor: ...
+
+
+@overload
+def step_scales(
+    weight_norms: Numbers, direction_norms: Numbers, step_size: float, epsilon: float = 0.0
+) -> Numbers: ...
 
 
 def step_scales(
@@ -184,12 +197,12 @@ def project_layer_(
         return
     away = list(torch._foreach_sub(weights, centers))
     distances = (norms or frobenius_norms)(away)
-    if isinstance(distances, list):
+    if isinstance(distances, list) or isinstance(radii, list):
         for weight, way, radius, distance in zip(weights, away, radii, distances, strict=True):
             if distance > radius:
                 _add_(weight, way, float(radius) / distance - 1)
         return
-    pull = (1 - torch.as_tensor(radii) / distances).nan_to_num(nan=0.0, neginf=0.0).clamp(min=0)
+    pull = (1 - radii / distances).nan_to_num(nan=0.0, neginf=0.0).clamp(min=0)
     pull = -pull.to(wide(weights[0].dtype))
     torch._foreach_addcmul_(weights, away, list(torch.split(pull, 1)))
 

@@ -21,12 +21,14 @@ State = Any  # a dictionary from tensors to dictionaries, and what some optimize
 def copies_of(sources: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
     """Return dense copies of tensors that belong to parameters, placed like these."""
     copies: dict[Tensor, Tensor] = {}
-    plain = {param: source for param, source in sources.items() if type(source) is Tensor}
+    plain: dict[Tensor, Tensor] = {}
     for param, source in sources.items():
-        if source.layout != torch.strided or param not in plain:
-            dense = source if source.layout == torch.strided else source.to_dense()
-            copies[param] = torch.empty_like(param).copy_(placed_like(dense, param))
-            plain.pop(param, None)
+        if source.layout != torch.strided:
+            source = source.to_dense()
+        if type(source) is Tensor:
+            plain[param] = source
+        else:
+            copies[param] = torch.empty_like(param).copy_(placed_like(source, param))
     params, tensors = list(plain), list(plain.values())
     for indices in alike(tensors):
         clones = clone_tensors([tensors[i] for i in indices])

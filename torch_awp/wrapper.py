@@ -484,7 +484,8 @@ class WeightPerturbation(DelegatingOptimizer):
         before = [(group.get(GAMMA_KEY), group.get("param_names")) for group in self.param_groups]
         self.base.load_state_dict(state_dict)
         own = any(self._default_key in group for group in self.param_groups)
-        others = any(group.pop(self._others_default_key, None) for group in self.param_groups)
+        key = self._others_default_key
+        others = [group.pop(key) for group in self.param_groups if key in group]
         for group, (gamma, names) in zip(self.param_groups, before, strict=True):
             if names is not None:
                 group["param_names"] = names

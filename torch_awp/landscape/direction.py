@@ -112,8 +112,8 @@ def normal_like(weight: Tensor, generator: Generator | None) -> Tensor:
 
 def _normalized(vector: Tensor, weight: Tensor) -> Tensor:
     """The vector with every filter rescaled to the length of the weight's."""
-    scales = torch.as_tensor(step_scales(_filter_norms(weight), _filter_norms(vector), 1.0))
-    return (_filters(vector) * scales.to(vector.dtype).unsqueeze(1)).reshape(vector.shape)
+    scales = step_scales(_filter_norms(weight), _filter_norms(vector), 1.0).to(vector.dtype)
+    return (_filters(vector) * scales.unsqueeze(1)).reshape(vector.shape)
 
 
 def _filter_norms(tensor: Tensor) -> Tensor:
