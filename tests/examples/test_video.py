@@ -268,7 +268,6 @@ def test_frames_that_change_their_size_are_an_error_that_names_the_file(tmp_path
     "kind",
     [
         Stream(container_options={"movflags": "faststart"}),
-        KINDS["fragmented mp4"],
         KINDS["avi without presentation times"],
         KINDS["motion jpeg"],
         KINDS["mkv without a frame count"],
@@ -279,7 +278,6 @@ def test_frames_that_change_their_size_are_an_error_that_names_the_file(tmp_path
     ],
     ids=[
         "mp4",
-        "fragmented mp4",
         "avi",
         "motion jpeg",
         "mkv",
@@ -296,6 +294,28 @@ def test_what_the_header_promises_and_the_file_lacks_is_an_error(tmp_path, kind,
     for use in (probe, read_frames):
         with pytest.raises(VideoError, match=r"cut: holds .* the file is truncated"):
             use(path)
+
+
+@pytest.mark.parametrize(
+    ("part", "behind_name"), [("moof", 0), ("moof", 60), ("mdat", -2), ("mdat", 0), ("mdat", 60)]
+)
+def test_an_end_within_a_fragment_of_an_mp4_file_is_an_error(tmp_path, part, behind_name):
+    path = write_stream(tmp_path / "cut", textured_clip(40), KINDS["fragmented mp4"])
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.rindex(part.encode()) + 4 + behind_name])
+
+    for use in (probe, read_frames):
+        with pytest.raises(VideoError, match=r"cut: holds .* the file is truncated"):
+            use(path)
+
+
+@pytest.mark.parametrize("fragments", [{}, KINDS["fragmented mp4"].container_options])
+@pytest.mark.parametrize("more", [b"\0" * 3, b"\0" * 40, b"padding at the end of a file"])
+def test_other_bytes_behind_an_mp4_file_do_not_matter(tmp_path, fragments, more):
+    path = write_stream(tmp_path / "v", textured_clip(20), Stream(container_options=fragments))
+    path.write_bytes(path.read_bytes() + more)
+
+    assert probe(path).frames == 20
 
 
 def test_what_is_left_of_a_stream_that_announces_nothing_is_read(tmp_path):

@@ -318,6 +318,11 @@ class Video:
             raise VideoError(
                 f"{shown(self.path)}: holds {found} of {announced} frames, the file is truncated"
             )
+        if "mov" in container and _ends_in_fragment_header(self.path):
+            raise VideoError(
+                f"{shown(self.path)}: holds {found} frames and a part of the next fragment, the"
+                " file is truncated"
+            )
         # An .avi file's index is at its end: if it is there, so is everything before.
         if container in _CONTAINERS_THAT_SAY_HOW_LONG or (
             container == "avi" and indexed < max(found, 2)
@@ -395,6 +400,23 @@ def _errors_that_name(path: Path) -> Iterator[None]:
     except Exception as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise VideoError(f"{shown(path)}: cannot be decoded ({reason})") from error
+
+
+def _ends_in_fragment_header(path: Path) -> bool:
+    """Whether the last box of an .mp4 file (ISO/IEC 14496-12, 4.2) is a part of a `moof`.
+
+    What comes behind it is announced nowhere else. Other bytes at the end do not matter to players.
+    """
+    end, begin, name = path.stat().st_size, 0, b""
+    with path.open("rb") as file:
+        while begin < end:
+            file.seek(begin)
+            header = file.read(16)
+            size, name = int.from_bytes(header[:4], "big"), header[4:8]
+            if size == 1:  # the size is 64 bits behind the name
+                size = int.from_bytes(header[8:16], "big")
+            begin += size if size >= 8 else end  # 0: to the end of the file
+    return name == b"moof" and begin > end
 
 
 def _as_displayed(pixels: Pixels, matrix: NDArray[np.int32] | None) -> Pixels:
