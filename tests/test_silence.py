@@ -1,5 +1,6 @@
 """Where a perturbation would be lost or wrong without a sign: a warning or an error names it."""
 
+import contextlib
 import copy
 import pickle
 
@@ -93,6 +94,38 @@ def test_a_trainers_plain_step_is_named_once(wrapper):
     with pytest.warns(UserWarning, match="unperturbed weights"):
         optimizer.step()
     optimizer.step()
+
+
+def left_by(way: str, optimizer, closure, at: int) -> None:
+    for p in optimizer.passes():
+        if way == "before backward" and p.index == at:
+            raise ValueError
+        closure()
+        if p.index == at:
+            if way == "return":
+                return
+            break
+
+
+@pytest.mark.parametrize("ascent", ["current", "update", "previous"])
+@pytest.mark.parametrize("way", ["break", "return"])
+def test_a_step_after_leaving_the_last_pass_is_right(way, ascent):
+    model, data = small_net(), batch()
+    optimizer = awp(model, ascent=ascent)
+    closure = closure_for(model, data)
+    for _ in range(2):
+        left_by(way, optimizer, closure, at=1 if ascent == "current" else 0)
+        optimizer.step()  # without a warning
+
+
+@pytest.mark.parametrize(("way", "at"), [("break", 0), ("before backward", 1)])
+def test_a_step_after_leaving_the_loop_before_the_last_gradients_is_named(way, at):
+    model, data = small_net(), batch()
+    optimizer = awp(model)
+    with contextlib.suppress(ValueError):
+        left_by(way, optimizer, closure_for(model, data), at)
+    with pytest.warns(UserWarning, match="unperturbed weights"):
+        optimizer.step()
 
 
 @pytest.mark.parametrize("call", ["passes", "perturb"])

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-Marks = list[tuple[Callable[[], Tensor | None], int]]
+Marks = list[tuple[Callable[[], Tensor | None] | None, int]]
 
 
 @contextmanager
@@ -61,15 +61,14 @@ def adding_refused(params: Sequence[Tensor]) -> Iterator[None]:
 
 def marks(params: Sequence[Tensor]) -> Marks:
     """What gradients look like, to be compared by :func:`computed_since`; none is kept alive."""
-    return [
-        (lambda: None, 0) if p.grad is None else (weakref.ref(p.grad), p.grad._version)
-        for p in params
-    ]
+    grads = (param.grad for param in params)
+    return [(None, 0) if grad is None else (weakref.ref(grad), grad._version) for grad in grads]
 
 
 def computed_since(before: Marks, params: Sequence[Tensor]) -> bool:
     """Whether any gradient was computed since ``before`` (or written by other means)."""
-    return any(
-        param.grad is not None and (param.grad is not older() or param.grad._version != version)
-        for param, (older, version) in zip(params, before, strict=True)
-    )
+    for param, (older, version) in zip(params, before, strict=True):
+        grad = param.grad
+        if grad is not None and not (older and older() is grad and grad._version == version):
+            return True
+    return False

@@ -154,8 +154,14 @@ class WeightPerturbation(DelegatingOptimizer):
             for index in range(self._climbs + 1):
                 if index > 0 or self._climbs == 0:
                     self._climb(perturbation)
-                with adding_refused(params):
-                    yield Pass(index, index < self._climbs, perturbation.away)
+                is_last = index == self._climbs
+                before = marks(params) if is_last else []
+                try:
+                    with adding_refused(params):
+                        yield Pass(index, not is_last, perturbation.away)
+                except GeneratorExit:  # break or return, which an exception looks like too
+                    self._progress.visited = is_last and computed_since(before, params)
+                    raise
 
     def perturb(self) -> AbstractContextManager[None]:
         """Context in which the weights are at ``w + v``; on leaving they are back bit for bit.
