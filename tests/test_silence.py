@@ -459,23 +459,29 @@ def test_steps_are_counted_where_the_base_took_them():
 # -- GradScaler ------------------------------------------------------------------------------------
 
 
-def test_unscaling_before_the_block_is_an_error_from_the_second_step_on():
-    """The first step tells the wrapper which scaler there is."""
+@pytest.mark.parametrize("form", ["block", "loop"])
+@pytest.mark.parametrize("steps_before", [0, 2])
+def test_unscaling_before_the_block_or_loop_is_an_error(steps_before, form):
     model, data = small_net(torch.float32), batch(torch.float32)
     optimizer, scaler = awp(model), torch.amp.GradScaler("cpu")
-    for _ in range(2):  # after the block is right
+
+    def backward() -> None:
+        optimizer.zero_grad()
         scaler.scale(loss_of(model, data)).backward()
+
+    for _ in range(steps_before):  # after the block is right
+        backward()
         with optimizer.perturb():
-            optimizer.zero_grad()
-            scaler.scale(loss_of(model, data)).backward()
+            backward()
         scaler.unscale_(optimizer)
         scaler.step(optimizer)
         scaler.update()
-        optimizer.zero_grad()
-    scaler.scale(loss_of(model, data)).backward()
+    backward()
     scaler.unscale_(optimizer)
-    with pytest.raises(RuntimeError, match="has unscaled gradients"), optimizer.perturb():
-        pass
+    with pytest.raises(RuntimeError, match="has unscaled gradients"):
+        one_step(optimizer, backward, form)
+    scaler.update()  # nothing is left behind
+    one_step(optimizer, backward, form)
 
 
 # -- known limits ----------------------------------------------------------------------------------

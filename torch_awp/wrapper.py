@@ -443,12 +443,18 @@ class WeightPerturbation(DelegatingOptimizer):
             )
 
     @property
-    def _step_supports_amp_scaling(self) -> bool:
-        """Asked by a GradScaler when it steps, which has to unscale the gradients itself."""
-        scaler = sys._getframe(1).f_locals.get("self")
-        if isinstance(scaler, GradScaler):
-            self._progress.scaler = weakref.ref(scaler)
-        return False
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The base's; a GradScaler reads them where it unscales, of which nothing else tells."""
+        caller = sys._getframe(1)
+        if caller.f_code.co_name == "_unscale_grads_":
+            scaler = caller.f_locals.get("self")
+            if isinstance(scaler, GradScaler):
+                self._progress.scaler = weakref.ref(scaler)
+        return self.base.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        self.base.param_groups = groups
 
     # -- state -----------------------------------------------------------------------------------
 
