@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import gc
 import pickle
 
 import pytest
@@ -454,6 +455,24 @@ def test_steps_are_counted_where_the_base_took_them():
             closure_for(model, data)()
         optimizer.step()
     assert optimizer.param_groups[0]["perturb_step"] == len(hooked) == 2
+
+
+@pytest.mark.parametrize("ascent", ["update", "previous"])
+def test_a_step_that_the_base_did_not_take_leaves_no_copy_behind(ascent):
+    model, data = small_net(), batch()
+    base = EveryOther(torch.optim.SGD(model.parameters(), lr=0.1))
+    optimizer = AdversarialWeightPerturbation(base, 0.1, ascent=ascent)
+    closure_for(model, data)()
+    assert all(p.grad is not None for p in model.parameters())  # torch makes them when asked for
+    before = tensors_alive()
+    optimizer.step()
+    assert optimizer.param_groups[0]["perturb_step"] == 0
+    assert tensors_alive() == before
+
+
+def tensors_alive() -> int:
+    gc.collect()
+    return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
 
 
 # -- GradScaler ------------------------------------------------------------------------------------

@@ -108,8 +108,8 @@ class WeightPerturbation(DelegatingOptimizer):
         """Whether a tensor would move if weights were perturbed now."""
         return next(self._selected(), None) is not None
 
-    def _step_begins(self) -> None:
-        """Called before the base steps."""
+    def _forget_copies(self) -> None:
+        """Called before the base steps, and after it did not."""
 
     def _gradients_ready(self, is_probe: bool) -> None:
         """Called when the gradients that the base is about to use are there."""
@@ -213,7 +213,7 @@ class WeightPerturbation(DelegatingOptimizer):
                 the base differentiates gradients that belong to perturbed weights.
         """
         self._refuse_while_away("step")
-        self._step_begins()
+        self._forget_copies()
         is_probe = closure is None and self._is_state_probe()
         perturbs = self._perturbs_now()
         if closure is None:
@@ -243,6 +243,8 @@ class WeightPerturbation(DelegatingOptimizer):
             self._progress.visited = False
             if not is_probe:
                 self._count(self._step_number() + 1)
+        else:
+            self._forget_copies()
         return loss
 
     def _closure_for_base(
