@@ -58,6 +58,7 @@ class Layer:
 
     @classmethod
     def of(cls, param: Tensor) -> Layer:
+        groups = shard_groups(param)
         home = local_part(param.detach())
         if home.layout != torch.strided:
             raise RuntimeError(
@@ -65,7 +66,7 @@ class Layer:
                 "strided ones can be perturbed, leave it out with select"
             )
         place = (home.data_ptr(), home.shape)
-        return cls(param, home, _as_real(home, home), shard_groups(param), place)
+        return cls(param, home, _as_real(home, home), groups, place)
 
     def is_there(self) -> bool:
         """Whether the parameter still lies where it did."""
