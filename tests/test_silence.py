@@ -11,7 +11,7 @@ import torch
 from reference import batch, closure_for, loss_of, one_step, same_bits, small_net, weights_of
 from torch import Tensor, nn
 
-from torch_awp import AdversarialWeightPerturbation, RandomWeightPerturbation
+from torch_awp import AdversarialWeightPerturbation, RandomWeightPerturbation, perturbation
 
 
 def awp(model: nn.Module, base=torch.optim.SGD, **kwargs) -> AdversarialWeightPerturbation:
@@ -518,3 +518,67 @@ def test_limit_recomputing_after_the_block_sees_the_weights_at_home():
         optimizer.zero_grad()
     loss.backward()
     assert weight.grad.item() == 2 * 2.0  # at w, not 2 * 3.0 at w + v
+
+
+def test_limit_two_wrappers_left_in_the_order_of_entering_leave_the_first_ones_move():
+    """README, Limits: the one that was entered last is to be left first."""
+    param = nn.Parameter(torch.full((2, 2), 2.0))
+    param.grad = torch.ones(2, 2)
+    first, second = (
+        AdversarialWeightPerturbation(torch.optim.SGD([param], lr=0.1), 0.5) for _ in range(2)
+    )
+    with first.perturb(), second.perturb():
+        assert param[0, 0] == 2 + 1 + 1.5
+    assert param[0, 0] == 2
+    blocks = first.perturb(), second.perturb()
+    for block in blocks:
+        block.__enter__()
+    for block in blocks:
+        block.__exit__(None, None, None)
+    assert param[0, 0] == 2 + 1
+
+
+def test_limit_an_interrupt_before_coming_home_begins_leaves_weights_away_while_it_is_held(
+    monkeypatch,
+):
+    """README, Limits: until the exception is dropped, or at the latest with the wrapper."""
+    model = small_net()
+    optimizer = awp(model)
+    loss_of(model, batch()).backward()
+    home = weights_of(model)
+    held = []
+    with monkeypatch.context() as patch:
+        patch.setattr(perturbation, "insist", interrupted)
+        try:
+            with optimizer.perturb():
+                pass
+        except KeyboardInterrupt as error:
+            held.append(error)
+    assert not same_bits(weights_of(model), home)
+    for refused in (optimizer.step, optimizer.state_dict, optimizer.perturb):
+        with pytest.raises(RuntimeError, match="that could not be left"):
+            refused()
+    held.clear()
+    assert same_bits(weights_of(model), home)
+    optimizer.state_dict()
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("ascent", ["update", "previous"])
+def test_limit_a_group_whose_gamma_was_0_climbs_from_its_second_step_on(ascent):
+    """README, Limits: nothing was kept of it."""
+    model, data = small_net(), batch()
+    groups = [
+        {"params": model[0].parameters(), "perturb_gamma": 0.0},
+        {"params": model[2].parameters()},
+    ]
+    optimizer = AdversarialWeightPerturbation(torch.optim.SGD(groups, lr=0.1), 0.1, ascent=ascent)
+    optimizer.step(closure_for(model, data))
+    optimizer.param_groups[0]["perturb_gamma"] = 0.2
+    assert relative_move(model[0].weight, optimizer) == 0
+    assert relative_move(model[2].weight, optimizer) == pytest.approx(0.1)
+    optimizer.step(closure_for(model, data))
+    assert relative_move(model[0].weight, optimizer) == pytest.approx(0.2)
