@@ -81,6 +81,16 @@ def test_where_nothing_should_move_nothing_is_said(why):
     optimizer.step()
 
 
+@pytest.mark.parametrize("wrapper", [AdversarialWeightPerturbation, RandomWeightPerturbation])
+@pytest.mark.parametrize("select", [None, lambda name, param: True])
+def test_a_frozen_group_beside_one_with_gamma_0_is_no_reason_to_warn(wrapper, select):
+    frozen, still = (nn.Parameter(torch.ones(3, 3), requires_grad=each) for each in (False, True))
+    still.grad = torch.ones(3, 3)
+    groups = [{"params": [("a", frozen)]}, {"params": [("b", still)], "perturb_gamma": 0.0}]
+    with wrapper(torch.optim.SGD(groups, lr=0.1), 0.1, select=select).perturb():
+        pass
+
+
 def test_an_overflow_in_the_gradients_is_no_reason_to_warn():
     param = nn.Parameter(torch.ones(3, 3))
     param.grad = torch.full((3, 3), torch.inf)

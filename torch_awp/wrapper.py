@@ -425,7 +425,9 @@ class WeightPerturbation(DelegatingOptimizer):
         """Whether a tensor may move; warns where none may though there are some to train."""
         if known or next(self._selected(), None) is not None:
             return True
-        if any(param.requires_grad and param.numel() for param in self._params()):
+        groups = zip(self.param_groups, self._group_gammas(), strict=True)
+        params = [param for group, gamma in groups if gamma > 0 for param in group["params"]]
+        if any(param.requires_grad and param.numel() for param in params):
             reason = (
                 "all have one dimension (flat parameters, as FSDP1, DeepSpeed and flat buffers "
                 "make them?); select=lambda name, param: True takes those"
