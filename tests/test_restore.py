@@ -187,3 +187,17 @@ def test_parameters_sharing_memory_that_first_move_at_different_times_come_back(
         late.grad = torch.randn(2, 8)
         optimizer.ascend()
     assert same_bits([early], [before])
+
+
+def test_a_block_can_be_entered_again():
+    model, data = small_net(), batch()
+    optimizer = AdversarialWeightPerturbation(torch.optim.SGD(model.parameters(), lr=0.1), 0.1)
+    closure_for(model, data)()
+    before, block = weights_of(model), optimizer.perturb()
+    for _ in range(2):
+        with block:
+            assert not same_bits(weights_of(model), before)
+            with pytest.raises(RuntimeError, match="inside a perturb"), block:
+                pass
+            assert not same_bits(weights_of(model), before)
+        assert same_bits(weights_of(model), before)

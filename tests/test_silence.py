@@ -140,6 +140,18 @@ def test_a_step_after_leaving_the_loop_before_the_last_gradients_is_named(way, a
         optimizer.step()
 
 
+@pytest.mark.parametrize("wrap", ["layer", "3 steps", "random", "previous"])
+def test_a_step_after_a_loop_whose_passes_computed_nothing_is_named(wrap):
+    """All passes are over before the first backward: `for p in list(optimizer.passes())`."""
+    model, data = small_net(), batch()
+    optimizer = WRAPS[wrap](torch.optim.SGD(model.parameters(), lr=0.1))
+    optimizer.step(closure_for(model, data))
+    for _ in list(optimizer.passes()):
+        closure_for(model, data)()
+    with pytest.warns(UserWarning, match="unperturbed weights"):
+        optimizer.step()
+
+
 @pytest.mark.parametrize("call", ["passes", "perturb"])
 def test_a_form_that_is_not_used_is_named(call):
     optimizer = awp(small_net())

@@ -42,15 +42,17 @@ class Passes:
 
 
 class Block(AbstractContextManager[None]):
-    """One stay at ``w + v``, to be entered by ``with``."""
+    """One stay at ``w + v``, to be entered by ``with``; each time another."""
 
-    def __init__(self, context: AbstractContextManager[object]) -> None:
-        self._context = context
+    def __init__(self, stay: Callable[[], AbstractContextManager[object]]) -> None:
+        self._stay = stay
         self._used = False
 
     def __enter__(self) -> None:
         self._used = True
-        self._context.__enter__()
+        context = self._stay()
+        context.__enter__()
+        self._context = context
 
     def __exit__(self, *exception: object) -> None:
         self._context.__exit__(*exception)  # type: ignore[arg-type]

@@ -53,7 +53,7 @@ class Progress:
 
     visit: str | None = None  # the form that is open now
     perturbation: Callable[[], Perturbation | None] = lambda: None  # weak: who opened it owns it
-    visited: bool = False  # a block or loop has been gone through since the last step
+    visited: bool = False  # in a block, or computed gradients in a loop, since the last step
     scaler: Callable[[], GradScaler | None] = lambda: None  # weak: the one that stepped last
     steps: int = 0  # successful ones, where no group tells
     places: dict[int, Layer] = field(default_factory=dict)  # of the last stay
@@ -159,9 +159,8 @@ class WeightPerturbation(DelegatingOptimizer):
                 try:
                     with adding_refused(params):
                         yield Pass(index, not is_last, perturbation.away)
-                except GeneratorExit:  # break or return, which an exception looks like too
+                finally:  # also by break or return
                     self._progress.visited = is_last and computed_since(before, params)
-                    raise
 
     def perturb(self) -> AbstractContextManager[None]:
         """Context in which the weights are at ``w + v``; on leaving they are back bit for bit.
@@ -173,10 +172,18 @@ class WeightPerturbation(DelegatingOptimizer):
             RuntimeError: inside another block or loop of this optimizer.
         """
         self._refuse_while_away("perturb")
-        return Block(self._visit(BLOCK, climbs=True))
+        return Block(self._perturbed)
 
     @contextmanager
-    def _visit(self, name: str, climbs: bool = False) -> Iterator[Perturbation]:
+    def _perturbed(self) -> Iterator[None]:
+        with self._visit(BLOCK) as perturbation:
+            if self._perturbs_now():
+                self._climb(perturbation)
+            yield
+        self._progress.visited = True
+
+    @contextmanager
+    def _visit(self, name: str) -> Iterator[Perturbation]:
         """The one way to ``w + v`` and home again."""
         self._refuse_while_away(name)
         self._refuse_unscaled_gradients()
@@ -187,12 +194,9 @@ class WeightPerturbation(DelegatingOptimizer):
         progress.visit, progress.perturbation = name, weakref.ref(perturbation)
         try:
             with perturbation:
-                if climbs and self._perturbs_now():
-                    self._climb(perturbation)
                 yield perturbation
         finally:
             progress.visit = None
-        progress.visited = True
 
     def step(self, closure: Closure | None = None, *args: Any, **kwargs: Any) -> Any:
         """Let the base step, with a closure on the gradients at perturbed weights.
@@ -223,9 +227,9 @@ class WeightPerturbation(DelegatingOptimizer):
             if stepped and missed:
                 self._warn_once(
                     "step",
-                    "step() on gradients of unperturbed weights: no loop over passes(), no "
-                    "perturb() block and no closure came before it, as in a trainer's own loop. "
-                    "Override its training step (README, recipes), or set gamma to 0",
+                    "step() on gradients of unperturbed weights: none was computed in the last "
+                    "pass of a loop over passes(), in a perturb() block or by a closure, as in a "
+                    "trainer's own loop. Override its training step (recipes), or set gamma to 0",
                 )
         else:
             first_losses: list[Any] = []
