@@ -62,6 +62,13 @@ def test_a_gamma_below_half_the_spacing_warns_once_a_wrapper(wrapper, dtype):
         visit(wrapped(params, optimizer.gamma, wrapper))
 
 
+@pytest.mark.parametrize("settings", [{"steps": 10}, {"step_size": 1e-3}])
+def test_steps_below_half_the_spacing_warn_though_gamma_is_above(settings):
+    optimizer = wrapped([parameter(torch.bfloat16)], 0.01, **settings)
+    with pytest.warns(UserWarning, match=r"gamma=0\.01 in steps of 0\.001 is below"):
+        visit(optimizer)
+
+
 @pytest.mark.parametrize(
     ("dtype", "gamma"),
     [

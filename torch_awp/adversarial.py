@@ -135,6 +135,9 @@ class AdversarialWeightPerturbation(WeightPerturbation):
                 "it cleared between backward() and perturb(), or computed elsewhere?",
             )
 
+    def _step_size_of(self, gamma: float) -> float:
+        return gamma / self.steps if self.step_size is None else self.step_size
+
     def _can_climb(self) -> bool:
         return next(self._moves(), None) is not None
 
@@ -145,7 +148,7 @@ class AdversarialWeightPerturbation(WeightPerturbation):
             else:
                 direction = kept(self.state, _KEYS[self.ascent], param)
             if direction is not None:
-                step_size = gamma / self.steps if self.step_size is None else self.step_size
+                step_size = self._step_size_of(gamma)
                 # What is kept of an update is the way back; a base that maximizes calls up down.
                 against = self.ascent == "update" or maximizes(self.base, group)
                 yield Move(param, direction, gamma, -step_size if against else step_size)

@@ -108,6 +108,10 @@ class WeightPerturbation(DelegatingOptimizer):
         """Whether a tensor would move if weights were perturbed now."""
         return next(self._selected(), None) is not None
 
+    def _step_size_of(self, gamma: float) -> float:
+        """How far one move of a tensor with this gamma goes, relative to its norm."""
+        return gamma
+
     def _forget_copies(self) -> None:
         """Called before the base steps, and after it did not."""
 
@@ -416,12 +420,17 @@ class WeightPerturbation(DelegatingOptimizer):
             warnings.warn(message, stacklevel=3)
 
     def _warn_if_too_small(self, gamma: float, dtype: torch.dtype) -> None:
-        if gamma < _SMALLEST_GAMMA.get(dtype, 0.0):
+        smallest = _SMALLEST_GAMMA.get(dtype)
+        if smallest is None:
+            return
+        step_size = min(gamma, self._step_size_of(gamma))
+        if step_size < smallest:
+            steps = f" in steps of {step_size:g}" if step_size < gamma else ""
             self._warn_once(
                 "gamma",
-                f"gamma={gamma:g} is below {_SMALLEST_GAMMA[dtype]:g}, half the relative spacing "
-                f"of {dtype} parameters: most of the perturbation rounds away. Use a larger gamma "
-                "or float32 parameters (under autocast, say); realised_gammas() inside perturb() "
+                f"gamma={gamma:g}{steps} is below {smallest:g}, half the relative spacing of {dtype} "
+                "parameters: most of the perturbation rounds away. Use a larger gamma or step, or "
+                "float32 parameters (under autocast, say); realised_gammas() inside perturb() "
                 "measures what is left",
             )
 
