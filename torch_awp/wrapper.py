@@ -428,10 +428,10 @@ class WeightPerturbation(DelegatingOptimizer):
             steps = f" in steps of {step_size:g}" if step_size < gamma else ""
             self._warn_once(
                 "gamma",
-                f"gamma={gamma:g}{steps} is below {smallest:g}, half the relative spacing of {dtype} "
-                "parameters: most of the perturbation rounds away. Use a larger gamma or step, or "
-                "float32 parameters (under autocast, say); realised_gammas() inside perturb() "
-                "measures what is left",
+                f"gamma={gamma:g}{steps} is below {smallest:g}, half the relative spacing of "
+                f"{dtype} parameters: most of the perturbation rounds away. Use a larger gamma "
+                "or step, or float32 parameters (under autocast, say); realised_gammas() inside "
+                "perturb() measures what is left",
             )
 
     def _is_anything_selected(self, known: bool) -> bool:
