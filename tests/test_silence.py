@@ -211,6 +211,28 @@ def test_maximising_minus_the_loss_takes_the_steps_of_minimising_it(cls, ascent,
     torch.testing.assert_close(*ends, rtol=1e-12, atol=1e-14)
 
 
+class Around(torch.optim.Optimizer):
+    """An optimizer around another, kept under a name of its own (timm's Lookahead does so)."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self._base_optimizer = inner
+
+    param_groups = property(lambda self: self._base_optimizer.param_groups)
+    state = property(lambda self: self._base_optimizer.state)
+    defaults = property(lambda self: self._base_optimizer.defaults)
+
+    def step(self, closure=None):
+        return self._base_optimizer.step(closure)
+
+
+def test_the_sign_of_a_base_inside_the_base_counts():
+    param = nn.Parameter(torch.ones(2, 2).double())
+    param.grad = torch.full((2, 2), 3.0).double()
+    base = Around(pytorch_optimizer.Lion([param], lr=0.1, maximize=True))
+    with AdversarialWeightPerturbation(base, 0.5).perturb():
+        torch.testing.assert_close(param.detach(), torch.full((2, 2), 0.5).double())
+
+
 def test_a_base_that_maximises_climbs_against_the_gradient():
     param = nn.Parameter(torch.ones(2, 2).double())
     param.grad = torch.full((2, 2), 3.0).double()
