@@ -130,6 +130,28 @@ def test_a_step_after_leaving_the_loop_before_the_last_gradients_is_named(way, a
         optimizer.step()
 
 
+@pytest.mark.parametrize("wrapper", [AdversarialWeightPerturbation, RandomWeightPerturbation])
+def test_a_block_without_a_backward_pass_is_named(wrapper):
+    model, data = small_net(), batch()
+    optimizer = wrapper(torch.optim.SGD(model.parameters(), lr=0.1), 0.1)
+    closure_for(model, data)()
+    with optimizer.perturb():
+        loss_of(model, data)
+    with pytest.warns(UserWarning, match="none was computed in a loop"):
+        optimizer.step()
+
+
+def test_a_loop_gone_through_before_the_backward_pass_is_named():
+    model, data = small_net(), batch()
+    optimizer = awp(model, ascent="previous")
+    for _ in range(2):
+        one_step(optimizer, closure_for(model, data), "loop")
+    assert len(list(optimizer.passes())) == 1
+    closure_for(model, data)()
+    with pytest.warns(UserWarning, match="none was computed in a loop"):
+        optimizer.step()
+
+
 @pytest.mark.parametrize("call", ["passes", "perturb"])
 def test_a_form_that_is_not_used_is_named(call):
     optimizer = awp(small_net())
@@ -429,11 +451,16 @@ WRAPS = {
 }
 
 
+def set_gradients(params: list[nn.Parameter], gradients: list[Tensor]) -> None:
+    for param, gradient in zip(params, gradients, strict=True):
+        param.grad = gradient.clone()
+
+
 @pytest.mark.parametrize("around", AROUND)
 @pytest.mark.parametrize("wrap", WRAPS)
 def test_ambient_modes_change_nothing_and_leave_nothing(wrap, around):
     """Of a long tensor too, which the host goes through in pieces."""
-    weights, gradients = [torch.randn(600, 300), torch.randn(3, 4)], []
+    weights = [torch.randn(600, 300), torch.randn(3, 4)]
     params = [[nn.Parameter(w.clone()) for w in weights] for _ in range(2)]
     bases = [torch.optim.SGD(each, lr=0.1, momentum=0.9) for each in params]
     optimizers = [WRAPS[wrap](base) for base in bases]
@@ -443,14 +470,14 @@ def test_ambient_modes_change_nothing_and_leave_nothing(wrap, around):
         for each, optimizer, context in zip(
             params, optimizers, (AROUND[around], contextlib.nullcontext), strict=True
         ):
-            for param, gradient in zip(each, gradients, strict=True):
-                param.grad = gradient.clone()
+            set_gradients(each, gradients)
             with context():
                 with optimizer.perturb():
                     for _ in range(1, getattr(optimizer, "steps", 1)):
                         optimizer.ascend()
                     realised = optimizer.realised_gammas()
                     away.append(([p.detach().clone() for p in each], realised))
+                    set_gradients(each, gradients)
                 optimizer.step()
         (inside, realised), (expected, as_realised) = away
         assert same_bits(inside, expected)
@@ -469,10 +496,7 @@ def test_attributes_and_methods_of_the_base_are_the_wrappers():
     base = pytorch_optimizer.ScheduleFreeAdamW(model.parameters(), lr=0.1)
     optimizer = AdversarialWeightPerturbation(base, 0.1)
     optimizer.train()
-    closure_for(model, batch())()
-    with optimizer.perturb():
-        pass
-    optimizer.step()
+    one_step(optimizer, closure_for(model, batch()), "block")
     optimizer.eval()
     assert base.param_groups[0]["train_mode"] is False
     assert not hasattr(optimizer, "no_such_thing")
