@@ -89,7 +89,7 @@ def test_a_hook_fires_once_for_what_the_base_does_and_can_be_removed(register, t
     def use() -> None:
         optimizer.step(closure_for(model, batch()))
         with optimizer.perturb():
-            pass
+            closure_for(model, batch())()
         optimizer.step()
         optimizer.load_state_dict(optimizer.state_dict())
 

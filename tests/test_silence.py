@@ -159,6 +159,40 @@ def test_a_form_that_is_not_used_is_named(call):
         getattr(optimizer, call)()
 
 
+@pytest.mark.parametrize("form", ["block", "loop"])
+def test_a_base_that_steps_by_itself_inside_is_an_error(form):
+    """Its step would be undone on leaving."""
+    model, data = small_net(), batch()
+    optimizer = awp(model)
+    before = weights_of(model)
+
+    closure_for(model, data)()
+
+    def step_inside() -> None:
+        if form == "block":
+            with optimizer.perturb():
+                optimizer.base.step()
+        for _ in optimizer.passes():
+            optimizer.base.step()
+
+    with pytest.raises(RuntimeError, match=r"SGD\.step\(\) inside a"):
+        step_inside()
+    assert same_bits(weights_of(model), before)
+    optimizer.base.step()  # outside it may, though nothing is perturbed
+
+
+@pytest.mark.parametrize("ascent", ["current", "update", "previous"])
+def test_a_base_that_steps_in_place_of_its_wrapper_is_named_once(ascent):
+    """Nothing is counted or kept then, so single-pass modes would never climb."""
+    model, data = small_net(), batch()
+    optimizer = awp(model, ascent=ascent)
+    for _ in optimizer.passes():
+        closure_for(model, data)()
+    with pytest.warns(UserWarning, match="call that"):
+        optimizer.base.step()
+    optimizer.base.step()
+
+
 # -- closures --------------------------------------------------------------------------------------
 
 
