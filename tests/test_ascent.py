@@ -284,6 +284,16 @@ def test_a_complex_tensor_moves_like_its_real_and_imaginary_parts(constraint):
     torch.testing.assert_close(torch.view_as_real(moved), expected)
 
 
+def test_a_selected_scalar_of_an_accelerator_can_move():
+    """The meta device takes its way, without values."""
+    param = nn.Parameter(torch.tensor(2.0, device="meta"))
+    param.grad = torch.tensor(1.0, device="meta")
+    base = torch.optim.SGD([("logit_scale", param)], lr=0.1)
+    optimizer = AdversarialWeightPerturbation(base, 0.1, select=lambda name, param: True)
+    with optimizer.perturb():
+        assert param.shape == ()
+
+
 def test_a_selected_scalar_moves():
     model = nn.ParameterDict({"logit_scale": nn.Parameter(torch.tensor(2.0))})
     model["logit_scale"].grad = torch.tensor(-3.0)

@@ -9,7 +9,16 @@ from collections.abc import Iterator
 import pytest
 import pytorch_optimizer
 import torch
-from reference import batch, closure_for, loss_of, one_step, same_bits, small_net, weights_of
+from reference import (
+    ascent,
+    batch,
+    closure_for,
+    loss_of,
+    one_step,
+    same_bits,
+    small_net,
+    weights_of,
+)
 from torch import Tensor, nn
 
 from torch_awp import AdversarialWeightPerturbation, RandomWeightPerturbation, perturbation
@@ -169,6 +178,51 @@ def test_a_form_that_is_not_used_is_named(call):
         getattr(optimizer, call)()
 
 
+@pytest.mark.parametrize("ascent", ["update", "previous"])
+def test_a_plain_step_is_named_where_something_would_have_moved(ascent):
+    """Not in the first step of single-pass modes, which is unperturbed anyway."""
+    model, data = small_net(), batch()
+    optimizer = awp(model, ascent=ascent)
+    closure_for(model, data)()
+    optimizer.step()
+    with pytest.warns(UserWarning, match="unperturbed weights"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("form", ["block", "loop"])
+def test_a_base_that_steps_by_itself_inside_is_an_error(form):
+    """Its step would be undone on leaving."""
+    model, data = small_net(), batch()
+    optimizer = awp(model)
+    before = weights_of(model)
+
+    closure_for(model, data)()
+
+    def step_inside() -> None:
+        if form == "block":
+            with optimizer.perturb():
+                optimizer.base.step()
+        for _ in optimizer.passes():
+            optimizer.base.step()
+
+    with pytest.raises(RuntimeError, match=r"SGD\.step\(\) inside a"):
+        step_inside()
+    assert same_bits(weights_of(model), before)
+    optimizer.base.step()  # outside it may, though nothing is perturbed
+
+
+@pytest.mark.parametrize("ascent", ["current", "update", "previous"])
+def test_a_base_that_steps_in_place_of_its_wrapper_is_named_once(ascent):
+    """Nothing is counted or kept then, so single-pass modes would never climb."""
+    model, data = small_net(), batch()
+    optimizer = awp(model, ascent=ascent)
+    for _ in optimizer.passes():
+        closure_for(model, data)()
+    with pytest.warns(UserWarning, match="call that"):
+        optimizer.base.step()
+    optimizer.base.step()
+
+
 # -- closures --------------------------------------------------------------------------------------
 
 
@@ -300,6 +354,18 @@ def test_the_other_wrappers_gamma_is_not_taken_over():
     assert relative_move(models[1][0].weight, optimizer) == pytest.approx(0.01)
 
 
+def test_a_gamma_that_was_not_taken_over_is_not_passed_on():
+    bases = [torch.optim.SGD(small_net().parameters(), lr=0.1) for _ in range(3)]
+    first = RandomWeightPerturbation(bases[0], 0.5)
+    second = AdversarialWeightPerturbation(bases[1], 0.01)
+    third = RandomWeightPerturbation(bases[2], 0.2)
+    with pytest.warns(UserWarning, match="another kind"):
+        second.load_state_dict(first.state_dict())
+    with pytest.warns(UserWarning, match=r"another kind .* gamma=0\.2"):
+        third.load_state_dict(second.state_dict())
+    assert third.param_groups[0]["perturb_gamma"] == 0.2
+
+
 def test_shown_is_used():
     model = small_net()
     optimizer = awp(model)
@@ -357,6 +423,66 @@ def test_the_count_of_steps_survives_removing_and_adding_groups():
     assert optimizer.param_groups == []
     optimizer.add_param_group({"params": list(model.named_parameters()), "lr": group["lr"]})
     assert optimizer.param_groups[0]["perturb_step"] == 4
+
+
+def test_the_count_of_a_checkpoint_survives_a_new_first_group():
+    model, data = small_net(), batch()
+    optimizer, resumed = awp(model), awp(small_net())
+    for _ in range(4):
+        optimizer.step(closure_for(model, data))
+    resumed.load_state_dict(optimizer.state_dict())
+    group = {**resumed.param_groups[0], "params": [], "param_names": []}
+    del group["perturb_step"]
+    resumed.param_groups.insert(0, group)
+    assert resumed.state_dict()["param_groups"][0]["perturb_step"] == 4
+
+
+def test_memory_replaced_inside_a_block_climbs_on_there():
+    param = nn.Parameter(torch.randn(4, 4).double())
+    home, gradients = param.detach().clone(), [torch.randn(4, 4).double() for _ in range(2)]
+    optimizer = AdversarialWeightPerturbation(torch.optim.SGD([param], lr=0.1), 0.1, steps=2)
+    param.grad = gradients[0]
+    with optimizer.perturb():
+        param.data = param.data.clone()
+        param.grad = gradients[1]
+        optimizer.ascend()
+        directions = iter([[gradient] for gradient in gradients])
+        (away,) = ascent([home], lambda _: next(directions), 0.1, steps=2)
+        torch.testing.assert_close(param.detach(), away)
+    assert torch.equal(param, home)
+
+
+def test_memory_replaced_between_blocks_moves():
+    param = nn.Parameter(torch.randn(4, 4).double())
+    param.grad = torch.randn(4, 4).double()
+    optimizer = AdversarialWeightPerturbation(torch.optim.SGD([param], lr=0.1), 0.1)
+    for _ in range(2):
+        assert relative_move(param, optimizer) == pytest.approx(0.1)
+        param.data = 3 * param.data
+
+
+def test_another_shape_inside_a_block_is_an_error_and_comes_home():
+    param = nn.Parameter(torch.randn(4, 4))
+    param.grad = torch.randn(4, 4)
+    home = param.detach().clone()
+    optimizer = AdversarialWeightPerturbation(torch.optim.SGD([param], lr=0.1), 0.1)
+
+    def grow() -> None:
+        with optimizer.perturb():
+            param.data = torch.randn(5, 4)
+            param.grad = torch.randn(5, 4)
+            optimizer.ascend()
+
+    with pytest.raises(RuntimeError, match=r"shape \(4, 4\) .* became one of \(5, 4\)"):
+        grow()
+    assert torch.equal(param, home)
+
+
+def test_a_parameter_of_another_layout_is_named():
+    param = nn.Parameter(torch.eye(3).to_sparse())
+    optimizer = RandomWeightPerturbation(torch.optim.SGD([param], lr=0.1), 0.1)
+    with pytest.raises(RuntimeError, match=r"layout torch\.sparse_coo"), optimizer.perturb():
+        pass
 
 
 def test_memory_replaced_inside_a_block_comes_home():
@@ -472,16 +598,16 @@ def test_ambient_modes_change_nothing_and_leave_nothing(wrap, around):
     """Of a long tensor too, which the host goes through in pieces."""
     weights = [torch.randn(600, 300), torch.randn(3, 4)]
     params = [[nn.Parameter(w.clone()) for w in weights] for _ in range(2)]
-    bases = [torch.optim.SGD(each, lr=0.1, momentum=0.9) for each in params]
+    bases = [torch.optim.SGD(each, lr=0.1) for each in params]
     optimizers = [WRAPS[wrap](base) for base in bases]
-    for _ in range(3):
+    for step in range(4):
         gradients = [torch.randn_like(w) for w in weights]
         away = []
         for each, optimizer, context in zip(
             params, optimizers, (AROUND[around], contextlib.nullcontext), strict=True
         ):
             set_gradients(each, gradients)
-            with context():
+            with context() if step % 2 == 0 else contextlib.nullcontext():  # as evaluation is
                 with optimizer.perturb():
                     for _ in range(1, getattr(optimizer, "steps", 1)):
                         optimizer.ascend()

@@ -36,7 +36,6 @@ def copies_of(sources: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
     return copies
 
 
-@torch.inference_mode(False)
 @torch.no_grad()
 def subtract_params_(copies: Mapping[Tensor, Tensor]) -> None:
     """Take from each copy the parameter it belongs to."""

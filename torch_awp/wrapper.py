@@ -8,6 +8,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -55,6 +56,7 @@ class Progress:
     perturbation: Callable[[], Perturbation | None] = lambda: None  # weak: who opened it owns it
     marks: Marks | None = None  # gradients before those to step on, once these are due
     visited: bool = False  # the last block or loop since the last step computed these
+    stepping: bool = False  # the base steps for its wrapper, not by itself
     scaler: Callable[[], GradScaler | None] = lambda: None  # weak: the one that stepped last
     steps: int = 0  # successful ones, where no group tells
     places: dict[int, Layer] = field(default_factory=dict)  # of the last stay
@@ -277,6 +279,7 @@ class WeightPerturbation(DelegatingOptimizer):
         return closure_for_base
 
     def _step_base(self, *args: Any, **kwargs: Any) -> tuple[Any, bool]:
+        self._progress.stepping = True
         try:
             return step_of(self.base, *args, **kwargs)
         except RuntimeError as error:
@@ -287,6 +290,8 @@ class WeightPerturbation(DelegatingOptimizer):
                     "base cannot be perturbed"
                 ) from error
             raise
+        finally:
+            self._progress.stepping = False
 
     # -- looking at it ---------------------------------------------------------------------------
 
@@ -537,6 +542,24 @@ class WeightPerturbation(DelegatingOptimizer):
     def _connect(self) -> None:
         super()._connect()
         self._progress = Progress()
+        if hasattr(self, "_optimizer_step_pre_hooks"):
+            self.register_step_pre_hook(partial(_watch_base, weakref.ref(self._progress)))
+
+
+def _watch_base(wrapper: Callable[[], Progress | None], base: Optimizer, *_: Any) -> None:
+    """Called before the base steps: not while its wrapper is away, and not in its place."""
+    progress = wrapper()
+    if progress is None or progress.stepping:
+        return
+    if progress.visit is not None:
+        raise RuntimeError(f"{type(base).__name__}.step() inside {progress.visit}: leave it first")
+    if progress.visited and "base" not in progress.warned:
+        progress.warned.add("base")
+        warnings.warn(
+            f"{type(base).__name__}.step() after a block or loop of its wrapper, whose step() "
+            "counts steps and keeps what single-pass modes climb along: call that",
+            stacklevel=4,
+        )
 
 
 def _checked_base(optimizer: Any) -> Optimizer:

@@ -115,12 +115,13 @@ def test_manual_optimization_draws_noise_for_lightnings_empty_closure_too(tmp_pa
     trainer(tmp_path).fit(module, loader())
     model = network()
     optimizer, scheduler = build("rwp", model)
-    for x, y in loader():
+    for step, (x, y) in enumerate(loader()):
+        if step > 0:
+            with optimizer.perturb():
+                pass
         with optimizer.perturb():
             optimizer.zero_grad()
             nn.functional.mse_loss(model(x), y).backward()
-        with optimizer.perturb():
-            pass
         optimizer.step()
         scheduler.step()
     assert_same_weights(weights(module.net), weights(model))
