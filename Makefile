@@ -1,5 +1,7 @@
 # make demo: everything from nothing to the demo's table and figure.
 # make test: everything from nothing to lint, types, wheel, doctests, documents and tests.
+# make test-gpu: the contract on your accelerator, in at most ten minutes on one GPU.
+# make benchmark-gpu: what it costs there.
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
@@ -10,7 +12,8 @@ OLDEST_TORCH = 2.6.0
 OLDEST = .venv-oldest
 PIP_INSTALL = pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test lint types package releasable tests test-oldest clean
+.PHONY: help demo test lint types package releasable tests test-gpu \
+	benchmark-gpu test-oldest clean
 
 help:
 	@grep -E '^# make' $(MAKEFILE_LIST) | sed 's/^# //'
@@ -31,6 +34,14 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(VENV)/bin/mypy
 
+# Collected, so that it does not rot, in `make test`; refused where there is no accelerator.
+test-gpu: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest --durations 5 tests/gpu $(PYTEST_FLAGS)
+
+benchmark-gpu: $(VENV)/.dev
+	$(VENV)/bin/python benchmarks/overhead.py --device cuda --output benchmarks/results/overhead-gpu.json
+	$(VENV)/bin/python benchmarks/full_model.py --output benchmarks/results/full-model-gpu.json
+
 # A source archive, the wheel made from it, and whether an index would take and show them.
 package: $(VENV)/.dev
 	rm -rf dist
@@ -39,6 +50,7 @@ package: $(VENV)/.dev
 	$(VENV)/bin/check-wheel-contents dist
 
 tests: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest --quiet --quiet --collect-only tests/gpu
 	$(VENV)/bin/$(PYTEST)
 
 # The library's own tests on the lowest torch that it supports; the newest is in `make test`.
