@@ -7,6 +7,8 @@ import torch
 from on_device import MODES, task
 from torch import nn
 
+pytestmark = pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+
 # Long enough that an allocator's rounding does not count.
 SHAPES = [(1024, 1024)] * 4 + [(4096,)]
 COPY = 4 * 1024 * 1024 * 4
@@ -43,7 +45,6 @@ def _no_waiting(cuda: torch.device) -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.usefixtures("_no_waiting")
 @pytest.mark.parametrize("zero_to_none", [True, False])
 @pytest.mark.parametrize("mode", MODES)
@@ -110,15 +111,13 @@ def kernels(optimizer) -> int:
 
 
 @pytest.mark.parametrize("mode", [mode for mode in MODES if not mode.startswith("rwp")])
-def test_400_tensors_take_at_most_two_kernels_each_more_than_10(cuda, mode, record_property):
-    """Two operations of torch's foreach take a number per tensor, which no kernel shares."""
+def test_400_tensors_take_few_kernels_each_more_than_10(cuda, mode):
+    """Operations with a number for each tensor take a kernel each; all others share theirs."""
     counts = {}
     for tensors in (10, 400):
         params = parameters([(64, 64)] * tensors, cuda)
         counts[tensors] = kernels(MODES[mode](torch.optim.SGD(params, lr=1e-3, foreach=True)))
-    record_property("kernels", counts)
     print(f"kernels of {mode}: {counts}")
-    climbs = {"awp, 3 steps": 3, "awp, cut": 2}.get(mode, 1)
-    assert counts[10] > 0
-    # Beside those two, a kernel takes some 30 tensors at a time.
-    assert counts[400] - counts[10] <= 2.5 * climbs * 390
+    assert counts[10] > 0, "the profiler sees no kernels on this machine"
+    of_its_own = {"awp, 3 steps": 6, "awp, cut": 5}.get(mode, 2)  # 2 a climb, 1 a projection
+    assert counts[400] - counts[10] <= (of_its_own + 0.5) * 390
