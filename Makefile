@@ -1,15 +1,19 @@
 # make demo: everything from nothing to the demo's table and figure.
-# make test: everything from nothing to lint, types, doctests, documents and tests.
+# make test: everything from nothing to lint, types, wheel, doctests, documents and tests.
+# make test-gpu: the contract on your accelerator, in at most ten minutes on one GPU.
+# make benchmark-gpu: what it costs there.
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 # By file: the code of a page shares one namespace, and so do the processes of a file.
 PYTEST = python -m pytest -n 2 --dist loadfile $(PYTEST_FLAGS)
+SCHEMA = $(VENV)/bin/check-jsonschema --builtin-schema vendor.
 OLDEST_TORCH = 2.6.0
 OLDEST = .venv-oldest
 PIP_INSTALL = pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test lint types tests test-oldest wheel clean
+.PHONY: help demo test lint types package releasable tests test-gpu \
+	benchmark-gpu test-oldest clean
 
 help:
 	@grep -E '^# make' $(MAKEFILE_LIST) | sed 's/^# //'
@@ -17,24 +21,48 @@ help:
 demo: $(VENV)/.examples
 	$(VENV)/bin/python examples/demo.py $(DEMO_FLAGS)
 
-test: lint types tests
+test: lint types package tests
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
+	$(SCHEMA)github-workflows .github/workflows/*.yml
+	$(SCHEMA)github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/idea.yml
+	$(SCHEMA)github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(SCHEMA)citation-file-format --force-filetype yaml CITATION.cff
 
 types: $(VENV)/.dev
 	$(VENV)/bin/mypy
 
+# Collected, so that it does not rot, in `make test`; refused where there is no accelerator.
+test-gpu: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest --durations 5 tests/gpu $(PYTEST_FLAGS)
+
+benchmark-gpu: $(VENV)/.dev
+	$(VENV)/bin/python benchmarks/overhead.py --device cuda --output benchmarks/results/overhead-gpu.json
+	$(VENV)/bin/python benchmarks/full_model.py --output benchmarks/results/full-model-gpu.json
+
+# A source archive, the wheel made from it, and whether an index would take and show them.
+package: $(VENV)/.dev
+	rm -rf dist
+	$(VENV)/bin/python -m build --quiet --no-isolation
+	$(VENV)/bin/twine check --strict dist/*
+	$(VENV)/bin/check-wheel-contents dist
+
 tests: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest --quiet --quiet --collect-only tests/gpu
 	$(VENV)/bin/$(PYTEST)
 
 # The library's own tests on the lowest torch that it supports; the newest is in `make test`.
 test-oldest: $(OLDEST)/.installed
 	$(OLDEST)/bin/$(PYTEST) torch_awp $(wildcard tests/test_*.py)
 
-wheel: $(VENV)/.dev
-	$(VENV)/bin/python -m build
+# What a tag may publish: the version that it names, described in the changelog, by a named owner.
+releasable: package
+	@version=$$($(VENV)/bin/hatchling version); refuse() { echo "Not released: $$1"; exit 1; }; \
+	[ '$(TAG)' = "v$$version" ] || refuse "TAG is '$(TAG)' where v$$version was expected"; \
+	grep -q "^## $$version - 20" CHANGELOG.md || refuse "CHANGELOG.md gives $$version no date"; \
+	! grep -q OWNER pyproject.toml || refuse "pyproject.toml still says OWNER"
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed")'

@@ -19,6 +19,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -494,6 +495,8 @@ def stepping(benchmark: Benchmark) -> dict[str, Any]:
 
 def main(benchmark: Benchmark) -> None:
     """Measure, print tables and write the numbers."""
+    if benchmark.device != "cpu" and not torch.accelerator.is_available():
+        sys.exit(f"device: expected one that torch sees, got {benchmark.device!r}")
     torch.manual_seed(0)
     torch.set_num_threads(benchmark.threads)
     processor = platform.processor() or platform.machine()

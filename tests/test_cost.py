@@ -6,6 +6,7 @@ import gc
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_awp import AdversarialWeightPerturbation, RandomWeightPerturbation
@@ -20,6 +21,19 @@ class Dispatched(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+class TakenOneByOne(Dispatched):
+    """Records the foreach operations that CUDA cannot take many tensors at a time through.
+
+    So it is where the lists that go in differ in sizes (read in ATen/native/ForeachUtils.h).
+    """
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        lists = [[t.shape for t in arg] for arg in args if isinstance(arg, (list, tuple))]
+        if "_foreach" in str(func) and any(shapes != lists[0] for shapes in lists):
+            self.names.append(str(func))
         return func(*args, **(kwargs or {}))
 
 
@@ -97,6 +111,17 @@ def test_a_step_along_the_update_takes_as_many_operations_for_400_tensors_as_for
     assert len(counts) == 1
 
 
+@pytest.mark.parametrize("constraint", ["layer", "element"])
+def test_a_climb_takes_two_operations_tensor_by_tensor(constraint):
+    """Those with a number for each tensor: torch has no foreach kernel that reads it there."""
+    params = parameters([(4, 4)] * 10, "meta")
+    base = torch.optim.SGD(params, lr=0.1)
+    optimizer = AdversarialWeightPerturbation(base, 0.1, step_size=0.05, constraint=constraint)
+    with TakenOneByOne() as recorded, optimizer.perturb():
+        pass
+    assert len(recorded.names) == 2
+
+
 def test_resnet50_takes_as_many_operations_as_ten_tensors_where_starting_one_is_what_costs():
     shapes = resnet50_shapes()
     assert sum(torch.Size(shape).numel() for shape in shapes) == 25_502_912  # of 25.6 M in all
@@ -112,16 +137,16 @@ def test_nothing_on_resnet50_waits_for_a_value():
     assert not [name for name in names if any(f".{word}." in name for word in WAITING)]
 
 
+WRAPS = [
+    lambda base, **kw: AdversarialWeightPerturbation(base, 0.1, steps=2, **kw),
+    lambda base, **kw: AdversarialWeightPerturbation(base, 0.1, ascent="update", **kw),
+    lambda base, **kw: AdversarialWeightPerturbation(base, 0.1, ascent="previous", **kw),
+    lambda base, **kw: RandomWeightPerturbation(base, 0.1, **kw),
+]
+
+
 @pytest.mark.parametrize("constraint", ["layer", "element"])
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda base, **kw: AdversarialWeightPerturbation(base, 0.1, steps=2, **kw),
-        lambda base, **kw: AdversarialWeightPerturbation(base, 0.1, ascent="update", **kw),
-        lambda base, **kw: AdversarialWeightPerturbation(base, 0.1, ascent="previous", **kw),
-        lambda base, **kw: RandomWeightPerturbation(base, 0.1, **kw),
-    ],
-)
+@pytest.mark.parametrize("wrap", WRAPS)
 def test_a_whole_step_needs_no_value_on_the_host(wrap, constraint):
     """Tensors of the meta device have no values: whatever looks at one fails."""
     params = parameters([(8, 8)] * 5, device="meta")
@@ -136,6 +161,23 @@ def test_a_whole_step_needs_no_value_on_the_host(wrap, constraint):
                 optimizer.ascend()
             renew_gradients(params)
         optimizer.step()
+
+
+@pytest.mark.skipif(torch.__version__ < (2, 9), reason="older fakes ask for a driver")
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+@pytest.mark.parametrize("constraint", ["layer", "element"])
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_a_whole_step_brings_nothing_from_the_host(wrap, constraint):
+    """Fake tensors know their device: what mixes one of an accelerator with the host's fails."""
+    with FakeTensorMode():
+        params = parameters([(8, 8)] * 5, device="cuda")
+        optimizer = wrap(torch.optim.AdamW(params, capturable=True), constraint=constraint)
+        for _ in range(3):
+            for _ in optimizer.passes():
+                for param in params:
+                    param.grad = torch.ones_like(param)
+            optimizer.step()
+        assert {param.device.type for param in params} == {"cuda"}
 
 
 def bytes_alive() -> int:

@@ -20,7 +20,7 @@ PAGES = sorted(
     )
 )
 # What stands for something of the reader's.
-NOT_OURS = ("git", "pip", "mkdir", "cat", "END", "#SBATCH")
+NOT_OURS = ("git", "pip", "uv", "mkdir", "cat", "END", "#SBATCH")
 
 
 def text_of(page: str) -> str:

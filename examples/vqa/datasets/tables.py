@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from xml.etree.ElementTree import ParseError
 
 import numpy as np
@@ -219,7 +220,7 @@ def _cell_text(value: object) -> str:
 
 def _read_matlab(path: Path) -> Table:
     try:
-        variables = loadmat(str(path), appendmat=False)
+        variables: Mapping[str, Any] = loadmat(str(path), appendmat=False)
     except (*_UNREADABLE_MATLAB, ValueError, TypeError, OSError) as error:
         raise DatasetError(f"{path}: expected a MATLAB file up to version 7 ({error})") from error
     if missing := [name for name in _MATLAB_COLUMNS if name not in variables]:

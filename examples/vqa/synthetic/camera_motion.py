@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +22,9 @@ class CameraPath:
     output pixel, `angle` [T] in radians.
     """
 
-    centre: NDArray[np.float64]
-    scale: NDArray[np.float64]
-    angle: NDArray[np.float64]
+    centre: NDArray[np.floating[Any]]
+    scale: NDArray[np.floating[Any]]
+    angle: NDArray[np.floating[Any]]
 
 
 def draw_camera_path(

@@ -140,13 +140,15 @@ def frozen(clip: Pixels, strength: float, random: np.random.Generator) -> Pixels
     start = int(random.integers(0, frames - length + 1))
     shown = np.arange(frames)
     shown[start : start + length] = start
-    return clip[np.minimum(shown, frames - 1)]
+    stalled: Pixels = clip[np.minimum(shown, frames - 1)]
+    return stalled
 
 
 def stutter(clip: Pixels, strength: float, random: np.random.Generator) -> Pixels:
     """A starved player: every frame is shown 1 .. 6 times."""
     held = 1 + round(5 * strength)
-    return clip[np.arange(len(clip)) // held * held]
+    starved: Pixels = clip[np.arange(len(clip)) // held * held]
+    return starved
 
 
 def jpeg(clip: Pixels, strength: float, random: np.random.Generator) -> Pixels:

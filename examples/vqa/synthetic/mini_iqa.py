@@ -122,7 +122,8 @@ def _make_image(
     photograph: Pixels, path: Path, settings: MiniIqaSettings, random: np.random.Generator
 ) -> float:
     size = (settings.height, settings.width)
-    view = film(photograph, draw_camera_path(random, photograph.shape[:2], size, frames=1), size)
+    height, width = photograph.shape[:2]
+    view = film(photograph, draw_camera_path(random, (height, width), size, frames=1), size)
     chain = draw_chain(MIX, random)
     path.write_bytes(degrade_still(view[0], chain, random))
     # Shown twice, because what stands still does not move.

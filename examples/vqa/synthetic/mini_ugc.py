@@ -171,8 +171,9 @@ def _make_clip(recipe: _Recipe, folder: Path) -> float:
     """Write one clip; the quality that its raters perceive."""
     random, settings = recipe.random(), recipe.settings
     photograph = load_photograph(recipe.photograph)
+    height, width = photograph.shape[:2]
     frame_size = (settings.height, settings.width)
-    path = draw_camera_path(random, photograph.shape[:2], frame_size, settings.frames)
+    path = draw_camera_path(random, (height, width), frame_size, settings.frames)
     pristine = film(photograph, path, frame_size)
     chain = draw_chain(MIXES[recipe.part], random)
     (folder / recipe.path).write_bytes(degrade(pristine, chain, random))
