@@ -192,7 +192,7 @@ def test_a_model_for_images_scores_no_video_and_says_which_does(image_model, cli
 def test_what_moves_is_a_video_even_as_gif(video_model, tmp_path):
     frames = [Image.fromarray(frame) for frame in textured_clip(8, 100, 120)]
     frames[0].save(tmp_path / "still.gif")
-    frames[0].save(tmp_path / "moves.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "moves.gif", save_all=True, append_images=frames[1:], duration=40)
 
     still, moves = score_files(
         video_model.checkpoint, [tmp_path / "still.gif", tmp_path / "moves.gif"]
