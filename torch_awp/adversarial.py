@@ -150,8 +150,8 @@ class AdversarialWeightPerturbation(WeightPerturbation):
                 against = self.ascent == "update" or maximizes(self.base, group)
                 yield Move(param, direction, gamma, -step_size if against else step_size)
 
-    def _step_begins(self) -> None:
-        self._copies = None  # of a step that failed, or a base around another that did not step
+    def _forget_copies(self) -> None:
+        self._copies = None  # of a step that failed or was not taken
 
     def _gradients_ready(self, is_probe: bool) -> None:
         if self.ascent == "current" or not (is_probe or self._is_due(self._step_number() + 1)):

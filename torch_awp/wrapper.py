@@ -108,8 +108,8 @@ class WeightPerturbation(DelegatingOptimizer):
         """Whether a tensor would move if weights were perturbed now."""
         return next(self._selected(), None) is not None
 
-    def _step_begins(self) -> None:
-        """Called before the base steps."""
+    def _forget_copies(self) -> None:
+        """Called before the base steps, and after it did not."""
 
     def _gradients_ready(self, is_probe: bool) -> None:
         """Called when the gradients that the base is about to use are there."""
@@ -154,8 +154,14 @@ class WeightPerturbation(DelegatingOptimizer):
             for index in range(self._climbs + 1):
                 if index > 0 or self._climbs == 0:
                     self._climb(perturbation)
-                with adding_refused(params):
-                    yield Pass(index, index < self._climbs, perturbation.away)
+                is_last = index == self._climbs
+                before = marks(params) if is_last else []
+                try:
+                    with adding_refused(params):
+                        yield Pass(index, not is_last, perturbation.away)
+                except GeneratorExit:  # break or return, which an exception looks like too
+                    self._progress.visited = is_last and computed_since(before, params)
+                    raise
 
     def perturb(self) -> AbstractContextManager[None]:
         """Context in which the weights are at ``w + v``; on leaving they are back bit for bit.
@@ -207,7 +213,7 @@ class WeightPerturbation(DelegatingOptimizer):
                 the base differentiates gradients that belong to perturbed weights.
         """
         self._refuse_while_away("step")
-        self._step_begins()
+        self._forget_copies()
         is_probe = closure is None and self._is_state_probe()
         perturbs = self._perturbs_now()
         if closure is None:
@@ -237,6 +243,8 @@ class WeightPerturbation(DelegatingOptimizer):
             self._progress.visited = False
             if not is_probe:
                 self._count(self._step_number() + 1)
+        else:
+            self._forget_copies()
         return loss
 
     def _closure_for_base(
@@ -437,12 +445,18 @@ class WeightPerturbation(DelegatingOptimizer):
             )
 
     @property
-    def _step_supports_amp_scaling(self) -> bool:
-        """Asked by a GradScaler when it steps, which has to unscale the gradients itself."""
-        scaler = sys._getframe(1).f_locals.get("self")
-        if isinstance(scaler, GradScaler):
-            self._progress.scaler = weakref.ref(scaler)
-        return False
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The base's; a GradScaler reads them where it unscales, of which nothing else tells."""
+        caller = sys._getframe(1)
+        if caller.f_code.co_name == "_unscale_grads_":
+            scaler = caller.f_locals.get("self")
+            if isinstance(scaler, GradScaler):
+                self._progress.scaler = weakref.ref(scaler)
+        return self.base.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        self.base.param_groups = groups
 
     # -- state -----------------------------------------------------------------------------------
 
