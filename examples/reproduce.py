@@ -26,8 +26,8 @@ from vqa.reproduction.inputs import Inputs, read_roots, read_weights
 from vqa.reproduction.launch import Failure, Machine, execute
 from vqa.reproduction.plan import Plan, describe_plan, make_plan
 from vqa.reproduction.report import terminal_report, write_report
-from vqa.reproduction.store import Store
 from vqa.reproduction.sweep import Selection, Sweep, check_labels, needed_runs, shard
+from vqa.store import Store
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -14,8 +14,8 @@ from vqa.reproduction.data_choice import data_choice
 from vqa.reproduction.inputs import Inputs, read_roots, read_weights
 from vqa.reproduction.launch import Machine, command, execute, launch, tail
 from vqa.reproduction.plan import describe_plan, make_plan
-from vqa.reproduction.store import Store
 from vqa.reproduction.sweep import Sweep, needed_runs
+from vqa.store import Store
 
 EXHIBITS = catalogue()
 PAPER, MINI = Sweep(data_choice("paper")), Sweep(data_choice("mini-ugc"))

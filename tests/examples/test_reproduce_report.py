@@ -12,8 +12,8 @@ from vqa.reproduction.data_choice import data_choice
 from vqa.reproduction.inputs import Inputs
 from vqa.reproduction.launch import Machine, execute
 from vqa.reproduction.report import terminal_report, write_report
-from vqa.reproduction.store import Store
 from vqa.reproduction.sweep import Sweep, needed_runs
+from vqa.store import Store
 
 EXHIBITS = catalogue()
 PAPER, MINI = Sweep(data_choice("paper")), Sweep(data_choice("mini-ugc"))

@@ -9,15 +9,15 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
 from vqa.progress import progress_bar
 from vqa.reproduction.features import extractions, features_folder
 from vqa.reproduction.inputs import Inputs
-from vqa.reproduction.store import Store
 from vqa.reproduction.trainings import PlannedRun
+from vqa.store import Store
 
 EXAMPLES = Path(__file__).resolve().parents[2]
 _TAIL = 15  # lines
@@ -85,6 +85,11 @@ def command(run: PlannedRun, inputs: Inputs, machine: Machine, store: Store) -> 
         *("--output", str(store.folder(run))),
     ]
     return [*_python(machine), str(EXAMPLES / f"{run.script}.py"), run.preset, *options]
+
+
+def note_of(run: PlannedRun, command: Sequence[str]) -> dict[str, object]:
+    """What a run's folder is for, as plain values."""
+    return {"run": asdict(run), "passes": run.passes, "command": list(command)}
 
 
 def execute(
@@ -238,7 +243,7 @@ def _do(
 ) -> Failure | None:
     if run.start is not None and store.results(run.start) is None:
         return Failure(run, f"{run.start.name}, from which it starts, is not finished")
-    store.note(run, command)
+    store.note(run, note_of(run, command))
     status = launcher(command, store.log(run), environment)
     if status != 0:
         return Failure(run, f"exit status {status}", tail(store.log(run)))

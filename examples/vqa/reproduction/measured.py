@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vqa.reproduction.catalogue import Cell, Curve
-from vqa.reproduction.store import Results, Store
 from vqa.reproduction.sweep import Sweep
 from vqa.reproduction.trainings import PlannedRun, Training
 from vqa.statistics import summarise
+from vqa.store import Results, Store
 
 
 @dataclass(frozen=True)
