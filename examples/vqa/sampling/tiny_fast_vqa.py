@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2.functional import rgb_to_grayscale  # type: ignore[import-untyped]
 
@@ -161,11 +162,10 @@ def read_planes(
     change = None
     if generator is not None and augmentation != "none":
         change = draw_augmentation(augmentation, generator)
-    elif path.is_file() and (luma := _small_video(path, path.stat().st_mtime_ns)) is not None:
-        patches = _draw_patches(luma.shape, generator, sampling, test_views)
-        for number in patches.uses:
-            patches.cut(number, luma[number])
-        return (patches.planes(),)
+    elif path.is_file():
+        small = _small_video(path, path.stat().st_mtime_ns, sampling)
+        if small is not None:
+            return (small.test_views(test_views) if generator is None else small.view(generator),)
     with Video.open(path) as video:
         info = video.info()
         shape = (info.frames, info.height, info.width)
@@ -179,14 +179,66 @@ def read_planes(
 
 
 # Decoding costs more than all the rest of an epoch with a set like mini-UGC, which this holds.
-@lru_cache(maxsize=256)
-def _small_video(path: Path, changed: int) -> Tensor | None:
-    """Luma [T, H, W] of a file as of when it was last changed; None if it is long or large."""
+@lru_cache(maxsize=320)
+def _small_video(path: Path, changed: int, sampling: FragmentSampling) -> _SmallVideo | None:
+    """A file as of when it was last changed; None if it is long or large."""
     with Video.open(path) as video:
         info = video.info()
     if info.frames * info.height * info.width > _SMALL:
         return None
-    return read_frames(path, pixels="gray")[0]
+    return _SmallVideo(read_frames(path, pixels="gray")[0], sampling)
+
+
+class _SmallVideo:
+    """A decoded video, kept with what is cut from it in every epoch.
+
+    Args:
+        luma: uint8 [T, H, W].
+        sampling: how fragments are cut.
+    """
+
+    def __init__(self, luma: Tensor, sampling: FragmentSampling) -> None:
+        self._luma, self._sampling = luma, sampling
+        self._test_views: dict[int, Tensor] = {}
+
+    @cached_property
+    def _windows(self) -> NDArray[np.float16]:
+        """Every patch of the planes of whole frames, [C, T, top, left, row, column]."""
+        grid, patch = self._sampling.grid, self._sampling.patch
+        large = enlarge(self._luma[None], (grid * patch, grid * patch))[0]
+        planes: NDArray[np.float16] = quality_planes(large).half().numpy()
+        return sliding_window_view(planes, (patch, patch), axis=(2, 3))
+
+    def view(self, generator: torch.Generator) -> Tensor:
+        """A training view."""
+        planes, length, rows, columns, patch, _ = self._windows.shape
+        size = (rows + patch - 1, columns + patch - 1)
+        frames, offsets = _draw(1, length, size, self._sampling, generator)
+        top, left = _corners(size, offsets, self._sampling)
+        # [C, frames, row of cells, column of cells, row, column]
+        pieces = self._windows[:, frames[0].numpy()[:, None, None], top, left]
+        side = self._sampling.grid * patch
+        mosaic = pieces.swapaxes(3, 4).reshape(1, planes, -1, side, side)
+        return torch.from_numpy(mosaic).float()
+
+    def test_views(self, count: int) -> Tensor:
+        """The test views, which are always the same."""
+        if count not in self._test_views:
+            patches = _draw_patches(self._luma.shape, None, self._sampling, count)
+            for number in patches.uses:
+                patches.cut(number, self._luma[number])
+            self._test_views[count] = patches.planes().half()  # as precise as they are
+        return self._test_views[count].float()
+
+
+def _corners(
+    size: tuple[int, int], offsets: tuple[Tensor, Tensor], sampling: FragmentSampling
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Top and left of every patch of one view, [row of cells, column of cells] each."""
+    rows, columns = (offset[0, :, :, 0] for offset in offsets)
+    top = cell_starts(size[0], sampling.grid, sampling.patch)[:, None] + rows
+    left = cell_starts(size[1], sampling.grid, sampling.patch) + columns
+    return top.numpy(), left.numpy()
 
 
 def _draw_patches(
@@ -223,10 +275,8 @@ class _Patches:
         self.uses: dict[int, list[tuple[int, int, int]]] = {}
         """By frame number: view, place in time, and 0 for the frame itself, 1 and -1 where it is
         the later or earlier one of a change."""
-        for view, (numbers, (rows, columns)) in enumerate(views):
-            top = cell_starts(size[0], grid, patch)[:, None] + rows[0, :, :, 0]
-            left = cell_starts(size[1], grid, patch) + columns[0, :, :, 0]
-            self._corners.append((top.numpy(), left.numpy()))
+        for view, (numbers, offsets) in enumerate(views):
+            self._corners.append(_corners(size, offsets, sampling))
             for time, number in enumerate(numbers[0].tolist()):
                 later = min(max(number, 1), frames - 1)
                 for used, sign in ((number, 0), (later, 1), (max(later - 1, 0), -1)):
