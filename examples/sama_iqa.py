@@ -85,7 +85,7 @@ def task(settings: SamaIqa) -> Task:
         optimizer=partial(adamw_for_backbone_and_head, settings=settings, head="vqa_head"),
         multiplier=partial(_multiplier, settings),
         head="vqa_head",
-        test_batch=16,
+        choice_batch=16,
     )
 
 

@@ -16,6 +16,8 @@ from toy_task import toy_samples, toy_task, with_settings
 
 from vqa.datasets import load_dataset
 from vqa.datasets.splits import split
+from vqa.metrics import agreement
+from vqa.training import main
 from vqa.training.checkpoint import CheckpointError, RunStateError, load_checkpoint
 from vqa.training.main import output_folder, run_script
 from vqa.training.optim import load_initial_weights
@@ -233,6 +235,114 @@ def test_its_scores_have_the_scale_of_the_training_part(data, tmp_path):
     assert scale is not None
     assert scale.opinion(scale.predicted_mean) == pytest.approx(statistics.mean(scores))
     assert scale.opinion_deviation == pytest.approx(statistics.pstdev(scores))
+
+
+def test_its_scores_have_a_scale_where_the_training_part_is_not_scored(data, tmp_path):
+    usual = run(settings_for(data, tmp_path))["splits"][0]["scale"]
+    other = tmp_path / "unscored"
+
+    split = run(settings_for(data, tmp_path, output=other, train_score=False))["splits"][0]
+
+    assert split["train"] is None
+    assert split["scale"] == usual
+    assert load_checkpoint(other / "split-0" / "best.pt").scale == tuple(usual.values())
+
+
+def test_of_a_large_training_part_that_is_not_scored_a_sample_gives_the_scale(
+    data, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(main, "_ENOUGH", 10)
+    settings = settings_for(data, tmp_path, train_score=False)
+    train = parts_of(load_dataset("list", data), {}, settings, 0).train
+
+    scale = run(settings)["splits"][0]["scale"]
+
+    assert len(train) == 29
+    assert scale["opinion_mean"] == pytest.approx(statistics.mean(s.score for s in train[::3]))
+
+
+def test_scores_that_come_to_nothing_have_no_scale_and_a_line_says_so(data, tmp_path, capsys):
+    settings = settings_for(data, tmp_path, learning_rate=1e30, schedule="fixed")
+
+    split = run(settings)["splits"][0]
+
+    assert split["scale"] is None
+    assert load_checkpoint(tmp_path / "out" / "split-0" / "best.pt").scale is None
+    assert "the checkpoint has no scale of opinion scores" in capsys.readouterr().out
+
+
+def predictions(folder):
+    with (folder / "predictions.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_prediction_stands_beside_the_results_that_follow_from_it(data, tmp_path):
+    split = run(settings_for(data, tmp_path))["splits"][0]
+    rows = predictions(tmp_path / "out")
+
+    assert list(rows[0]) == ["path", "score", "opinion", "part"]
+    for part in ("train", "validation", "test"):
+        own = [row for row in rows if row["part"] == part]
+        assert len(own) == split["sizes"][part]
+        scores, opinions = ([float(row[name]) for row in own] for name in ("score", "opinion"))
+        assert agreement(scores, opinions).srcc == pytest.approx(split[part]["srcc"])
+    opinions = {str(data / sample.path): sample.score for sample in toy_samples(40)}
+    assert {row["path"]: float(row["opinion"]) for row in rows} == opinions
+
+
+def test_predictions_of_several_splits_say_of_which(data, tmp_path):
+    results = run(settings_for(data, tmp_path, splits=(0, 2), protocol="sama"))
+    rows = predictions(tmp_path / "out")
+
+    for result in results["splits"]:
+        own = [row for row in rows if row["split"] == str(result["split"])]
+        assert len(own) == sum(result["sizes"].values()) == 40
+
+
+def test_testing_alone_writes_the_same_predictions(data, tmp_path):
+    run(settings_for(data, tmp_path))
+    best = tmp_path / "out" / "split-0" / "best.pt"
+
+    run(settings_for(data, tmp_path, evaluate=best, output=tmp_path / "tested"))
+
+    assert predictions(tmp_path / "tested") == predictions(tmp_path / "out")
+
+
+def test_all_files_of_a_list_can_be_tested(data, tmp_path):
+    run(settings_for(data, tmp_path))
+    best = tmp_path / "out" / "split-0" / "best.pt"
+    everything = {"evaluate": best, "output": tmp_path / "all", "part": "all"}
+
+    split = run(settings_for(data, tmp_path, **everything))["splits"][0]
+
+    assert split["sizes"] == {"test": 40}
+    trained = {row["path"]: row["score"] for row in predictions(tmp_path / "out")}
+    assert {row["path"]: row["score"] for row in predictions(tmp_path / "all")} == trained
+
+
+def test_of_all_files_there_is_one_split_and_no_part_to_train_on(data, tmp_path):
+    run(settings_for(data, tmp_path))
+    best = tmp_path / "out" / "split-0" / "best.pt"
+    everything = {"evaluate": best, "output": tmp_path / "all", "part": "all"}
+    few = (data / "labels.txt").read_text().splitlines(keepends=True)[:2]
+    (data / "labels.txt").write_text("".join(few))
+    several = {"splits": (0, 1, 2), "protocol": "sama", "drop_last": True}
+
+    results = run(settings_for(data, tmp_path, **everything, **several))
+
+    assert [split["sizes"] for split in results["splits"]] == [{"test": 2}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "part: 'all' has an effect with evaluate only"),
+        ({"evaluate": Path("a"), "landscape_points": 3}, "landscape_points: of the loss on the tr"),
+    ],
+)
+def test_all_files_are_no_part_to_train_on(changes, message):
+    with pytest.raises(ValueError, match=message):
+        with_settings(part="all", **changes)
 
 
 @pytest.mark.parametrize("use", ["evaluate", "finetune_from"])

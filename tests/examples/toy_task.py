@@ -73,7 +73,7 @@ def toy_task(settings: Settings = SETTINGS) -> Task:
         loss=quality_loss,
         optimizer=partial(adamw_for_backbone_and_head, settings=settings),
         multiplier=partial(cosine_multiplier, settings=settings),
-        test_batch=3,
+        choice_batch=3,
     )
 
 

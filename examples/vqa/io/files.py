@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 _LONGEST_NAME = 255  # bytes that file systems take
 
@@ -36,6 +37,14 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def open_csv(path: Path) -> TextIO:
+    r"""A new CSV file for `csv.writer`, which every program can read.
+
+    Bytes of a file name that are not UTF-8 stand in it as \udc80 to \udcff.
+    """
+    return path.open("w", encoding="utf-8", errors="backslashreplace", newline="")
 
 
 def sha256(path: Path) -> str:

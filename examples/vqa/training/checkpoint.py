@@ -163,7 +163,9 @@ class Checkpoint:
     """The chosen one."""
     state_dict: dict[str, Tensor]
     scale: Scale | None = None
-    """None where the training part was not scored, or nothing came of it."""
+    """None until the training has ended, or where its scores came to nothing."""
+    features: Mapping[str, Any] | None = None
+    """How the features that stand for a file were made; None where the model reads files."""
 
 
 class CheckpointError(ValueError):
@@ -174,6 +176,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint; a process killed meanwhile leaves the old file or none."""
     values = {field.name: getattr(checkpoint, field.name) for field in fields(Checkpoint)}
     values["scale"] = None if checkpoint.scale is None else tuple(checkpoint.scale)
+    values["features"] = None if checkpoint.features is None else dict(checkpoint.features)
     with replacing(path) as unfinished:
         torch.save(
             {"format": _WEIGHTS_FORMAT, "version": _WEIGHTS_VERSION, **values},
@@ -201,10 +204,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: expected a checkpoint, there is no file") from error
     except Exception as error:  # torch.load raises whatever the damage leads to
-        raise CheckpointError(f"{path}: expected a checkpoint, cannot be read ({error})") from error
-    if not isinstance(values, dict) or values.get("format") != _WEIGHTS_FORMAT:
+        why = (str(error) or type(error).__name__).splitlines()[0]  # a page of advice follows
+        raise CheckpointError(f"{path}: expected a checkpoint, cannot be read ({why})") from error
+    found = values.get("format") if isinstance(values, dict) else None
+    if found != _WEIGHTS_FORMAT:
+        got = "the state of a run, whose weights are in best.pt" if found == _FORMAT else ""
         raise CheckpointError(
-            f"{path}: expected a checkpoint of a training script, got something else"
+            f"{path}: expected a checkpoint of a training script, got {got or 'something else'}"
         )
     if values.get("version") != _WEIGHTS_VERSION:
         raise CheckpointError(
@@ -213,7 +219,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
             " train again"
         )
     scale = None if values["scale"] is None else Scale(*values["scale"])
-    own = {field.name: values[field.name] for field in fields(Checkpoint)}
+    # Files from before features were noted do not name them.
+    own = {field.name: ({"features": None} | values)[field.name] for field in fields(Checkpoint)}
     return Checkpoint(**{**own, "scale": scale})
 
 

@@ -71,6 +71,19 @@ class Place:
         return torch.cat(scores), torch.cat([part[1] for part in parts])
 
 
+def own_device(device: DeviceName) -> torch.device:
+    """The device of this process; `"auto"` is its GPU where there is one.
+
+    Raises:
+        ValueError: `"cuda"` without a GPU.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: expected a machine with a GPU for 'cuda', none is available")
+    if device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
 @contextmanager
 def joined_processes(device: DeviceName = "auto") -> Iterator[Place]:
     """This process's place for the length of the block, in the group that torchrun announces.
@@ -81,11 +94,8 @@ def joined_processes(device: DeviceName = "auto") -> Iterator[Place]:
     Raises:
         ValueError: `"cuda"` without a GPU.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device: expected a machine with a GPU for 'cuda', none is available")
-    on_gpu = device != "cpu" and torch.cuda.is_available()
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    own = torch.device("cuda", local) if on_gpu else torch.device("cpu")
+    own = own_device(device)
+    on_gpu = own.type == "cuda"
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes == 1:
         yield Place(own)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -25,13 +25,19 @@ from vqa.training.task import Task
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predicted and opinion scores of the files that could be read."""
+    """Predicted and opinion scores of the samples whose files could be read."""
 
+    samples: tuple[Sample, ...]
     predicted: tuple[float, ...]
-    scores: tuple[float, ...]
+    """The model's own, on whatever scale its loss has left them."""
     bad_files: tuple[str, ...]
     part: str = "test"
-    """What the files are for, for messages."""
+    """What the files are for."""
+
+    @property
+    def scores(self) -> tuple[float, ...]:
+        """Opinion scores."""
+        return tuple(sample.score for sample in self.samples)
 
 
 def autocast(settings: Settings, device: torch.device) -> AbstractContextManager[object]:
@@ -43,6 +49,39 @@ def autocast(settings: Settings, device: torch.device) -> AbstractContextManager
 
 
 @torch.no_grad()
+def score_each(
+    model: nn.Module,
+    task: Task,
+    samples: Sequence[Sample],
+    settings: Settings,
+    place: Place,
+    batch: int = 1,
+) -> Iterator[tuple[int, float | str]]:
+    """Number and predicted score, or what is wrong with its file, of this process's samples.
+
+    They come in their order. With batches of one a score depends on the file alone: not on the
+    files beside it, on how many processes share them, or on the number of workers.
+
+    Args:
+        model: in evaluation mode.
+        task: reads and scores.
+        samples: files; their opinion scores do not matter.
+        settings: workers, precision, and whether a bad file stops everything.
+        place: this process among its peers.
+        batch: files at a time.
+    """
+    files = LabelledFiles(samples, task.read, settings.bad_files == "skip")
+    draws = every_sample(len(samples), place.rank, place.processes)
+    loader = evaluation_loader(files, draws, batch, settings.workers, place.device.type == "cuda")
+    for read in loader:
+        found: dict[int, float | str] = dict(read.bad_files)
+        if len(read):
+            with autocast(settings, place.device):
+                scores = task.scores(model, read.to(place.device).inputs, "test")
+            found |= zip(read.indices, scores.float().tolist(), strict=True)
+        yield from sorted(found.items())
+
+
 def predict(
     model: nn.Module,
     task: Task,
@@ -50,31 +89,24 @@ def predict(
     settings: Settings,
     place: Place,
     title: str = "test",
+    batch: int = 1,
 ) -> Predictions:
     """Predicted scores of samples in their order, in evaluation mode; shared by all processes."""
     training = model.training
     model.eval()
-    files = LabelledFiles(samples, task.read, settings.bad_files == "skip")
-    draws = every_sample(len(samples), place.rank, place.processes)
-    loader = evaluation_loader(
-        files, draws, task.test_batch, settings.workers, place.device.type == "cuda"
-    )
-    predicted: list[tuple[int, float]] = []
-    bad_files: list[str] = []
-    with progress_bar(title, len(draws), "file", leave=False, disable=not place.is_first) as bar:
-        for batch in loader:
-            bad_files += batch.bad_files
-            bar.update(len(batch) + len(batch.bad_files))
-            if len(batch):
-                with autocast(settings, place.device):
-                    scores = task.scores(model, batch.to(place.device).inputs, "test")
-                predicted += zip(batch.indices, scores.float().tolist(), strict=True)
+    mine: list[tuple[int, float | str]] = []
+    total = len(every_sample(len(samples), place.rank, place.processes))
+    with progress_bar(title, total, "file", leave=False, disable=not place.is_first) as bar:
+        for found in score_each(model, task, samples, settings, place, batch):
+            mine.append(found)
+            bar.update()
     model.train(training)
-    ordered = sorted(place.gather(predicted))
+    everybody = sorted(place.gather(mine), key=lambda found: found[0])
+    good = [(index, score) for index, score in everybody if not isinstance(score, str)]
     return Predictions(
-        predicted=tuple(score for _, score in ordered),
-        scores=tuple(samples[index].score for index, _ in ordered),
-        bad_files=tuple(place.gather(bad_files)),
+        samples=tuple(samples[index] for index, _ in good),
+        predicted=tuple(score for _, score in good),
+        bad_files=tuple(why for _, why in everybody if isinstance(why, str)),
         part=title,
     )
 
@@ -100,10 +132,12 @@ def measured(predictions: Predictions, logistic_fit: bool) -> Agreement:
 
 
 def scale_of(predictions: Predictions) -> Scale | None:
-    """How the predictions lie beside the opinion scores; None where they have come to nothing."""
+    """How the predictions lie beside the opinion scores; None where either come to nothing."""
     predicted, scores = (
         np.asarray(values, np.float64) for values in (predictions.predicted, predictions.scores)
     )
-    if len(predicted) < 2 or not np.isfinite(predicted).all() or np.ptp(predicted) == 0:
+    if len(predicted) < 2 or not np.isfinite(predicted).all():
+        return None
+    if np.ptp(predicted) == 0 or np.ptp(scores) == 0:
         return None
     return Scale(*(float(v) for own in (predicted, scores) for v in (own.mean(), own.std())))

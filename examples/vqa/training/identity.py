@@ -19,7 +19,7 @@ _WITHOUT_EFFECT = frozenset(
     {
         *("also_test", "missing_files", "bad_files", "splits"),
         *("device", "compile", "workers", "threads"),
-        *("output", "resume", "save_every", "dry_run", "evaluate"),
+        *("output", "resume", "save_every", "dry_run", "evaluate", "part"),
         *("train_score", "landscape_points", "landscape_batches"),
     }
 )

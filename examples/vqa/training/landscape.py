@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from torch_awp import landscape
 from vqa.datasets import Sample
+from vqa.training.distributed import Place
 from vqa.training.loader import Batch, LabelledFiles, evaluation_loader
-from vqa.training.loop import TrainingRun
 from vqa.training.sampler import every_sample
+from vqa.training.settings import Settings
 from vqa.training.task import Task
 
 Loss = Callable[[nn.Module], Tensor]
@@ -73,26 +74,27 @@ def average_rise(model: nn.Module, loss: Loss, settings: LandscapeSettings, samp
     return landscape.sharpness(model, loss, settings.radius, mode="average", samples=samples)
 
 
-def landscape_of(run: TrainingRun, samples: Sequence[Sample]) -> dict[str, object] | None:
+def landscape_of(
+    model: nn.Module, task: Task, settings: Settings, samples: Sequence[Sample], place: Place
+) -> dict[str, object] | None:
     """The loss along a random direction around the tested weights, and its worst rise.
 
     Every process computes the same; None where the settings ask for no points.
     """
-    settings = run.settings
     if settings.landscape_points == 0:
         return None
     where = LandscapeSettings(points=settings.landscape_points)
     some = samples[: settings.landscape_batches * settings.batch]
-    files = LabelledFiles(some, run.task.read, settings.bad_files == "skip")
+    files = LabelledFiles(some, task.read, settings.bad_files == "skip")
     loader = evaluation_loader(
         files, every_sample(len(some)), settings.batch, settings.workers, pin_memory=False
     )
-    batches = [batch.to(run.place.device) for batch in loader if len(batch) > 1]
-    loss = _mean_loss(run.task, batches)
+    batches = [batch.to(place.device) for batch in loader if len(batch) > 1]
+    loss = _mean_loss(task, batches)
     return {
         "positions": curve_positions(where).tolist(),
-        "losses": random_curve(run.tested_model, loss, where).tolist(),
-        "sharpness": worst_rise(run.tested_model, loss, where),
+        "losses": random_curve(model, loss, where).tolist(),
+        "sharpness": worst_rise(model, loss, where),
         "radius": where.radius,
         "samples": sum(len(batch) for batch in batches),
     }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -20,13 +22,14 @@ Read = Callable[[Path, torch.Generator | None], Inputs]
 
 @dataclass(frozen=True)
 class Batch:
-    """Some samples side by side; `bad_files` says what could not be read and was left out."""
+    """Some samples side by side."""
 
     inputs: Inputs
     scores: Tensor
     """float32 [B]"""
     indices: tuple[int, ...]
-    bad_files: tuple[str, ...] = ()
+    bad_files: Mapping[int, str] = field(default_factory=dict)
+    """What is wrong with the samples that could not be read and were left out, by number."""
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -62,17 +65,18 @@ class LabelledFiles(Dataset[Batch]):
     def __getitem__(self, draw: Draw) -> Batch:
         sample = self.samples[draw.index]
         try:
-            inputs = self._read(sample.path, draw.generator())
+            with _one_thread():
+                inputs = self._read(sample.path, draw.generator())
         except ValueError as error:  # what every reader of ours raises for a bad file
             if not self._skip:
                 raise
-            return Batch((), torch.empty(0), (), (str(error),))
+            return Batch((), torch.empty(0), (), {draw.index: str(error)})
         return Batch(inputs, torch.tensor(sample.score, dtype=torch.float32), (draw.index,))
 
 
 def collate(singles: Sequence[Batch]) -> Batch:
     """One batch of several batches of one; empty if none of them could be read."""
-    bad_files = tuple(message for single in singles for message in single.bad_files)
+    bad_files = {index: why for single in singles for index, why in single.bad_files.items()}
     good = [single for single in singles if len(single)]
     if not good:
         return Batch((), torch.empty(0), (), bad_files)
@@ -85,19 +89,7 @@ def training_loader(
     files: LabelledFiles, draws: Iterable[list[Draw]], workers: int, pin_memory: bool
 ) -> DataLoader[Batch]:
     """Batches of the given draws. The workers stay from one epoch to the next."""
-    return DataLoader(
-        files,
-        batch_sampler=draws,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        collate_fn=collate,
-        pin_memory=pin_memory,
-        worker_init_fn=_one_thread,
-        # Of its own, since the loader draws a number each time it begins: where a run stopped must
-        # not show in the model's random numbers.
-        generator=torch.Generator(),
-        multiprocessing_context="spawn" if workers else None,
-    )
+    return _loader(files, draws, workers, pin_memory, persistent=True)
 
 
 def evaluation_loader(
@@ -105,18 +97,45 @@ def evaluation_loader(
 ) -> DataLoader[Batch]:
     """Every draw once, in order, `batch` at a time."""
     batches = [list(draws[first : first + batch]) for first in range(0, len(draws), batch)]
-    return DataLoader(
-        files,
-        batch_sampler=batches,
-        num_workers=min(workers, len(batches)),
-        collate_fn=collate,
-        pin_memory=pin_memory,
-        worker_init_fn=_one_thread,
-        generator=torch.Generator(),
-        multiprocessing_context="spawn" if min(workers, len(batches)) else None,
-    )
+    return _loader(files, batches, min(workers, len(batches)), pin_memory, persistent=False)
 
 
-def _one_thread(worker: int) -> None:
+def _loader(
+    files: LabelledFiles,
+    batches: Iterable[list[Draw]],
+    workers: int,
+    pin_memory: bool,
+    persistent: bool,
+) -> DataLoader[Batch]:
+    with warnings.catch_warnings():
+        # More than there are cores is a matter of taste, as reading waits for disks, too.
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+        return DataLoader(
+            files,
+            batch_sampler=batches,
+            num_workers=workers,
+            persistent_workers=persistent and workers > 0,
+            collate_fn=collate,
+            pin_memory=pin_memory,
+            worker_init_fn=_begin_worker,
+            # Of its own, since the loader draws a number each time it begins: where a run stopped
+            # must not show in the model's random numbers.
+            generator=torch.Generator(),
+            multiprocessing_context="spawn" if workers else None,
+        )
+
+
+def _begin_worker(worker: int) -> None:
     """More threads in every worker would only fight over the cores."""
     torch.set_num_threads(1)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Read as a worker does, so that a file gives the same bits however many there are."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

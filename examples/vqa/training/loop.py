@@ -225,7 +225,7 @@ class TrainingRun:
 
     def _step(self, model: nn.Module, batches: Sequence[Batch]) -> Tensor | None:
         """One step on the mean loss of some batches; the loss of its first pass."""
-        self.counters.bad_files += [message for batch in batches for message in batch.bad_files]
+        self.counters.bad_files += [why for batch in batches for why in batch.bad_files.values()]
         readable = [batch.to(self.place.device) for batch in batches if self._is_usable(batch)]
         losses = []
         if readable:
@@ -311,7 +311,13 @@ def _choose(run: TrainingRun, best: Path) -> Agreement | None:
     counters, chosen = run.counters, None
     if run.chooses:
         predictions = predict(
-            run.tested_model, run.task, run.chooses, run.settings, run.place, "choose"
+            run.tested_model,
+            run.task,
+            run.chooses,
+            run.settings,
+            run.place,
+            "choose",
+            run.task.choice_batch,
         )
         chosen = measured(predictions, run.settings.logistic_fit)
     score = math.inf if chosen is None else chosen.srcc + chosen.plcc
@@ -320,9 +326,15 @@ def _choose(run: TrainingRun, best: Path) -> Agreement | None:
         counters.best = score if math.isfinite(score) else -math.inf
         counters.best_epoch = counters.epoch
         if run.place.is_first:
-            weights = run.tested_model.state_dict()
             save_checkpoint(
-                best, Checkpoint(run.task.script, plain(run.settings), counters.epoch, weights)
+                best,
+                Checkpoint(
+                    run.task.script,
+                    plain(run.settings),
+                    counters.epoch,
+                    run.tested_model.state_dict(),
+                    features=run.task.features(),
+                ),
             )
     return chosen
 

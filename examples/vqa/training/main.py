@@ -5,30 +5,35 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from vqa.datasets import DataSet, load_dataset, summary
 from vqa.io.files import write_json
-from vqa.metrics import Agreement
 from vqa.provenance import provenance
-from vqa.training.checkpoint import Scale, load_checkpoint, save_checkpoint
+from vqa.training.checkpoint import Counters, Scale, load_checkpoint, save_checkpoint
 from vqa.training.distributed import Place, joined_processes
 from vqa.training.dry_run import dry_run
-from vqa.training.evaluate import measured, predict, scale_of
+from vqa.training.evaluate import Predictions, measured, predict, scale_of
 from vqa.training.landscape import landscape_of
 from vqa.training.loop import TrainingRun, fit
 from vqa.training.optim import load_weights
-from vqa.training.results import SplitResult, medians, peak_memory, table
+from vqa.training.results import SplitResult, medians, peak_memory, table, write_predictions
 from vqa.training.settings import RUNS, Settings, plain
 from vqa.training.split_samples import Parts, Samples, load_also, parts_of_splits
 from vqa.training.task import Task
 
 _SHOWN = 20  # of files that cannot be read; all are in the results
+_ENOUGH = 256  # files of a large training part for the mean and deviation of its scores
+_NO_SCALE = (
+    "the scores of the training part, predicted or given, are all the same or not finite; the"
+    " checkpoint has no scale of opinion scores"
+)
 
 
 def run_script(settings: Settings, task: Task) -> Path | None:
@@ -90,15 +95,19 @@ def _run_splits(
 ) -> Path:
     began, folder = time.perf_counter(), output_folder(task, settings)
     results = []
+    predictions: dict[int, list[Predictions]] = {}
     for split, parts in by_split.items():
-        result = _run_split(task, settings, parts, split, folder / f"split-{split}", place)
+        result, predictions[split] = _run_split(
+            task, settings, parts, split, folder / f"split-{split}", place
+        )
         results.append(result)
         print(f"split {split}:\n{table([result])}")
         if result.bad_files:
             print(f"left out: {len(result.bad_files)} files that cannot be read")
             print("\n".join(f"  {message}" for message in result.bad_files[:_SHOWN]))
-    path = folder / "results.json"
+    path, scores = folder / "results.json", folder / "predictions.csv"
     if place.is_first:
+        write_predictions(scores, predictions)
         write_json(
             path,
             {
@@ -115,45 +124,68 @@ def _run_splits(
         )
     if len(results) > 1:
         print(f"median of {len(results)} splits:\n{table(results)}")
-    print(f"Results: {path}")
+    print(f"Predictions, the model's own scores: {scores}\nResults: {path}")
     return path
 
 
 def _run_split(
     task: Task, settings: Settings, parts: Parts, split: int, folder: Path, place: Place
-) -> SplitResult:
+) -> tuple[SplitResult, list[Predictions]]:
+    if settings.evaluate is not None:
+        torch.manual_seed(settings.seed)
+        model = task.build().to(place.device)
+        print(load_weights(model, settings.evaluate))
+        return _score(task, settings, model, Counters(), parts, split, place)
     run = TrainingRun(task, settings, parts.train, split, place, parts.chooses(settings))
-    if settings.evaluate is None:
-        fit(run, folder)
-    else:
-        print(load_weights(run.tested_model, settings.evaluate))
-    result, scale = _score(run, parts, split)
+    fit(run, folder)
+    model = run.tested_model
+    result, predictions = _score(task, settings, model, run.counters, parts, split, place)
+    scale = _scale(task, settings, model, parts, predictions, place)
+    if scale is None:
+        print(f"warning: {_NO_SCALE}")
     best = folder / "best.pt"
-    if settings.evaluate is None and place.is_first:
-        checkpoint = load_checkpoint(best)
-        if scale is not None and checkpoint.scale != scale:
-            save_checkpoint(best, replace(checkpoint, scale=scale))
-    return result
+    if place.is_first and load_checkpoint(best).scale != scale:
+        save_checkpoint(best, replace(load_checkpoint(best), scale=scale))
+    kept = None if scale is None else scale._asdict()
+    return replace(result, scale=kept), predictions
 
 
-def _score(run: TrainingRun, parts: Parts, split: int) -> tuple[SplitResult, Scale | None]:
-    """The result, and the scale of the predictions where the training part was scored."""
-    settings, counters = run.settings, run.counters
+def _scale(
+    task: Task,
+    settings: Settings,
+    model: nn.Module,
+    parts: Parts,
+    predictions: Sequence[Predictions],
+    place: Place,
+) -> Scale | None:
+    """Of the predictions of the training part, or of a sample of it where none were asked for."""
+    found = next((own for own in predictions if own.part == "train"), None)
+    if found is None:
+        some = parts.train[:: -(-len(parts.train) // _ENOUGH)]  # lists are often sorted
+        found = predict(model, task, some, settings, place, "scale")
+    return scale_of(found)
+
+
+def _score(
+    task: Task,
+    settings: Settings,
+    model: nn.Module,
+    counters: Counters,
+    parts: Parts,
+    split: int,
+    place: Place,
+) -> tuple[SplitResult, list[Predictions]]:
+    """The result, and the predictions behind it: of training and validation part first."""
     wanted: dict[str, Samples] = {"test": parts.test, **parts.also}
-    if settings.train_score:
-        wanted["train"] = parts.train
-    if settings.select_on == "validation":
-        wanted["validation"] = parts.validation
-    scores: dict[str, Agreement] = {}
-    bad_files, sizes = list(run.place.gather(counters.bad_files)), {}
-    scale: Scale | None = None
-    for name, samples in wanted.items():
-        predictions = predict(run.tested_model, run.task, samples, settings, run.place, name)
-        scores[name] = measured(predictions, settings.logistic_fit)
-        sizes[name] = len(predictions.scores)
-        bad_files += predictions.bad_files
-        if name == "train":
-            scale = scale_of(predictions)
+    if settings.select_on == "validation" and settings.part == "test":
+        wanted = {"validation": parts.validation, **wanted}
+    if settings.train_score and settings.part == "test":
+        wanted = {"train": parts.train, **wanted}
+    predictions = [
+        predict(model, task, samples, settings, place, name) for name, samples in wanted.items()
+    ]
+    scores = {own.part: measured(own, settings.logistic_fit) for own in predictions}
+    bad_files = {*place.gather(counters.bad_files)}.union(*(own.bad_files for own in predictions))
     result = SplitResult(
         split=split,
         test=scores["test"],
@@ -166,9 +198,9 @@ def _score(run: TrainingRun, parts: Parts, split: int) -> tuple[SplitResult, Sca
         median_step_seconds=(
             statistics.median(counters.step_seconds) if counters.step_seconds else None
         ),
-        peak_memory_bytes=peak_memory(run.place.device),
-        sizes=sizes,
-        bad_files=sorted(set(bad_files)),
-        landscape=landscape_of(run, parts.train),
+        peak_memory_bytes=peak_memory(place.device),
+        sizes={own.part: len(own.samples) for own in predictions},
+        bad_files=sorted(bad_files),
+        landscape=landscape_of(model, task, settings, parts.train, place),
     )
-    return result, scale
+    return result, predictions

@@ -15,8 +15,13 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from vqa.models import LoadReport, load_published
-from vqa.training.checkpoint import is_checkpoint, load_checkpoint
+from vqa.models import LoadReport, PublishedWeightsError, load_published
+from vqa.training.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    is_checkpoint,
+    load_checkpoint,
+)
 from vqa.training.settings import Settings
 
 
@@ -163,10 +168,31 @@ def load_weights(model: nn.Module, path: Path) -> LoadReport:
     """Load the weights of a training script's checkpoint, or published ones of a whole model.
 
     Raises:
-        CheckpointError: a checkpoint of an older version.
-        PublishedWeightsError: the file cannot be used.
+        CheckpointError: a checkpoint of an older version, or whose weights do not fit.
+        PublishedWeightsError: published weights cannot be used, or are a backbone's only.
     """
-    return load_published(model, load_checkpoint(path).state_dict if is_checkpoint(path) else path)
+    if is_checkpoint(path):
+        return load_checkpoint_weights(model, path, load_checkpoint(path))
+    report = load_published(model, path)
+    learned = {name for name, _ in model.named_parameters()}
+    if lacking := learned & report.kept.keys():
+        raise PublishedWeightsError(
+            f"{path}: expected weights of a whole {type(model).__name__}, got {report.format}:"
+            f" {report.kept[min(lacking)]}"
+        )
+    return report
+
+
+def load_checkpoint_weights(model: nn.Module, path: Path, checkpoint: Checkpoint) -> LoadReport:
+    """Load what `load_checkpoint` found in `path`.
+
+    Raises:
+        CheckpointError: the weights do not fit the model; names the file.
+    """
+    try:
+        return load_published(model, checkpoint.state_dict)
+    except PublishedWeightsError as error:
+        raise CheckpointError(f"{path}: its {error}") from error
 
 
 def load_initial_weights(

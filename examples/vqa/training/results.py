@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import resource
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import torch
 
+from vqa.io.files import open_csv, replacing
 from vqa.metrics import Agreement
+from vqa.training.evaluate import Predictions
 
 Scores = Mapping[str, float]
 
@@ -34,6 +38,8 @@ class SplitResult:
     sizes: Mapping[str, int] = field(default_factory=dict)
     """Samples scored, by part or data set."""
     bad_files: Sequence[str] = ()
+    scale: Mapping[str, float] | None = None
+    """From the model's own scores to opinion scores; None where nothing was trained."""
     landscape: Mapping[str, object] | None = None
     """Training loss around the weights: positions, losses, sharpness."""
 
@@ -89,6 +95,23 @@ def table(results: Sequence[SplitResult]) -> str:
             rmse = f"{scores['rmse']:9.4f}" if "rmse" in scores else ""
             lines.append(f"{part:<24}{''.join(cells)}{rmse}")
     return "\n".join(lines)
+
+
+def write_predictions(path: Path, by_split: Mapping[int, Sequence[Predictions]]) -> None:
+    """Write what stands behind the results: `path,score,opinion,part`, a row for every file scored.
+
+    Scores are the model's own, bit for bit, on the scale that its loss has left them on. Of several
+    splits a fifth column says which.
+    """
+    several = len(by_split) > 1
+    with replacing(path) as unfinished, open_csv(unfinished) as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["path", "score", "opinion", "part", *(["split"] if several else [])])
+        for split, predictions in by_split.items():
+            for own in predictions:
+                for sample, score in zip(own.samples, own.predicted, strict=True):
+                    row = [sample.path, score, sample.score, own.part]
+                    table.writerow([*row, split] if several else row)
 
 
 def peak_memory(device: torch.device) -> int:

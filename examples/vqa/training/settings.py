@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from vqa.datasets.splits import Protocol
 from vqa.synthetic.mini_ugc import DEFAULT_FOLDER
@@ -107,6 +107,8 @@ class Settings:
     """A checkpoint of these scripts, or published weights of the whole model."""
     evaluate: Path | None = None
     """Test the weights of this checkpoint and train nothing."""
+    part: Literal["test", "all"] = "test"
+    """What `evaluate` tests: the test part of the splits, or every file."""
 
     # The machine
     device: DeviceName = "auto"
@@ -128,7 +130,7 @@ class Settings:
     save_every: int = 500
     """Steps between checkpoints within an epoch; one is written after every epoch anyway."""
     train_score: bool = True
-    """Score the training part at the end, for the gap."""
+    """Score all of the training part at the end, for the gap."""
     landscape_points: int = 0
     """Places at which the training loss around the final weights is evaluated; 0 for none."""
     landscape_batches: int = 4
@@ -156,6 +158,13 @@ class Settings:
                 raise ValueError(
                     f"{name}: expected at least 0 and below 1, got {getattr(self, name)}"
                 )
+        if self.part == "all" and self.evaluate is None:
+            raise ValueError("part: 'all' has an effect with evaluate only, which is not given")
+        if self.part == "all" and self.landscape_points:
+            raise ValueError(
+                "landscape_points: of the loss on the training part, which part 'all' does not tell"
+                f" apart, got {self.landscape_points}"
+            )
         if not self.splits or len(set(self.splits)) < len(self.splits):
             raise ValueError(f"splits: expected one or more, each once, got {self.splits}")
 
@@ -185,6 +194,23 @@ def plain(settings: Settings) -> dict[str, Any]:
 
 
 S = TypeVar("S", bound=Settings)
+
+
+def restored(kind: type[S], values: Mapping[str, Any]) -> S:
+    """Settings of that kind from what `plain` made of them; what is not there is as by default.
+
+    Raises:
+        ValueError: a value that the settings do not have, or that they refuse.
+    """
+    hints = get_type_hints(kind)
+    if unknown := [name for name in values if name not in hints]:
+        raise ValueError(f"settings: expected those of {kind.__name__}, got {unknown[0]!r}")
+    paths = {name for name, hint in hints.items() if Path in (hint, *get_args(hint))}
+    typed: dict[str, Any] = {
+        name: Path(value) if name in paths and value is not None else value
+        for name, value in values.items()
+    }
+    return kind(**typed)
 
 
 def on_any_machine(settings: S) -> S:

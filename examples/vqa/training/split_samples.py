@@ -54,11 +54,15 @@ def parts_of(
 
     Where samples carry official parts these are used, and parts other than train, validation and
     test are tested on, too. Validation samples are set aside from the training part where the data
-    set has none of its own and they are to choose the epoch.
+    set has none of its own and they are to choose the epoch. Where the settings ask for everything
+    to be tested, nothing is left out of the test part.
 
     Raises:
         ValueError: no sample to train or to test on.
     """
+    if settings.part == "all":
+        everything = dataset.samples
+        return Parts((), (), everything, {name: own.samples for name, own in also.items()})
     official = {sample.part for sample in dataset.samples} - {None}
     if official and settings.official_parts == "use":
         by_part = {part: _of(dataset, part) for part in sorted(filter(None, official))}
@@ -88,6 +92,8 @@ def parts_of_splits(
     Raises:
         ValueError: as `parts_of`, or there are official parts, which are the same in every split.
     """
+    if settings.part == "all":  # the same in every split
+        return {settings.splits[0]: parts_of(dataset, also, settings, settings.splits[0])}
     official = any(sample.part is not None for sample in dataset.samples)
     if official and settings.official_parts == "use" and len(settings.splits) > 1:
         raise ValueError(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,10 @@ Phase = Literal["first", "later", "test"]
 
 def _nothing(files: Sequence[Path]) -> None:
     pass
+
+
+def _no_features() -> None:
+    return None
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,13 @@ class Task:
     """Make, of all files, what reading them takes; called once, by the first process."""
     files: tuple[Path, ...] = ()
     """What else the model's inputs are made of, beside the samples' files."""
+    features: Callable[[], Mapping[str, Any] | None] = _no_features
+    """How the features that stand for a file were made, as plain values; None where the model reads
+    the files themselves."""
     head: str = "head"
     """Name of the part of the model that alone learns in `linear_epochs`."""
     freeze_statistics: bool = True
     """Whether BatchNorm's running statistics stand still in later passes."""
-    test_batch: int = 1
-    """Files tested at a time."""
+    choice_batch: int = 1
+    """Files scored at a time where the scores only choose an epoch. All other scores are of one
+    file at a time: rounding then does not depend on its neighbours."""
