@@ -28,10 +28,20 @@ class Results:
         return float(seconds * self.document.get("processes", 1))
 
     @property
-    def landscape(self) -> Mapping[str, Any] | None:
-        """Positions, losses and sharpness of the loss around the weights."""
-        found: Mapping[str, Any] | None = self.document["splits"][0]["landscape"]
-        return found
+    def step_seconds(self) -> float:
+        """Median time of an optimizer step, without reading its batch."""
+        return float(self.document["splits"][0]["median_step_seconds"])
+
+    @property
+    def landscape(self) -> Mapping[str, Any]:
+        """Positions, losses and sharpness of the loss around the weights; empty if not measured."""
+        return self.document["splits"][0]["landscape"] or {}
+
+    @property
+    def sharpness(self) -> float:
+        """How far the loss rises around the weights; NaN where that is not known."""
+        found = self.landscape.get("sharpness")
+        return math.nan if found is None else float(found)
 
     def score(self, part: str, metric: str) -> float:
         """One score; NaN where it was not defined.

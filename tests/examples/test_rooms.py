@@ -23,7 +23,7 @@ PLAN = {
     "sampling": {"io", "models"},
     "features": {"io", "models", "processes", "progress"},
     "training": {"io", "synthetic", "datasets", "models", "metrics", "progress", "provenance"},
-    "demo": {"io", "synthetic", "models", "sampling", "training", *COMMON},
+    "demo": {"io", "datasets", "training", "store", *COMMON},
     "reproduction": {"io", "datasets", "store", *COMMON},
     "store": {"io"},
     **{name: set() for name in COMMON},
