@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -146,7 +147,7 @@ def _read(
     if generator is not None:
         return (read_clips(path, training, generator),)
     if testing.behaviour == "released":  # random in testing, too, but the same each time
-        generator = torch.Generator().manual_seed(crc32(path.name.encode()))
+        generator = torch.Generator().manual_seed(crc32(os.fsencode(path.name)))
     return (read_clips(path, testing, generator),)
 
 

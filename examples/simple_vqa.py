@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 import simple_vqa_features
 from vqa.errors import expected_errors_in_one_line
-from vqa.features.cache import MANIFEST, FeatureCache
+from vqa.features.cache import MANIFEST, FeatureCache, cropped, filled
 from vqa.features.extraction import extract_features
-from vqa.features.key_frames import TINY
-from vqa.features.motion import FRAME_DIFFERENCES
+from vqa.features.key_frames import TINY, FeatureSettings, read_chunks
+from vqa.features.motion import FRAME_DIFFERENCES, MotionExtractor
 from vqa.models import build_model
 from vqa.training.loader import Inputs
 from vqa.training.losses import l1_rank_loss
@@ -106,8 +106,20 @@ def task(settings: SimpleVqa) -> Task:
         multiplier=partial(_multiplier, settings),
         prepare=partial(_prepare, settings),
         files=(settings.features / MANIFEST,),
+        features=lambda: FeatureCache.open(settings.features).made(),
         head="quality",
         freeze_statistics=settings.batch_statistics == "fixed",
+    )
+
+
+def task_without_cache(
+    settings: SimpleVqa, features: FeatureSettings, motion: MotionExtractor
+) -> Task:
+    """The same for testing videos whose features are not kept: made anew for every reading."""
+    return replace(
+        task(settings),
+        read=partial(_read_video, features, motion.size, settings.crop),
+        scores=partial(_scores_of_chunks, motion),
     )
 
 
@@ -132,6 +144,28 @@ _open = lru_cache(FeatureCache.open)  # once for each process that reads
 
 def _read(folder: Path, crop: int, video: Path, generator: torch.Generator | None) -> Inputs:
     return _open(folder).read(video, generator, crop)
+
+
+def _read_video(
+    features: FeatureSettings,
+    size: int,
+    crop: int,
+    video: Path,
+    generator: torch.Generator | None,
+) -> Inputs:
+    key_frames, chunks = read_chunks(video, features, size)
+    frames = cropped([*key_frames], features.key_frames, generator, crop)
+    return frames, torch.stack([*chunks])
+
+
+def _scores_of_chunks(
+    extractor: MotionExtractor, model: nn.Module, inputs: Inputs, phase: Phase
+) -> Tensor:
+    """With motion features made here, where there may be a GPU."""
+    frames, chunks = inputs
+    motion = [torch.stack([extractor(chunk) for chunk in own]) for own in chunks]
+    same_length = torch.stack([filled(own, frames.shape[1]) for own in motion])
+    return _scores(model, (frames, same_length.to(frames.device)), phase)
 
 
 def _scores(model: nn.Module, inputs: Inputs, phase: Phase) -> Tensor:

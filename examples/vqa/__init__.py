@@ -8,6 +8,7 @@ Imports between the folders flow one way, from those further down to those furth
 * `models`: networks and their published weights;
 * `sampling`: from a file to what a model looks at; `features`: what SimpleVQA reads instead;
 * `training`: training, testing and what they leave behind, whatever the model;
+* `scoring`: with a trained model, files that nobody has rated;
 * `demo`, `reproduction`: what only these two programs need.
 
 `torch_awp` knows nothing of any of this.

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch_awp
 
 _DEBUG = "--debug"
+_INTERRUPTED = 130  # as shells have it: 128 and the signal's number
 _OURS = (str(Path(__file__).resolve().parents[1]), *(str(Path(p)) for p in torch_awp.__path__))
 
 
@@ -21,13 +22,18 @@ def expected_errors_in_one_line() -> Iterator[None]:
     Expected is what this repository raises on purpose (every ValueError of ours says what was
     expected and what was found) and a file or folder that cannot be read or written. Anything else
     is a mistake of ours and keeps its traceback, and with `--debug` on the command line everything
-    does.
+    does. Ctrl-C ends the program with a line, too, and exit status 130.
     """
     debug = _DEBUG in sys.argv
     if debug:
         sys.argv.remove(_DEBUG)
     try:
         yield
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+        raise SystemExit(_INTERRUPTED) from None
     except (ValueError, OSError) as error:
         if debug or not _is_expected(error):
             raise

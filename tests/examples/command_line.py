@@ -13,8 +13,8 @@ OURS = rf"{re.escape(str(REPOSITORY))}/(?:torch_awp|examples|benchmarks)/|/torch
 WARNING = re.compile(rf"(?:{OURS})[^:\r\n]*:\d+: \w*Warning: .*")
 
 
-def run_command(*command: object) -> subprocess.CompletedProcess[str]:
-    """Run Python with these arguments.
+def run_command(*command: object, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run Python with these arguments, in a folder if one is given.
 
     Raises:
         AssertionError: the user is shown a warning of ours, or of torch's about our use of it.
@@ -24,6 +24,7 @@ def run_command(*command: object) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
+        cwd=folder,
         env={**os.environ, "PYTHONPATH": IMPORTABLE},
     )
     shown = WARNING.findall(done.stderr)

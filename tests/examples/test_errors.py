@@ -55,6 +55,10 @@ def test_a_mistake_of_the_program_keeps_its_traceback(command):
         {}["x"]
 
 
+def test_ctrl_c_is_a_line_and_the_status_of_shells(command, capsys):
+    assert raised(KeyboardInterrupt(), capsys) == (130, "program.py: interrupted\n")
+
+
 def test_debug_shows_every_traceback(command):
     command.append("--debug")
 

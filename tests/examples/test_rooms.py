@@ -23,6 +23,7 @@ PLAN = {
     "sampling": {"io", "models"},
     "features": {"io", "models", "processes", "progress"},
     "training": {"io", "synthetic", "datasets", "models", "metrics", "progress", "provenance"},
+    "scoring": {"io", "datasets", "training"},
     "demo": {"io", "datasets", "training", "store", *COMMON},
     "reproduction": {"io", "datasets", "store", *COMMON},
     "store": {"io"},

@@ -2,14 +2,13 @@
 
 from vqa.datasets.comparison import summary
 from vqa.datasets.loading import load_dataset
-from vqa.datasets.samples import DataSet, DatasetError, MediaKind, Part, Sample
+from vqa.datasets.samples import DataSet, DatasetError, Part, Sample
 from vqa.datasets.specs import SPECS
 
 __all__ = [
     "SPECS",
     "DataSet",
     "DatasetError",
-    "MediaKind",
     "Part",
     "Sample",
     "load_dataset",

@@ -10,7 +10,7 @@ from vqa.datasets.samples import DatasetError, Part
 from vqa.datasets.specs import AnnotationFile, DataSetSpec
 from vqa.datasets.tables import Row, Table, read_list, read_tables
 
-_NAME_COLUMNS = (
+NAME_COLUMNS = (
     "path",
     "image_name",
     "file_name",
@@ -160,14 +160,14 @@ def _choose_table(
     """The first table that has names and scores, and the indices of these two columns."""
     for table in tables:
         score = table.find_column(scores)
-        name = table.find_column(_NAME_COLUMNS)
+        name = table.find_column(NAME_COLUMNS)
         if name is None and first_column_names and score != 0:
             name = 0
         if name is not None and score is not None:
             return table, name, score
     found = "; ".join(", ".join(table.columns) for table in tables)
     raise DatasetError(
-        f"{tables[0].path}: expected a column of file names ({', '.join(_NAME_COLUMNS)}) and one"
+        f"{tables[0].path}: expected a column of file names ({', '.join(NAME_COLUMNS)}) and one"
         f" of scores ({', '.join(scores)}), found the columns: {found}"
     )
 
@@ -186,7 +186,7 @@ def _read_part(table: Table, row: Row, column: int) -> Part:
 
 def _read_parts(spec: DataSetSpec, path: Path) -> dict[str, Part]:
     table = read_tables(path)[0]
-    name, part = table.find_column(_NAME_COLUMNS), table.find_column(spec.parts)
+    name, part = table.find_column(NAME_COLUMNS), table.find_column(spec.parts)
     if name is None or part is None:
         raise DatasetError(
             f"{path}: expected a column of file names and one of parts ({', '.join(spec.parts)}),"

@@ -8,17 +8,11 @@ from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
 from vqa.datasets.annotations import Label
-from vqa.datasets.samples import DatasetError, MediaKind, Sample
+from vqa.datasets.samples import DatasetError, Sample
 from vqa.datasets.specs import DataSetSpec
+from vqa.io.media_names import MediaKind, kind_by_name
 
 _SHOWN = 10
-_IMAGE_SUFFIXES = frozenset(
-    f".{ending}"
-    for ending in (
-        *("apng", "avif", "bmp", "dds", "gif", "heic", "heif", "jfif", "jp2", "jpe", "jpeg", "jpg"),
-        *("pbm", "pcx", "pgm", "png", "pnm", "ppm", "sgi", "tga", "tif", "tiff", "webp"),
-    )
-)
 
 
 class FolderListings:
@@ -74,7 +68,7 @@ def find_samples(
 
 def tell_kind(samples: Sequence[Sample]) -> MediaKind:
     """Images if every file has an image's extension, otherwise videos."""
-    images = all(sample.path.suffix.lower() in _IMAGE_SUFFIXES for sample in samples)
+    images = all(kind_by_name(sample.path) == "image" for sample in samples)
     return "image" if images else "video"
 
 
@@ -117,10 +111,17 @@ def _list_files(folder: Path) -> dict[str, str]:
     """Name on disk for every name a file answers to; exact names win."""
     try:
         with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries if entry.is_file()]
+            names = [entry.name for entry in entries if _is_file(entry)]
     except (FileNotFoundError, NotADirectoryError):
         return {}
     return {_fold_extension(name): name for name in names} | {name: name for name in names}
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link to itself
+        return False
 
 
 def _fold_extension(name: str) -> str:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from vqa.io.media_names import MediaKind
+
 Part = Literal["train", "validation", "test", "1080p", "ood"]
-MediaKind = Literal["video", "image"]
 
 
 class DatasetError(ValueError):

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vqa.datasets.samples import MediaKind, Part
+from vqa.datasets.samples import Part
+from vqa.io.media_names import MediaKind
 from vqa.synthetic.mini_iqa import MiniIqaSettings, build_mini_iqa, is_mini_iqa
 from vqa.synthetic.mini_ugc import MiniUgcSettings, build_mini_ugc, is_mini_ugc
 

@@ -34,6 +34,10 @@ _MATLAB_COLUMNS = ("video_list", "mos")
 _UNREADABLE_MATLAB = (NotImplementedError, MatReadError, zlib.error)
 
 
+Line = tuple[int, Sequence[str]]
+"""Its number, as an editor counts, and its cells."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One line of a table; `number` counts as an editor or a spreadsheet program does."""
@@ -135,19 +139,32 @@ def _read_text(path: Path, content: bytes) -> Table:
         raise DatasetError(
             f"{path}: expected a UTF-8 text, an .xlsx or a MATLAB file ({error})"
         ) from error
-    by_separator = {separator: _lines(path, text, separator) for separator in _SEPARATORS}
-    separator = _choose_separator(by_separator)
-    lines = by_separator[separator]
+    lines, separator = divided(path, text)
     first = next((cells for _, cells in lines if any(cells)), [])
     if separator == "," and _is_list_row(first):
         return read_list(path)
     decimal_comma = separator != ","
-    if columns := _columns_without_header(first, decimal_comma):
+    if columns := columns_without_header(first, decimal_comma):
         lines = [(0, columns), *lines]
     return _to_table(path, lines, decimal_comma=decimal_comma)
 
 
-def _lines(path: Path, text: str, separator: str) -> list[tuple[int, Sequence[str]]]:
+def divided(path: Path, text: str) -> tuple[list[Line], str]:
+    """The cells of every line of a text, and what separates them.
+
+    Args:
+        path: for messages.
+        text: its content.
+
+    Raises:
+        DatasetError: a cell that begins with a quotation mark never ends.
+    """
+    by_separator = {separator: _lines(path, text, separator) for separator in _SEPARATORS}
+    separator = _choose_separator(by_separator)
+    return by_separator[separator], separator
+
+
+def _lines(path: Path, text: str, separator: str) -> list[Line]:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
     try:
         return [(reader.line_num, cells) for cells in reader]
@@ -158,7 +175,7 @@ def _lines(path: Path, text: str, separator: str) -> list[tuple[int, Sequence[st
 
 
 def _choose_separator(
-    by_separator: Mapping[str, Sequence[tuple[int, Sequence[str]]]],
+    by_separator: Mapping[str, Sequence[Line]],
 ) -> str:
     """The one that gives every row as many cells, or else the one that divides the first row."""
     widths = {
@@ -170,7 +187,7 @@ def _choose_separator(
     return next(iter([*even, *reversed(dividing)]), ",")
 
 
-def _columns_without_header(first: Sequence[str], decimal_comma: bool) -> tuple[str, ...]:
+def columns_without_header(first: Sequence[str], decimal_comma: bool) -> tuple[str, ...]:
     """The columns of pairs that begin in the first row; none if that is a header."""
     numbers = [_is_number(cell.replace(",", ".") if decimal_comma else cell) for cell in first]
     if len(first) != len(_PAIR_COLUMNS) or not any(numbers):

@@ -13,8 +13,10 @@ import io
 import json
 import os
 import zipfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +60,7 @@ class FeatureCache:
         cache = cls(folder, settings, motion)
         if not _is_free(folder):
             raise FeatureError(f"{folder}: expected features or an empty folder, found other files")
-        write_json(folder / MANIFEST, cache._made())
+        write_json(folder / MANIFEST, cache.made())
         return cache
 
     @classmethod
@@ -75,7 +77,7 @@ class FeatureCache:
             raise FeatureError(
                 f"{folder}: expected features made by simple_vqa_features.py ({error})"
             ) from error
-        if made != cache._made():
+        if made != cache.made():
             raise FeatureError(f"{folder}: expected features of version {VERSION}; extract again")
         return cache
 
@@ -121,12 +123,8 @@ class FeatureCache:
             ValueError: the crop is larger than the key frames.
         """
         key_frames, motion = self._load(video)
-        numbers = torch.arange(self.settings.key_frames)  # beyond the last comes the last again
-        crops = [
-            _crop(key_frames[number], crop, generator)
-            for number in numbers.clamp(max=len(key_frames) - 1).tolist()
-        ]
-        return normalise(torch.stack(crops)), motion[numbers.clamp(max=len(motion) - 1)]
+        count = self.settings.key_frames
+        return cropped(key_frames, count, generator, crop), filled(motion, count)
 
     def _load(self, video: Path) -> tuple[list[Tensor], Tensor]:
         """Distinct key frames, uint8 [3, H, W] each, and motion float32 [C, M]."""
@@ -159,10 +157,34 @@ class FeatureCache:
 
     def _record(self, video: Path) -> dict[str, object]:
         """All that an entry depends on."""
-        return {**self._made(), "video": fingerprint(video)}
+        return {**self.made(), "video": fingerprint(video)}
 
-    def _made(self) -> dict[str, object]:
+    def made(self) -> dict[str, Any]:
+        """How the features were made, as plain values."""
         return {"version": VERSION, "settings": asdict(self.settings), "motion": self.motion}
+
+
+def cropped(
+    key_frames: Sequence[Tensor], count: int, generator: torch.Generator | None, crop: int
+) -> Tensor:
+    """As many key frames as the model takes, float32 [count, 3, crop, crop], normalised.
+
+    Args:
+        key_frames: distinct ones, uint8 [3, H, W] each; beyond the last comes the last again.
+        count: how many the model takes.
+        generator: draws the place of every crop; `None` crops the centre.
+        crop: height and width in pixels.
+
+    Raises:
+        ValueError: the crop is larger than the key frames.
+    """
+    numbers = torch.arange(count).clamp(max=len(key_frames) - 1)
+    return normalise(torch.stack([_crop(key_frames[n], crop, generator) for n in numbers.tolist()]))
+
+
+def filled(motion: Tensor, count: int) -> Tensor:
+    """Motion features [count, M] of the distinct chunks' [C, M]; the last ones are repeated."""
+    return motion[torch.arange(count).clamp(max=len(motion) - 1)]
 
 
 def fingerprint(video: Path) -> str:

@@ -10,7 +10,7 @@ key frames, computes with 11-bit weights and may differ by a level.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -142,17 +142,37 @@ def extract(path: Path, settings: FeatureSettings, motion: MotionExtractor) -> F
     """Key frames and motion features of one video, decoded once.
 
     Raises:
+        VideoError: as `read_chunks`.
+    """
+    key_frames, chunks = read_chunks(path, settings, motion.size)
+    return Features(key_frames, torch.stack([motion(chunk) for chunk in chunks]))
+
+
+def read_chunks(
+    path: Path, settings: FeatureSettings, size: int
+) -> tuple[Tensor, Iterator[Tensor]]:
+    """Distinct key frames of one video, and the chunks that motion features are made of.
+
+    Args:
+        path: the video.
+        settings: what is read.
+        size: height and width of the chunks' frames, in pixels.
+
+    Returns:
+        uint8 [K, 3, H, W], and uint8 [chunk, 3, size, size] one after the other.
+
+    Raises:
         VideoError: the file is missing, damaged or truncated, or its frames change size; names it.
     """
     with Video.open(path) as video:
         info = video.info()
         wanted = plan(info.frames, info.frame_rate, settings, video.times)
-        seen = _Seen(settings.short_side, motion.size, wanted)
+        seen = _Seen(settings.short_side, size, wanted)
         for number, pixels in video.decode(wanted.frames, "rgb24"):
             # A copy, as turned frames are views with negative strides, which torch lacks.
             seen.add(number, torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1))
-    chunks = [motion(_in_order(seen.small, chunk)) for chunk in wanted.chunks]
-    return Features(_in_order(seen.large, wanted.key_frames), torch.stack(chunks))
+    chunks = (_in_order(seen.small, chunk) for chunk in wanted.chunks)
+    return _in_order(seen.large, wanted.key_frames), chunks
 
 
 @dataclass

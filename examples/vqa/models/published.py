@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -117,9 +118,11 @@ def _read(path: Path) -> Any:
     except FileNotFoundError as error:
         raise PublishedWeightsError(f"{path}: expected a checkpoint, there is no file") from error
     except Exception as error:  # torch.load raises whatever the damage leads to
+        # Torch's text is a page of advice, such as to run whatever code is in the file.
+        why = "" if isinstance(error, UnpicklingError) else f" ({error})"
         raise PublishedWeightsError(
             f"{path}: expected a file of tensors and plain values that loads without running code"
-            f" from it ({error})"
+            f" from it{why}"
         ) from error
 
 
@@ -231,11 +234,10 @@ def _copies(
 
 
 def _problems(model: nn.Module, format_: Format, problems: Mapping[str, list[str]]) -> str:
-    lines = [f"recognised as {format_.name}, but does not fit {type(model).__name__}"]
-    lines += [
-        f"  {len(names)} {kind}: {_shown(names)}" for kind, names in problems.items() if names
-    ]
-    return "\n".join(lines)
+    found = "; ".join(
+        f"{len(names)} {kind}: {_shown(names)}" for kind, names in problems.items() if names
+    )
+    return f"recognised as {format_.name}, but does not fit {type(model).__name__}: {found}"
 
 
 def _by_reason(verb: str, reasons: Mapping[str, str]) -> Iterator[str]:

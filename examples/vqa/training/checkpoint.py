@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -208,7 +209,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: expected a checkpoint, there is no file") from error
     except Exception as error:  # torch.load raises whatever the damage leads to
-        why = (str(error) or type(error).__name__).splitlines()[0]  # a page of advice follows
+        # Torch's text is a page of advice, such as to run whatever code is in the file.
+        why = "no file of tensors and plain values" if isinstance(error, UnpicklingError) else error
         raise CheckpointError(f"{path}: expected a checkpoint, cannot be read ({why})") from error
     found = values.get("format") if isinstance(values, dict) else None
     if found != _WEIGHTS_FORMAT:

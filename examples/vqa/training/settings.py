@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from vqa.datasets.splits import Protocol
 from vqa.synthetic.mini_ugc import DEFAULT_FOLDER
@@ -205,6 +205,10 @@ def restored(kind: type[S], values: Mapping[str, Any]) -> S:
     hints = get_type_hints(kind)
     if unknown := [name for name in values if name not in hints]:
         raise ValueError(f"settings: expected those of {kind.__name__}, got {unknown[0]!r}")
+    for name, value in values.items():
+        if get_origin(hints[name]) is Literal and value not in get_args(hints[name]):
+            choices = ", ".join(map(repr, get_args(hints[name])))
+            raise ValueError(f"{name}: expected one of {choices}, got {value!r}")
     paths = {name for name, hint in hints.items() if Path in (hint, *get_args(hint))}
     typed: dict[str, Any] = {
         name: Path(value) if name in paths and value is not None else value

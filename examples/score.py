@@ -1,0 +1,320 @@
+"""Score videos or images that nobody has rated, with a model that is trained already.
+
+    python examples/score.py runs/fast_vqa/mini-ugc-awp/split-0/best.pt my_videos
+    python examples/score.py best.pt holiday.mp4 concert.mkv list.txt --output scores.csv
+    python examples/score.py FAST_VQA_B_1_4.pth my_videos --model fast_vqa
+
+Writes `path,score,error`. Exit status: 0 if every file has a score, 1 if some have, 2 if none has
+or the call was wrong.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import torch
+import tyro
+
+import fast_vqa
+import sama_iqa
+import sama_vqa
+import simple_vqa
+from vqa.datasets import SPECS
+from vqa.errors import expected_errors_in_one_line
+from vqa.features.cache import VERSION, FeatureCache
+from vqa.features.key_frames import FeatureSettings
+from vqa.features.motion import build_extractor
+from vqa.io.media_names import MediaKind
+from vqa.progress import progress_bar
+from vqa.scoring.finding import find_files
+from vqa.scoring.report import report, score_table
+from vqa.scoring.scales import PUBLISHED, ScoreScale, own_scale
+from vqa.scoring.scorer import FileScore, Scorer
+from vqa.training.checkpoint import Checkpoint, CheckpointError, is_checkpoint, load_checkpoint
+from vqa.training.distributed import DeviceName, Place, own_device
+from vqa.training.optim import load_checkpoint_weights, load_weights
+from vqa.training.settings import Settings, restored
+from vqa.training.task import Task
+
+PublishedModel = Literal["fast_vqa", "fast_vqa_m", "sama_vqa", "sama_iqa", "simple_vqa"]
+
+# A worker takes some seconds to begin.
+_FILES_FOR_A_WORKER, _MOST_WORKERS = 32, 4
+
+
+@dataclass(frozen=True)
+class _Script:
+    """One of the training scripts."""
+
+    settings: type[Settings]
+    task: Callable[[Any], Task]
+    kind: MediaKind = "video"
+
+
+_SCRIPTS = {
+    "fast_vqa": _Script(fast_vqa.FastVqa, fast_vqa.task),
+    "sama_vqa": _Script(sama_vqa.SamaVqa, sama_vqa.task),
+    "sama_iqa": _Script(sama_iqa.SamaIqa, sama_iqa.task, "image"),
+    "simple_vqa": _Script(simple_vqa.SimpleVqa, simple_vqa.task),
+}
+
+
+@dataclass(frozen=True)
+class _Features:
+    """How SimpleVQA's features were made."""
+
+    settings: FeatureSettings
+    motion: str | None = None
+    """Identity of the motion extractor; None if unknown."""
+
+
+# Published weights are fed as the paper's presets feed them in testing.
+_PUBLISHED: dict[PublishedModel, tuple[str, Settings]] = {
+    "fast_vqa": ("fast_vqa", fast_vqa.PAPER),
+    "fast_vqa_m": ("fast_vqa", replace(fast_vqa.PAPER, model="fast_vqa_m")),
+    "sama_vqa": ("sama_vqa", sama_vqa.PAPER),
+    "sama_iqa": ("sama_iqa", sama_iqa.PAPER),
+    "simple_vqa": ("simple_vqa", simple_vqa.PAPER),
+}
+
+
+@dataclass(frozen=True)
+class Score:
+    """What to score, with which model."""
+
+    checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
+    """A best.pt that a training script wrote; with --model a file of published weights."""
+    paths: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="PATH [PATH ...]")
+    ]
+    """Videos or images, folders of them (searched below), or lists (.txt, .csv, .tsv)."""
+    output: Path = Path("scores.csv")
+    """The table; an older one is replaced at the end."""
+    model: PublishedModel | None = None
+    """Whose published weights `checkpoint` holds."""
+    raw: bool = False
+    """The model's own scores instead of those on the scale of the opinion scores."""
+    slowfast_weights: Path | None = None
+    """The published slowfast_r50 of PyTorchVideo, for SimpleVQA's motion features."""
+    device: DeviceName = "auto"
+    """`auto` is a GPU where there is one."""
+    workers: int | None = None
+    """Processes that read files; by default up to 4 for many files. Scores do not depend on it."""
+
+
+def score_files(
+    checkpoint: str | os.PathLike[str],
+    paths: Iterable[str | os.PathLike[str]],
+    *,
+    model: PublishedModel | None = None,
+    raw: bool = False,
+    slowfast_weights: Path | None = None,
+    device: DeviceName = "auto",
+    workers: int = 0,
+) -> list[FileScore]:
+    """Score files as the command does.
+
+    Args:
+        checkpoint: a training script's best.pt, or with `model` a file of published weights.
+        paths: files, folders (searched below) or lists; each file counts once.
+        model: whose published weights they are.
+        raw: the model's own scores instead of those on the scale of the opinion scores that it was
+            trained on (a checkpoint), or of the published scale (FAST-VQA).
+        slowfast_weights: published motion network, for a SimpleVQA that was trained with it.
+        device: where the model runs.
+        workers: processes that read files; with any, guard the calling script by
+            `if __name__ == "__main__":`. Scores do not depend on it.
+
+    Returns:
+        Path, score (None if there is none) and error (None if there is none) of every file in the
+        order found.
+
+    Raises:
+        ValueError: checkpoint, weights, a list or an argument cannot be used. A file that cannot be
+            read raises nothing.
+    """
+    scorer = load_scorer(Path(checkpoint), model, raw, slowfast_weights, device)
+    search = find_files([Path(path) for path in paths], scorer.kind)
+    return list(scorer.score_each(search.files, workers))
+
+
+def load_scorer(
+    path: Path,
+    model: PublishedModel | None = None,
+    raw: bool = False,
+    slowfast_weights: Path | None = None,
+    device: DeviceName = "auto",
+) -> Scorer:
+    """The model in a file, ready to score; arguments as of `score_files`.
+
+    Raises:
+        ValueError: the file cannot be used for this.
+    """
+    where = own_device(device)
+    if model is not None:
+        return _published(path, model, raw, slowfast_weights, where)
+    try:
+        checkpoint = load_checkpoint(path)
+    except CheckpointError as error:
+        if is_checkpoint(path) or not path.is_file():
+            raise
+        names = ", ".join(get_args(PublishedModel))
+        raise CheckpointError(f"{error}; published weights need --model ({names})") from error
+    if checkpoint.script not in _SCRIPTS:
+        names = ", ".join(_SCRIPTS)
+        raise CheckpointError(
+            f"{path}: expected a checkpoint of {names}, got one of {checkpoint.script!r}"
+        )
+    script = _SCRIPTS[checkpoint.script]
+    try:
+        settings = restored(script.settings, checkpoint.settings)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: its settings cannot be used, {error}") from error
+    scale = own_scale() if raw else _scale_of(path, checkpoint)
+    features = _features_of(path, checkpoint, settings)
+    name = f"{path}, of {checkpoint.script}.py, epoch {checkpoint.epoch}"
+    scorer = _scorer(name, script, settings, features, slowfast_weights, scale, where)
+    load_checkpoint_weights(scorer.model, path, checkpoint)
+    return scorer
+
+
+def _published(
+    path: Path,
+    model: PublishedModel,
+    raw: bool,
+    slowfast_weights: Path | None,
+    device: torch.device,
+) -> Scorer:
+    if is_checkpoint(path):
+        raise ValueError(
+            f"model: expected none for {path}, a checkpoint that says itself which it is, got"
+            f" {model!r}"
+        )
+    name, paper = _PUBLISHED[model]
+    scale = PUBLISHED.get(model, own_scale("none is published with these weights"))
+    features = _Features(FeatureSettings()) if model == "simple_vqa" else None
+    scorer = _scorer(
+        f"{model}, weights of {path}",
+        _SCRIPTS[name],
+        paper,
+        features,
+        slowfast_weights,
+        own_scale() if raw else scale,
+        device,
+    )
+    print(load_weights(scorer.model, path))
+    return scorer
+
+
+def _scorer(
+    name: str,
+    script: _Script,
+    settings: Settings,
+    features: _Features | None,
+    slowfast_weights: Path | None,
+    scale: ScoreScale,
+    device: torch.device,
+) -> Scorer:
+    """With weights that are still to be loaded."""
+    # What the training began with, how it went on and in which precision plays no part.
+    settings = replace(settings, pretrained=None, finetune_from=None, evaluate=None, amp="none")
+    if features is None or not isinstance(settings, simple_vqa.SimpleVqa):
+        if slowfast_weights is not None:
+            raise ValueError(
+                f"slowfast_weights: expected none but for SimpleVQA, got {slowfast_weights}"
+            )
+        task = script.task(settings)
+    else:
+        extractor = build_extractor(features.settings.motion, slowfast_weights, device)
+        if features.motion not in (None, extractor.identity):
+            raise ValueError(
+                f"slowfast_weights: expected those of the training, {slowfast_weights} holds others"
+            )
+        task = simple_vqa.task_without_cache(settings, features.settings, extractor)
+    with torch.random.fork_rng(devices=[]):  # first weights are drawn, and then replaced
+        model = task.build().to(device)
+    return Scorer(name, model, task, settings, script.kind, scale, Place(device))
+
+
+def _scale_of(path: Path, checkpoint: Checkpoint) -> ScoreScale:
+    if checkpoint.scale is None:
+        raise CheckpointError(
+            f"{path}: expected the scale of the opinion scores, which is written when a training"
+            " ends and its scores have come to something: run the command of the training again,"
+            " or ask for the model's own scores with --raw"
+        )
+    dataset = str(checkpoint.settings["dataset"])
+    kind = "synthetic opinion scores" if SPECS[dataset].build else "opinion scores"
+    scale = checkpoint.scale
+    name = (
+        f"the {kind} of its training ({dataset}: mean {scale.opinion_mean:.3g}, deviation"
+        f" {scale.opinion_deviation:.3g})"
+    )
+    return ScoreScale(name, scale.opinion)
+
+
+def _features_of(path: Path, checkpoint: Checkpoint, settings: Settings) -> _Features | None:
+    """How SimpleVQA's features were made; None for the other models."""
+    if not isinstance(settings, simple_vqa.SimpleVqa):
+        return None
+    made = checkpoint.features
+    if made is None:  # written before this was noted
+        made = FeatureCache.open(settings.features).made()
+    if made["version"] != VERSION:
+        raise CheckpointError(
+            f"{path}: expected a training on features of version {VERSION}, got"
+            f" {made['version']}: train again"
+        )
+    return _Features(FeatureSettings(**made["settings"]), made["motion"])
+
+
+def main(settings: Score) -> int:
+    """Score, write and print; the exit status."""
+    if settings.workers is not None and settings.workers < 0:
+        raise ValueError(f"workers: expected at least 0, got {settings.workers}")
+    if settings.output.is_dir():
+        raise ValueError(f"output: expected a file to write, {settings.output} is a folder")
+    scorer = load_scorer(
+        settings.checkpoint,
+        settings.model,
+        settings.raw,
+        settings.slowfast_weights,
+        settings.device,
+    )
+    search = find_files(settings.paths, scorer.kind)
+    if not search.files:
+        raise ValueError(
+            f"paths: expected {scorer.kind}s, found none{_told(search.passed_over, ' but ')}"
+        )
+    print(f"model: {scorer.name}\nscale: {scorer.scale.name}")
+    if search.passed_over:
+        print(f"passed over: {_told(search.passed_over)}")
+    workers = settings.workers
+    if workers is None:
+        workers = min(len(search.files) // _FILES_FOR_A_WORKER, _MOST_WORKERS, os.cpu_count() or 1)
+    scores = []
+    with (
+        progress_bar("score", len(search.files), "file") as bar,
+        score_table(settings.output) as add,
+    ):
+        for score in scorer.score_each(search.files, workers):
+            add(score)
+            scores.append(score)
+            bar.update()
+    return report(scores, settings.output)
+
+
+def _told(passed_over: Counter[str], before: str = "") -> str:
+    counts = ", ".join(f"{number} {sort}" for sort, number in passed_over.most_common())
+    return f"{before}{counts}" if counts else ""
+
+
+if __name__ == "__main__":
+    with expected_errors_in_one_line():
+        sys.exit(main(tyro.cli(Score, description=__doc__)))

@@ -1,0 +1,1 @@
+"""Scores of files without opinion scores: which files, on which scale, and what became of each."""

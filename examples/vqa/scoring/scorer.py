@@ -1,0 +1,86 @@
+"""A trained model that scores any file, alone or among others to the same bit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from vqa.datasets import Sample
+from vqa.io.media_names import MediaKind
+from vqa.scoring.finding import Found
+from vqa.scoring.reading import of_kind
+from vqa.scoring.scales import ScoreScale
+from vqa.training.distributed import Place
+from vqa.training.evaluate import score_each
+from vqa.training.settings import Settings
+from vqa.training.task import Task
+
+
+@dataclass(frozen=True)
+class FileScore:
+    """What became of one file."""
+
+    path: Path
+    score: float | None
+    """None where there is an error."""
+    error: str | None = None
+    """In one line."""
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A model, how it is fed, and the scale of what it says."""
+
+    name: str
+    """Of the model and where it comes from, for people."""
+    model: nn.Module
+    task: Task
+    settings: Settings
+    """Of its training, whose number of threads decides the last bits of a score."""
+    kind: MediaKind
+    scale: ScoreScale
+    place: Place
+
+    def score_each(self, files: Sequence[Found], workers: int) -> Iterator[FileScore]:
+        """What becomes of every file, in their order.
+
+        Args:
+            files: what is to be scored.
+            workers: processes that read files; the scores do not depend on it.
+        """
+        tried = [found for found in files if found.error is None]
+        samples = [Sample(found.path, math.nan) for found in tried]
+        task = replace(self.task, read=of_kind(self.kind, self.task.read))
+        settings = replace(self.settings, bad_files="skip", workers=workers)
+        self.model.eval()
+        with _threads(settings.threads):
+            found_scores = score_each(self.model, task, samples, settings, self.place)
+            for found in files:
+                if found.error is not None:
+                    yield FileScore(found.path, None, found.error)
+                else:
+                    _, score = next(found_scores)
+                    yield self._told(found.path, score)
+
+    def _told(self, path: Path, score: float | str) -> FileScore:
+        if isinstance(score, str):
+            return FileScore(path, None, " ".join(score.splitlines()))
+        if not math.isfinite(score):
+            return FileScore(path, None, f"the model gives {score}")
+        return FileScore(path, self.scale.tell(score))
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,472 @@
+"""Files that nobody has rated are scored by a trained model, each alike wherever it lies."""
+
+import csv
+import os
+import re
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import REPOSITORY, run_command
+from PIL import Image
+from torchvision.models import resnet50
+from video_files import Stream, textured_clip, write_stream
+
+import fast_vqa
+import sama_iqa
+import sama_vqa
+import score
+import simple_vqa
+from score import main, score_files
+from vqa.features.motion import FrameDifferences
+from vqa.models import build_model
+from vqa.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from vqa.training.main import run_script
+from vqa.training.settings import plain
+
+SCRIPTS = {script.__name__: script for script in (fast_vqa, sama_vqa, sama_iqa, simple_vqa)}
+SCRIPT = Path(score.__file__)
+H264 = Stream(options={"g": "10"})
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model of a script after one epoch, and what it was trained on."""
+
+    script: object
+    settings: fast_vqa.Settings
+    files: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.settings.output / "split-0" / "best.pt"
+
+
+def trained_by(name, few_videos, few_images, folder):
+    script = SCRIPTS[name]
+    files = few_images if script is sama_iqa else few_videos
+    settings = replace(
+        script.PRESETS["tiny"][1], **files, epochs=1, select_on="last", output=folder / name
+    )
+    if script is simple_vqa:
+        settings = replace(settings, features=folder / "features")
+    run_script(settings, script.task(settings))
+    return Trained(script, settings, files["annotations"])
+
+
+@pytest.fixture(scope="module", params=SCRIPTS)
+def trained(request, few_videos, few_images, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    return trained_by(request.param, few_videos, few_images, folder)
+
+
+@pytest.fixture(scope="module")
+def video_model(few_videos, few_images, tmp_path_factory):
+    return trained_by("fast_vqa", few_videos, few_images, tmp_path_factory.mktemp("video"))
+
+
+@pytest.fixture(scope="module")
+def image_model(few_videos, few_images, tmp_path_factory):
+    return trained_by("sama_iqa", few_videos, few_images, tmp_path_factory.mktemp("image"))
+
+
+@pytest.fixture
+def photograph(tmp_path):
+    pixels = torch.randint(256, (200, 300, 3), dtype=torch.uint8).numpy()
+    Image.fromarray(pixels).save(tmp_path / "photograph.png")
+    return tmp_path / "photograph.png"
+
+
+@pytest.fixture
+def clip(tmp_path):
+    return write_stream(tmp_path / "clip.mp4", textured_clip(20, 120, 160), H264)
+
+
+def rows_of(table):
+    with table.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_scores_are_those_of_testing_to_the_bit(trained, tmp_path):
+    tested = replace(
+        trained.settings, evaluate=trained.checkpoint, part="all", output=tmp_path / "tested"
+    )
+    run_script(tested, trained.script.task(tested))
+
+    found = score_files(trained.checkpoint, [trained.files], raw=True)
+
+    predicted = {
+        row["path"]: float(row["score"]) for row in rows_of(tested.output / "predictions.csv")
+    }
+    scores = {os.path.normpath(file.path): file.score for file in found}
+    assert len(scores) >= 18
+    assert all(predicted[path] == score for path, score in scores.items())
+    assert len(set(scores.values())) > 5
+
+
+def test_a_file_has_one_score_alone_among_others_and_with_workers(trained, tmp_path):
+    files = [file.path for file in score_files(trained.checkpoint, [trained.files])[:5]]
+    together = score_files(trained.checkpoint, files)
+
+    alone = [score_files(trained.checkpoint, [file])[0] for file in files[:3]]
+    backwards = score_files(trained.checkpoint, files[::-1], workers=2)
+
+    assert alone == together[:3]
+    assert backwards == together[::-1]
+
+
+def test_scores_lie_on_the_scale_of_the_opinion_scores(trained):
+    scale = load_checkpoint(trained.checkpoint).scale
+
+    raw = score_files(trained.checkpoint, [trained.files], raw=True)
+    told = score_files(trained.checkpoint, [trained.files])
+
+    assert 1 < scale.opinion_mean < 5
+    for own, file in zip(raw, told, strict=True):
+        standardised = (own.score - scale.predicted_mean) / scale.predicted_deviation
+        assert file.score == pytest.approx(
+            scale.opinion_mean + standardised * scale.opinion_deviation
+        )
+
+
+def test_threads_and_random_numbers_of_the_caller_stay(video_model, clip):
+    torch.set_num_threads(2)
+    state = torch.get_rng_state()
+
+    score_files(video_model.checkpoint, [clip])
+
+    assert torch.get_num_threads() == 2
+    assert torch.get_rng_state().equal(state)
+
+
+def called(trained, *paths, output, **changes):
+    return main(score.Score(trained.checkpoint, tuple(paths), output=output, **changes))
+
+
+def test_what_cannot_be_read_has_an_error_and_the_others_a_score(
+    video_model, clip, photograph, tmp_path, capsys
+):
+    bad = tmp_path / "bad.mp4"
+    bad.write_text("hello")
+    gone = tmp_path / "gone.mp4"
+    table = tmp_path / "scores.csv"
+
+    status = called(video_model, bad, clip, gone, photograph, output=table)
+
+    rows = rows_of(table)
+    assert status == 1
+    assert [Path(row["path"]) for row in rows] == [bad, clip, gone, photograph]
+    assert [bool(row["score"]) for row in rows] == [False, True, False, False]
+    assert [bool(row["error"]) for row in rows] == [True, False, True, True]
+    assert "cannot be decoded" in rows[0]["error"]
+    assert "No such file" in rows[2]["error"]
+    assert "expected a video, found an image" in rows[3]["error"]
+    printed = capsys.readouterr()
+    assert "scale: the synthetic opinion" not in printed.out  # the list is not known to be so
+    assert "scale: the opinion scores of its training (list: mean" in printed.out
+    assert "1 of 4 files have a score" in printed.out
+    lines = [line for line in printed.err.splitlines() if str(tmp_path) in line]
+    assert len(lines) == 3
+
+
+@pytest.mark.parametrize(("paths", "status"), [(["clip.mp4"], 0), (["bad.mp4"], 2)])
+def test_the_status_says_whether_all_or_none_have_a_score(
+    video_model, clip, tmp_path, paths, status
+):
+    (tmp_path / "bad.mp4").write_text("hello")
+    table = tmp_path / "scores.csv"
+
+    assert called(video_model, *(tmp_path / path for path in paths), output=table) == status
+    assert len(rows_of(table)) == 1
+
+
+def test_a_model_for_images_scores_no_video_and_says_which_does(image_model, clip, photograph):
+    video, image = score_files(image_model.checkpoint, [clip, photograph])
+
+    assert "found a video; a model for videos scores it" in video.error
+    assert image.error is None
+
+
+def test_what_moves_is_a_video_even_as_gif(video_model, tmp_path):
+    frames = [Image.fromarray(frame) for frame in textured_clip(8, 100, 120)]
+    frames[0].save(tmp_path / "still.gif")
+    frames[0].save(tmp_path / "moves.gif", save_all=True, append_images=frames[1:])
+
+    still, moves = score_files(
+        video_model.checkpoint, [tmp_path / "still.gif", tmp_path / "moves.gif"]
+    )
+
+    assert "found an image" in still.error
+    assert moves.score is not None
+
+
+def test_weights_that_give_no_number_give_no_score(video_model, clip, tmp_path):
+    checkpoint = load_checkpoint(video_model.checkpoint)
+    weights = {name: tensor.clone() for name, tensor in checkpoint.state_dict.items()}
+    weights["head.2.bias"] += torch.inf
+    save_checkpoint(tmp_path / "inf.pt", replace(checkpoint, state_dict=weights))
+
+    (file,) = score_files(tmp_path / "inf.pt", [clip])
+
+    assert (file.score, file.error) == (None, "the model gives inf")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda own: {"scale": None},
+            r"expected the scale of the opinion scores, .* or ask for .* --raw",
+        ),
+        (lambda own: {"version": 1}, "expected version 2 .* got 1"),
+        (lambda own: {"script": "toy"}, "expected a checkpoint of fast_vqa, .* 'toy'"),
+        (lambda own: {"settings": {**own["settings"], "new": 1}}, "its settings .* got 'new'"),
+        (
+            lambda own: {"settings": {**own["settings"], "model": "a"}},
+            ".*model: expected one of .*'a'",
+        ),
+        (
+            lambda own: {"state_dict": {n: t * torch.nan for n, t in own["state_dict"].items()}},
+            "its state dict: .* with NaN",
+        ),
+        (lambda own: {"format": "torch-awp training run"}, ".* whose weights are in best.pt"),
+        (lambda own: {"format": "?"}, ".* got something else; published weights need --model"),
+    ],
+    ids=["scale", "version", "script", "setting", "model", "NaN", "run", "format"],
+)
+def test_a_checkpoint_that_cannot_be_used_is_named(video_model, clip, tmp_path, change, message):
+    own = torch.load(video_model.checkpoint, weights_only=True)
+    torch.save({**own, **change(own)}, tmp_path / "odd.pt")
+
+    with pytest.raises(CheckpointError, match=rf"odd\.pt: {message}"):
+        score_files(tmp_path / "odd.pt", [clip])
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>", None], ids=["empty", "page", "missing"])
+def test_what_is_no_checkpoint_is_named_in_one_line(clip, tmp_path, content):
+    if content is not None:
+        (tmp_path / "odd.pt").write_bytes(content)
+
+    with pytest.raises(CheckpointError, match=r"odd\.pt: expected a checkpoint, .*$") as found:
+        score_files(tmp_path / "odd.pt", [clip])
+    assert len(str(found.value).splitlines()) == 1
+
+
+def test_raw_scores_need_no_scale(video_model, clip, tmp_path):
+    checkpoint = load_checkpoint(video_model.checkpoint)
+    save_checkpoint(tmp_path / "unscaled.pt", replace(checkpoint, scale=None))
+
+    assert score_files(tmp_path / "unscaled.pt", [clip], raw=True) == score_files(
+        video_model.checkpoint, [clip], raw=True
+    )
+
+
+def test_settings_of_before_are_as_they_were_by_default(video_model, clip, tmp_path):
+    checkpoint = load_checkpoint(video_model.checkpoint)
+    fewer = {name: value for name, value in checkpoint.settings.items() if name != "part"}
+    save_checkpoint(tmp_path / "old.pt", replace(checkpoint, settings=fewer))
+
+    assert score_files(tmp_path / "old.pt", [clip]) == score_files(video_model.checkpoint, [clip])
+
+
+def test_published_weights_of_fast_vqa_score_on_the_published_scale(clip, tmp_path, monkeypatch):
+    # Of a clip of two frames, since the whole one takes a minute.
+    short = {"fast_vqa": ("fast_vqa", replace(fast_vqa.PAPER, frames=2, test_clips=1))}
+    monkeypatch.setattr(score, "_PUBLISHED", short)
+    model = build_model("fast_vqa")
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "published.pth")
+
+    (raw,) = score_files(tmp_path / "published.pth", [clip], model="fast_vqa", raw=True)
+    (told,) = score_files(tmp_path / "published.pth", [clip], model="fast_vqa")
+
+    z = torch.tensor((raw.score + 0.110198185) / 0.04178565, dtype=torch.float64)
+    assert told.score == pytest.approx(z.sigmoid().item(), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [(-0.110198185, 0.5), (-0.110198185 + 0.04178565, 0.7310585786), (1e3, 1.0), (-1e3, 0.0)],
+)
+def test_the_published_scale_is_a_sigmoid(raw, expected):
+    assert score.PUBLISHED["fast_vqa"].tell(raw) == pytest.approx(expected)
+
+
+def test_the_small_variants_scale_has_other_constants():
+    tell = score.PUBLISHED["fast_vqa_m"].tell
+
+    assert tell(0.023889644) == 0.5
+    assert tell(0.023889644 + 0.030781006) == pytest.approx(0.7310585786)
+
+
+def test_a_backbone_is_no_model_to_score_with(tmp_path):
+    torch.save(resnet50().state_dict(), tmp_path / "resnet50.pth")
+    model = build_model("simple_vqa")
+
+    with pytest.raises(ValueError, match=r"resnet50\.pth: expected weights of a whole SimpleVqa"):
+        score.load_weights(model, tmp_path / "resnet50.pth")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "fast_vqa"}, "model: expected none for .*best.pt, a checkpoint that says"),
+        ({"slowfast_weights": Path("a.pyth")}, "slowfast_weights: expected none but for SimpleVQA"),
+        ({"workers": -1}, "workers: expected at least 0, got -1"),
+        ({"output": Path()}, "output: expected a file to write"),
+    ],
+)
+def test_an_argument_that_cannot_be_used_is_named(video_model, clip, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        called(video_model, clip, **{"output": tmp_path / "scores.csv", **changes})
+
+
+def test_features_are_made_as_they_were_for_the_training(few_videos, few_images, tmp_path, clip):
+    trained = trained_by("simple_vqa", few_videos, few_images, tmp_path)
+    expected = score_files(trained.checkpoint, [clip])
+    shutil.rmtree(tmp_path / "features")
+    assert score_files(trained.checkpoint, [clip]) == expected
+    checkpoint = load_checkpoint(trained.checkpoint)
+    features = {**checkpoint.features, "settings": {**checkpoint.features["settings"]}}
+    features["settings"]["key_frames"] = 1
+    save_checkpoint(tmp_path / "one.pt", replace(checkpoint, features=features))
+
+    assert score_files(tmp_path / "one.pt", [clip]) != expected
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"motion": "frame_differences 0"}, "slowfast_weights: expected those of the training"),
+        ({"version": 1}, "expected a training on features of version 2, got 1"),
+    ],
+)
+def test_other_features_than_in_training_are_refused(tmp_path, clip, change, message):
+    settings = replace(simple_vqa.PRESETS["tiny"][1], features=tmp_path / "none")
+    made = {"version": 2, "settings": plain_features(), "motion": FrameDifferences.identity}
+    checkpoint = score.Checkpoint(
+        "simple_vqa",
+        plain(settings),
+        1,
+        simple_vqa.task(settings).build().state_dict(),
+        features={**made, **change},
+    )
+    save_checkpoint(tmp_path / "best.pt", checkpoint)
+
+    with pytest.raises(ValueError, match=message):
+        score_files(tmp_path / "best.pt", [clip], raw=True)
+
+
+def plain_features():
+    return {
+        "key_frames": 4,
+        "per_second": 8,
+        "short_side": 128,
+        "chunk": 6,
+        "motion": "frame_differences",
+    }
+
+
+def test_an_older_table_stays_until_the_new_one_is_complete(
+    video_model, clip, tmp_path, monkeypatch, capsys
+):
+    table = tmp_path / "scores.csv"
+    table.write_text("old")
+
+    def interrupted(scorer, files, workers):
+        yield score.FileScore(clip, 0.5)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(score.Scorer, "score_each", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        called(video_model, clip, output=table)
+
+    assert table.read_text() == "old"
+    (part,) = tmp_path.glob("scores.csv.*.part")
+    assert rows_of(part) == [{"path": str(clip), "score": "0.5", "error": ""}]
+    assert f"the first 1 rows are in {part}" in capsys.readouterr().err
+
+
+def test_odd_names_come_back_from_the_table(video_model, clip, tmp_path):
+    folder = tmp_path / "folder"
+    names = ["a, b.mp4", "two\nlines.mp4", 'a "quoted" one.mp4', "-dash.mp4"]
+    folder.mkdir()
+    for name in names:
+        shutil.copy(clip, folder / name)
+    shutil.copy(clip, os.fsencode(folder / "bytes") + b"\xff.mp4")
+    table = tmp_path / "scores.csv"
+
+    assert called(video_model, folder, output=table) == 0
+
+    rows = rows_of(table)
+    assert {row["path"] for row in rows} == {
+        *(str(folder / name) for name in names),
+        str(folder / "bytes\\udcff.mp4"),
+    }
+    assert len({row["score"] for row in rows}) == 1
+    again = tmp_path / "again.csv"
+    called(video_model, table, output=again)
+    assert [bool(row["score"]) for row in rows_of(again)].count(True) == len(names)
+
+
+def commands(section):
+    """The command lines that README.md gives under a heading."""
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8").split(f"## {section}\n")[1]
+    (block,) = re.findall(r"```bash\n(.*?)```", text.split("\n## ")[0], re.DOTALL)
+    return [line.split("#")[0].split() for line in block.splitlines()]
+
+
+def python(command, folder, *more):
+    """Run a command of README.md in another folder, with more arguments."""
+    program, script, *arguments = command
+    assert program == "python"
+    return run_command(REPOSITORY / script, *arguments, *more, folder=folder)
+
+
+@pytest.mark.parametrize("script", ["fast_vqa", "sama_iqa"])
+def test_a_new_user_scores_own_files_by_what_the_readme_says(
+    script, few_videos, few_images, tmp_path, clip, photograph
+):
+    train, scoring = commands("Score your own files")
+    own = tmp_path / "my_videos"
+    own.mkdir()
+    shutil.move(clip, own / "holiday.mp4")
+    shutil.copy(photograph, own / "photograph.png")
+    (own / "notes.txt").write_text("nothing to score")
+    shutil.copy(own / "holiday.mp4", tmp_path / "clip.mp4")
+    if script == "sama_iqa":  # as the comment in README.md has it
+        train = [word.replace("fast_vqa", "sama_iqa") for word in train]
+        scoring = [word.replace("fast_vqa/mini-ugc", "sama_iqa/mini-iqa") for word in scoring]
+        scoring = [word.replace("clip.mp4", "photograph.png") for word in scoring]
+    data = few_images if script == "sama_iqa" else few_videos
+    checkpoint = Path(scoring[2])
+
+    trained = python(
+        train,
+        tmp_path,
+        *("--data-root", data["data_root"], "--output", checkpoint.parents[1], "--epochs", "1"),
+    )
+    scored = python(scoring, tmp_path)
+
+    assert trained.returncode == 0, trained.stderr
+    assert scored.returncode == 0, scored.stderr
+    kind = "photograph.png" if script == "sama_iqa" else "holiday.mp4"
+    first, second = rows_of(tmp_path / "scores.csv")
+    assert first["path"] == f"my_videos/{kind}"
+    assert first["score"] == second["score"]
+    for told in (
+        "scale: the synthetic opinion scores of its training",
+        "passed over: 1 ",
+        "2 of 2",
+    ):
+        assert told in scored.stdout
+
+
+def test_a_wrong_call_is_one_line_and_status_2(tmp_path):
+    done = run_command(SCRIPT, tmp_path / "gone.pt", tmp_path, "--output", tmp_path / "scores.csv")
+
+    assert done.returncode == 2
+    assert "gone.pt: expected a checkpoint, there is no file" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "scores.csv").exists()
