@@ -13,7 +13,7 @@ with synthetic opinion scores, which show that everything works and do not compa
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import tyro
@@ -24,9 +24,16 @@ from vqa.reproduction.catalogue import Exhibit, catalogue
 from vqa.reproduction.data_choice import GENERATED, DataName, data_choice
 from vqa.reproduction.inputs import Inputs, read_roots, read_weights
 from vqa.reproduction.launch import Failure, Machine, execute
-from vqa.reproduction.plan import Plan, describe_plan, make_plan
+from vqa.reproduction.plan import describe_plan, make_plan
 from vqa.reproduction.report import terminal_report, write_report
-from vqa.reproduction.sweep import Selection, Sweep, check_labels, needed_runs, shard
+from vqa.reproduction.sweep import (
+    Selection,
+    Sweep,
+    check_labels,
+    needed_datasets,
+    needed_runs,
+    shard,
+)
 from vqa.store import Store
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
@@ -92,13 +99,14 @@ def main(settings: Reproduce) -> tuple[Failure, ...]:
     exhibits = chosen(settings.exhibits)
     check_labels(exhibits, settings.only)
     inputs, machine = _inputs(settings), _machine(settings)
-    sweep, store = _sweep(settings, inputs), Store(settings.output / settings.data / "runs")
+    sweep = _sweep(settings, exhibits, inputs)
+    store = Store(settings.output / settings.data / "runs")
     runs = shard(needed_runs(exhibits, sweep, settings.only), *_shard(settings.shard))
     plan = make_plan(runs, store, inputs.missing)
     print(describe_plan(plan, exhibits, sweep, settings.only))
     if settings.dry_run:
         return ()
-    failures = () if settings.report_only else _run(plan, inputs, machine, store)
+    failures = () if settings.report_only else execute(plan.to_run, inputs, machine, store)
     command = {name: _plain(value) for name, value in asdict(settings).items()}
     folder = settings.output / settings.data
     paths = write_report(folder, exhibits, sweep, store, failures, command)
@@ -127,17 +135,19 @@ def _inputs(settings: Reproduce) -> Inputs:
     return Inputs(root, roots, annotations, weights, features, scratch)
 
 
-def _sweep(settings: Reproduce, inputs: Inputs) -> Sweep:
+def _sweep(settings: Reproduce, exhibits: tuple[Exhibit, ...], inputs: Inputs) -> Sweep:
     data = data_choice(settings.data)
     default: Selection = "test" if data.comparable else "validation"
-    return Sweep(
-        data,
-        settings.seeds,
-        settings.splits,
-        settings.select_on or default,
-        tuple(shlex.split(settings.settings)),
-        inputs.digests(),
-    )
+    flags = tuple(shlex.split(settings.settings))
+    select_on = settings.select_on or default
+    sweep = Sweep(data, settings.seeds, settings.splits, select_on, flags)
+    datasets = needed_datasets(exhibits, sweep)
+    if not (settings.dry_run or settings.report_only):
+        # Before several runs find it missing at a time, and so that what is planned is what runs.
+        for dataset in datasets:
+            if dataset in GENERATED:
+                load_dataset(dataset, inputs.root(dataset))
+    return replace(sweep, digests=inputs.digests(datasets))
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -150,14 +160,6 @@ def _shard(text: str) -> tuple[int, int]:
 def _machine(settings: Reproduce) -> Machine:
     flags = tuple(shlex.split(settings.machine))
     return Machine(settings.jobs, settings.torchrun, settings.gpus, flags)
-
-
-def _run(plan: Plan, inputs: Inputs, machine: Machine, store: Store) -> tuple[Failure, ...]:
-    # Before several runs find it missing at a time.
-    for dataset in dict.fromkeys(run.dataset for run in plan.to_run):
-        if dataset in GENERATED:
-            load_dataset(dataset, inputs.root(dataset))
-    return execute(plan.to_run, inputs, machine, store)
 
 
 def _plain(value: object) -> object:

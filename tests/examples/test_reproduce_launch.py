@@ -14,7 +14,7 @@ from vqa.reproduction.data_choice import data_choice
 from vqa.reproduction.inputs import Inputs, read_roots, read_weights
 from vqa.reproduction.launch import Machine, command, execute, launch, tail
 from vqa.reproduction.plan import describe_plan, make_plan
-from vqa.reproduction.sweep import Sweep, needed_runs
+from vqa.reproduction.sweep import Sweep, needed_datasets, needed_runs
 from vqa.store import Store
 
 EXHIBITS = catalogue()
@@ -349,10 +349,32 @@ def test_another_place_or_other_labels_of_a_data_set_make_another_run(tmp_path):
         folder = tmp_path / root / "konvid-1k"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "labels.txt").write_text(f"x.mp4, -1, -1, {score}")
-        digests = Inputs(tmp_path / root).digests()
+        digests = Inputs(tmp_path / root).digests(["konvid-1k"])
         names.append(runs_of("table5", sweep=replace(PAPER, digests=digests))[0].name)
 
     assert len(set(names)) == 3
+
+
+@pytest.mark.parametrize(
+    "content", [b"other pixels, as many bytes", b"fewer"], ids=["time", "size"]
+)
+def test_other_media_files_of_the_same_names_make_another_run(tmp_path, content):
+    folder = tmp_path / "konvid-1k"
+    folder.mkdir()
+    (folder / "labels.txt").write_text("x.mp4, -1, -1, 1\ny.mp4, -1, -1, 2")
+    for name in ("x.mp4", "y.mp4"):
+        (folder / name).write_bytes(b"these pixels, as many bytes")
+        os.utime(folder / name, (1, 1))
+    names = [own_name(tmp_path), own_name(tmp_path)]
+
+    (folder / "y.mp4").write_bytes(content)
+
+    assert names[0] == names[1] != own_name(tmp_path)
+
+
+def own_name(root: Path) -> str:
+    digests = Inputs(root).digests(needed_datasets([EXHIBITS["table5"]], PAPER))
+    return runs_of("table5", sweep=replace(PAPER, digests=digests))[0].name
 
 
 def test_a_run_keeps_what_it_was_started_with(store, inputs):

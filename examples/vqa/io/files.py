@@ -56,6 +56,15 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def file_state(path: Path) -> tuple[int, int] | None:
+    """Size in bytes and time of change in nanoseconds of a file; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
 def digest(value: object) -> str:
     """SHA-256 of plain values as JSON has them, hexadecimal; the order of keys does not count."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

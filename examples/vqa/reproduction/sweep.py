@@ -66,6 +66,12 @@ def labelled_trainings(exhibit: Exhibit) -> Iterator[tuple[str, Training]]:
             yield curve.label, curve.training
 
 
+def needed_datasets(exhibits: Sequence[Exhibit], sweep: Sweep) -> tuple[str, ...]:
+    """Names of the data sets that any row or curve trains or tests on."""
+    runs = needed_runs(exhibits, sweep)
+    return tuple(dict.fromkeys(name for run in runs for name in (run.dataset, *run.also_test)))
+
+
 def check_labels(exhibits: Sequence[Exhibit], only: Sequence[str]) -> None:
     """Raise a ValueError if no row or curve that can be run has one of the labels."""
     labels = dict.fromkeys(
