@@ -22,10 +22,10 @@ from vqa.datasets import load_dataset
 from vqa.errors import expected_errors_in_one_line
 from vqa.reproduction.catalogue import Exhibit, catalogue
 from vqa.reproduction.data_choice import GENERATED, DataName, data_choice
-from vqa.reproduction.inputs import Inputs, read_roots, read_weights
 from vqa.reproduction.launch import Failure, Machine, execute
 from vqa.reproduction.plan import describe_plan, make_plan
 from vqa.reproduction.report import terminal_report, write_report
+from vqa.reproduction.sources import Sources, read_roots, read_weights
 from vqa.reproduction.sweep import (
     Selection,
     Sweep,
@@ -98,15 +98,15 @@ def main(settings: Reproduce) -> tuple[Failure, ...]:
     """Plan, run and report; the runs that failed."""
     exhibits = chosen(settings.exhibits)
     check_labels(exhibits, settings.only)
-    inputs, machine = _inputs(settings), _machine(settings)
-    sweep = _sweep(settings, exhibits, inputs)
+    sources, machine = _sources(settings), _machine(settings)
+    sweep = _sweep(settings, exhibits, sources)
     store = Store(settings.output / settings.data / "runs")
     runs = shard(needed_runs(exhibits, sweep, settings.only), *_shard(settings.shard))
-    plan = make_plan(runs, store, inputs.missing)
+    plan = make_plan(runs, store, sources.missing)
     print(describe_plan(plan, exhibits, sweep, settings.only))
     if settings.dry_run:
         return ()
-    failures = () if settings.report_only else execute(plan.to_run, inputs, machine, store)
+    failures = () if settings.report_only else execute(plan.to_run, sources, machine, store)
     command = {name: _plain(value) for name, value in asdict(settings).items()}
     folder = settings.output / settings.data
     paths = write_report(folder, exhibits, sweep, store, failures, command)
@@ -127,15 +127,15 @@ def chosen(names: tuple[str, ...]) -> tuple[Exhibit, ...]:
     return tuple(own for name, own in known.items() if name in names or "all" in names)
 
 
-def _inputs(settings: Reproduce) -> Inputs:
+def _sources(settings: Reproduce) -> Sources:
     roots, annotations = read_roots(settings.roots)
     weights = read_weights(settings.weights)
     features = settings.features or settings.output / settings.data / "features"
     root, scratch = settings.data_root, settings.from_scratch
-    return Inputs(root, roots, annotations, weights, features, scratch)
+    return Sources(root, roots, annotations, weights, features, scratch)
 
 
-def _sweep(settings: Reproduce, exhibits: tuple[Exhibit, ...], inputs: Inputs) -> Sweep:
+def _sweep(settings: Reproduce, exhibits: tuple[Exhibit, ...], sources: Sources) -> Sweep:
     data = data_choice(settings.data)
     default: Selection = "test" if data.comparable else "validation"
     flags = tuple(shlex.split(settings.settings))
@@ -146,8 +146,8 @@ def _sweep(settings: Reproduce, exhibits: tuple[Exhibit, ...], inputs: Inputs) -
         # Before several runs find it missing at a time, and so that what is planned is what runs.
         for dataset in datasets:
             if dataset in GENERATED:
-                load_dataset(dataset, inputs.root(dataset))
-    return replace(sweep, digests=inputs.digests(datasets))
+                load_dataset(dataset, sources.root(dataset))
+    return replace(sweep, digests=sources.digests(datasets))
 
 
 def _shard(text: str) -> tuple[int, int]:

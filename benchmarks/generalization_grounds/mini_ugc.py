@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.generalization_grounds.fitting import take_steps
-from benchmarks.generalization_grounds.ground import Outcome, Part
+from benchmarks.generalization_grounds.ground import HeldOut, Outcome
 from benchmarks.generalization_grounds.methods import Recipe
 from benchmarks.generalization_grounds.optimizers import build_optimizer
 from vqa.io.label_list import read_label_list
@@ -104,7 +104,7 @@ class MiniUgc:
             "training": asdict(self._training),
         }
 
-    def run(self, recipe: Recipe, seed: int, part: Part) -> Outcome:
+    def run(self, recipe: Recipe, seed: int, part: HeldOut) -> Outcome:
         """See `Ground.run`; whole photographs are left out, so that no content is in both."""
         fitted, left_out = self._split(seed)
         held = left_out if part == "validation" else self._test.clips

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.generalization_grounds.biq2021 import Biq2021, load_table
 from benchmarks.generalization_grounds.digits import Digits
-from benchmarks.generalization_grounds.ground import Ground, Outcome, Part
+from benchmarks.generalization_grounds.ground import Ground, HeldOut, Outcome
 from benchmarks.generalization_grounds.methods import Recipe
 from benchmarks.generalization_grounds.mini_ugc import MiniUgc
 from vqa.io.files import digest, replacing
@@ -29,7 +29,7 @@ class Job:
 
     recipe: Recipe
     seed: int
-    part: Part
+    part: HeldOut
 
 
 @cache

@@ -49,7 +49,7 @@ class Sweep:
             seed=seed,
             split=split,
             start=start,
-            inputs=tuple((name, self.digests[name]) for name in names if name in self.digests),
+            digests=tuple((name, self.digests[name]) for name in names if name in self.digests),
         )
 
 

@@ -43,7 +43,7 @@ class PlannedRun:
     seed: int
     split: int
     start: PlannedRun | None = None
-    inputs: tuple[tuple[str, str], ...] = ()
+    digests: tuple[tuple[str, str], ...] = ()
     """Digests of the files that decide the result: pretrained weights, annotations, media."""
 
     @property

@@ -25,7 +25,7 @@ WEIGHTS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class Inputs:
+class Sources:
     """Places of files."""
 
     data_root: Path
