@@ -4,6 +4,7 @@ import contextlib
 import copy
 import gc
 import pickle
+from collections.abc import Iterator
 
 import pytest
 import pytorch_optimizer
@@ -374,31 +375,68 @@ def test_a_lazy_view_moves_and_comes_home(view):
 
 # -- what lies around it ---------------------------------------------------------------------------
 
+
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 AROUND = {
     "inference mode": torch.inference_mode,
     "no grad": torch.no_grad,
     "default device": lambda: torch.device("meta"),
+    "default dtype": lambda: default_dtype(torch.float16),
     "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
 }
 
 
+WRAPS = {
+    "layer": lambda base: AdversarialWeightPerturbation(base, 0.1),
+    "3 steps": lambda base: AdversarialWeightPerturbation(base, 0.1, steps=3, step_size=0.07),
+    "element": lambda base: AdversarialWeightPerturbation(base, 0.1, constraint="element"),
+    "update": lambda base: AdversarialWeightPerturbation(base, 0.1, ascent="update"),
+    "previous": lambda base: AdversarialWeightPerturbation(base, 0.1, ascent="previous"),
+    "random": lambda base: RandomWeightPerturbation(
+        base, 0.1, generator=torch.Generator().manual_seed(5)
+    ),
+}
+
+
 @pytest.mark.parametrize("around", AROUND)
-@pytest.mark.parametrize("steps", [1, 3])
-def test_ambient_modes_change_nothing_and_leave_nothing(around, steps):
-    model, data = small_net(torch.float32), batch(torch.float32)
-    twin = copy.deepcopy(model)
-    optimizer, reference = awp(model, steps=steps), awp(twin, steps=steps)
-    for module in (model, twin):
-        loss_of(module, data).backward()
-    with AROUND[around](), optimizer.perturb():
-        moved = [p.data_ptr() for p in model.parameters()]
-        inside = [p.detach() for p in model.parameters()]
-        with reference.perturb():
-            assert same_bits(inside, [p.detach() for p in twin.parameters()])
-    assert moved == [p.data_ptr() for p in model.parameters()]
-    optimizer.step(closure_for(model, data))
-    reference.step(closure_for(twin, data))
-    assert same_bits(weights_of(model), weights_of(twin))
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_ambient_modes_change_nothing_and_leave_nothing(wrap, around):
+    """Of a long tensor too, which the host goes through in pieces."""
+    weights, gradients = [torch.randn(600, 300), torch.randn(3, 4)], []
+    params = [[nn.Parameter(w.clone()) for w in weights] for _ in range(2)]
+    bases = [torch.optim.SGD(each, lr=0.1, momentum=0.9) for each in params]
+    optimizers = [WRAPS[wrap](base) for base in bases]
+    for _ in range(3):
+        gradients = [torch.randn_like(w) for w in weights]
+        away = []
+        for each, optimizer, context in zip(
+            params, optimizers, (AROUND[around], contextlib.nullcontext), strict=True
+        ):
+            for param, gradient in zip(each, gradients, strict=True):
+                param.grad = gradient.clone()
+            with context():
+                with optimizer.perturb():
+                    for _ in range(1, getattr(optimizer, "steps", 1)):
+                        optimizer.ascend()
+                    realised = optimizer.realised_gammas()
+                    away.append(([p.detach().clone() for p in each], realised))
+                optimizer.step()
+        (inside, realised), (expected, as_realised) = away
+        assert same_bits(inside, expected)
+        assert realised == as_realised
+    assert same_bits(*params)
+    kept = [v for values in bases[0].state.values() for k, v in values.items() if "perturb" in k]
+    assert len(kept) == (2 if wrap in ("update", "previous") else 0)
+    assert not any(tensor.is_inference() for tensor in kept)
 
 
 # -- being the base --------------------------------------------------------------------------------
