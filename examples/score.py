@@ -278,8 +278,6 @@ def main(settings: Score) -> int:
     """Score, write and print; the exit status."""
     if settings.workers is not None and settings.workers < 0:
         raise ValueError(f"workers: expected at least 0, got {settings.workers}")
-    if settings.output.is_dir():
-        raise ValueError(f"output: expected a file to write, {settings.output} is a folder")
     scorer = load_scorer(
         settings.checkpoint,
         settings.model,
@@ -300,8 +298,8 @@ def main(settings: Score) -> int:
         workers = min(len(search.files) // _FILES_FOR_A_WORKER, _MOST_WORKERS, os.cpu_count() or 1)
     scores = []
     with (
-        progress_bar("score", len(search.files), "file") as bar,
         score_table(settings.output) as add,
+        progress_bar("score", len(search.files), "file") as bar,
     ):
         for score in scorer.score_each(search.files, workers):
             add(score)

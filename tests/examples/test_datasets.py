@@ -427,6 +427,14 @@ def test_a_table_of_videos_loads_whatever_separates_its_cells(
     assert summary(dataset).startswith("csv: 3 videos, ")
 
 
+def test_predicted_scores_are_no_opinion_scores(tmp_path):
+    (tmp_path / "a.mp4").touch()
+    write_csv(tmp_path / "scores.csv", ("path", "score", "error"), ("a.mp4", 3.5, ""))
+
+    with pytest.raises(DatasetError, match=r"scores\.csv: expected opinion scores, found those"):
+        load_dataset("csv", tmp_path)
+
+
 @pytest.mark.parametrize("name", ["labels.csv", "labels.tsv", "scores.tsv"])
 def test_a_table_is_found_under_its_usual_names(tmp_path, name):
     write_table(tmp_path / name, True, "\t" if name.endswith("tsv") else ",")

@@ -106,15 +106,20 @@ def test_scores_are_those_of_testing_to_the_bit(trained, tmp_path):
     assert len(set(scores.values())) > 5
 
 
-def test_a_file_has_one_score_alone_among_others_and_with_workers(trained, tmp_path):
-    files = [file.path for file in score_files(trained.checkpoint, [trained.files])[:5]]
-    together = score_files(trained.checkpoint, files)
+def test_a_file_has_one_score_alone_and_among_others(trained):
+    together = score_files(trained.checkpoint, [trained.files])
+    files = [file.path for file in together]
 
     alone = [score_files(trained.checkpoint, [file])[0] for file in files[:3]]
-    backwards = score_files(trained.checkpoint, files[::-1], workers=2)
 
     assert alone == together[:3]
-    assert backwards == together[::-1]
+    assert score_files(trained.checkpoint, files[::-1]) == together[::-1]
+
+
+def test_the_number_of_workers_does_not_show(image_model):
+    together = score_files(image_model.checkpoint, [image_model.files])
+
+    assert score_files(image_model.checkpoint, [image_model.files], workers=2) == together
 
 
 def test_scores_lie_on_the_scale_of_the_opinion_scores(trained):
@@ -192,7 +197,7 @@ def test_a_model_for_images_scores_no_video_and_says_which_does(image_model, cli
 def test_what_moves_is_a_video_even_as_gif(video_model, tmp_path):
     frames = [Image.fromarray(frame) for frame in textured_clip(8, 100, 120)]
     frames[0].save(tmp_path / "still.gif")
-    frames[0].save(tmp_path / "moves.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "moves.gif", save_all=True, append_images=frames[1:], duration=40)
 
     still, moves = score_files(
         video_model.checkpoint, [tmp_path / "still.gif", tmp_path / "moves.gif"]
@@ -314,7 +319,7 @@ def test_a_backbone_is_no_model_to_score_with(tmp_path):
         ({"model": "fast_vqa"}, "model: expected none for .*best.pt, a checkpoint that says"),
         ({"slowfast_weights": Path("a.pyth")}, "slowfast_weights: expected none but for SimpleVQA"),
         ({"workers": -1}, "workers: expected at least 0, got -1"),
-        ({"output": Path()}, "output: expected a file to write"),
+        ({"output": Path()}, "output: expected a new file or an older table of scores, . is some"),
     ],
 )
 def test_an_argument_that_cannot_be_used_is_named(video_model, clip, tmp_path, changes, message):
@@ -372,7 +377,7 @@ def test_an_older_table_stays_until_the_new_one_is_complete(
     video_model, clip, tmp_path, monkeypatch, capsys
 ):
     table = tmp_path / "scores.csv"
-    table.write_text("old")
+    table.write_text("path,score,error\nold.mp4,1,\n")
 
     def interrupted(scorer, files, workers):
         yield score.FileScore(clip, 0.5)
@@ -382,10 +387,24 @@ def test_an_older_table_stays_until_the_new_one_is_complete(
     with pytest.raises(KeyboardInterrupt):
         called(video_model, clip, output=table)
 
-    assert table.read_text() == "old"
+    assert table.read_text() == "path,score,error\nold.mp4,1,\n"
     (part,) = tmp_path.glob("scores.csv.*.part")
     assert rows_of(part) == [{"path": str(clip), "score": "0.5", "error": ""}]
     assert f"the first 1 rows are in {part}" in capsys.readouterr().err
+
+
+def test_an_older_table_is_replaced_and_nothing_else(video_model, clip, tmp_path):
+    table, labels = tmp_path / "scores.csv", tmp_path / "my scores.csv"
+    table.write_text("path,score,error\nold.mp4,1,\n")
+    labels.write_text("path,score\nclip.mp4,3.5\n")
+
+    assert called(video_model, clip, output=table) == 0
+    with pytest.raises(ValueError, match=r"output: expected .*my scores\.csv is something else"):
+        called(video_model, clip, output=labels)
+
+    assert [row["path"] for row in rows_of(table)] == [str(clip)]
+    assert labels.read_text() == "path,score\nclip.mp4,3.5\n"
+    assert sorted(tmp_path.glob("*.part")) == []
 
 
 def test_odd_names_come_back_from_the_table(video_model, clip, tmp_path):

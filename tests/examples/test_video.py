@@ -4,6 +4,7 @@ import av
 import numpy as np
 import pytest
 from av.stream import Disposition
+from PIL import Image
 from video_files import (
     Stream,
     begin_later,
@@ -402,6 +403,13 @@ def test_empty_chunks_of_an_avi_are_no_frames(tmp_path):
 
     assert probe(path) == VideoInfo(17, 17 / 0.8, 48, 64, 0.8)
     np.testing.assert_array_equal(read_frames(path).permute(1, 2, 3, 0), every)
+
+
+def test_pictures_of_a_gif_that_no_delay_lets_be_seen_are_no_frames(tmp_path):
+    first, *others = [Image.fromarray(pixels) for pixels in textured_clip(8)]
+    first.save(tmp_path / "v.gif", save_all=True, append_images=others)
+
+    assert probe(tmp_path / "v.gif").frames == len(decode_in_order(tmp_path / "v.gif")) == 1
 
 
 def test_h264_copied_into_an_avi_has_the_frames_that_it_had(tmp_path):

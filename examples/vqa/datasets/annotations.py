@@ -23,6 +23,8 @@ NAME_COLUMNS = (
     "video",
     "file",
 )
+PREDICTED = ("path", "score", "error")
+"""Columns of what score.py writes: nobody's opinion, whatever a column of it is called."""
 _PARTS: Mapping[str, Part] = {
     "train": "train",
     "training": "train",
@@ -143,6 +145,11 @@ def _read_file(
 ) -> Iterator[Label]:
     tables = (read_list(file.path),) if spec.four_columns else read_tables(file.path)
     scores = spec.scores if score_column is None else (score_column,)
+    if tables[0].columns == PREDICTED:
+        raise DatasetError(
+            f"{file.path}: expected opinion scores, found those that score.py has predicted; to"
+            " train on these, call their column mos"
+        )
     table, name, score = _choose_table(tables, spec.first_column_names, scores)
     part = table.find_column(spec.parts)
     for row in table.rows:

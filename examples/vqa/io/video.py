@@ -310,8 +310,8 @@ class Video:
             # fragment lists is not announced elsewhere.
             entries = len(self._stream.index_entries)
             announced = min(announced, entries) if announced else entries
-        elif container == "avi":
-            announced = 1  # it counts empty packets, too
+        elif container in ("avi", "gif"):
+            announced = 1  # it counts empty packets, too, or pictures without a delay to show them
         if not found:
             raise VideoError(f"{shown(self.path)}: holds a video without frames")
         if found < announced:

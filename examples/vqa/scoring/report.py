@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from vqa.datasets.annotations import PREDICTED
 from vqa.io.files import open_csv, shown
 from vqa.scoring.scorer import FileScore
 
@@ -19,16 +20,26 @@ _SHOWN = 20
 def score_table(path: Path) -> Iterator[Callable[[FileScore], None]]:
     """Write `path,score,error`, a row as soon as it is given; the block gets what takes rows.
 
+    Another file of that name is not touched: opinion scores may be called so, too.
+
     The table grows in a file beside `path` and takes its place when the block ends well. If the
     block ends otherwise, an older table stays as it is, and the rows so far stay beside it.
+
+    Raises:
+        ValueError: there is something other than an older table.
     """
+    if path.exists() and not _is_score_table(path):
+        raise ValueError(
+            f"output: expected a new file or an older table of scores, {shown(path)} is something"
+            " else, which would be lost"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     growing = path.with_name(f"{path.name}.{os.getpid()}.part")
     rows = 0
     try:
         with open_csv(growing) as file:
             table = csv.writer(file, lineterminator="\n")
-            table.writerow(["path", "score", "error"])
+            table.writerow(PREDICTED)
 
             def add(score: FileScore) -> None:
                 nonlocal rows
@@ -44,6 +55,14 @@ def score_table(path: Path) -> Iterator[Callable[[FileScore], None]]:
         else:
             growing.unlink(missing_ok=True)
         raise
+
+
+def _is_score_table(path: Path) -> bool:
+    header = ",".join(PREDICTED).encode()
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(header) + 1).rstrip() == header
 
 
 def report(scores: Sequence[FileScore], path: Path) -> int:
