@@ -9,10 +9,10 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
+from benchmarks.generalization_grounds.clips import shuffled_batches
 from benchmarks.generalization_grounds.ground import Meter, metered
 from benchmarks.generalization_grounds.methods import Recipe
 from benchmarks.generalization_grounds.optimizers import build_optimizer
-from vqa.sampling.tiny_fast_vqa import shuffled_batches
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

@@ -11,15 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from benchmarks.generalization_grounds.fitting import take_steps
-from benchmarks.generalization_grounds.ground import HeldOut, Outcome
-from benchmarks.generalization_grounds.methods import Recipe
-from benchmarks.generalization_grounds.optimizers import build_optimizer
-from vqa.io.label_list import read_label_list
-from vqa.metrics import agreement
-from vqa.models import build_model
-from vqa.sampling.tiny_fast_vqa import (
-    FragmentSampling,
+from benchmarks.generalization_grounds.clips import (
     PlaneClips,
     fixed_views,
     load_clips,
@@ -27,6 +19,14 @@ from vqa.sampling.tiny_fast_vqa import (
     shuffled_batches,
     to_planes,
 )
+from benchmarks.generalization_grounds.fitting import take_steps
+from benchmarks.generalization_grounds.ground import HeldOut, Outcome
+from benchmarks.generalization_grounds.methods import Recipe
+from benchmarks.generalization_grounds.optimizers import build_optimizer
+from vqa.io.label_list import read_label_list
+from vqa.metrics import agreement
+from vqa.models import build_model
+from vqa.sampling.tiny_fast_vqa import FragmentSampling
 from vqa.synthetic.mini_ugc import MiniUgcSettings, build_mini_ugc
 from vqa.training.losses import quality_loss
 from vqa.training.optim import warm_up_cosine

@@ -1,8 +1,8 @@
-"""A labelled set of short videos in memory, checked on loading, and fragments of them."""
+"""What the tiny model sees of a video file: fragments of its quality planes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -14,15 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2.functional import rgb_to_grayscale  # type: ignore[import-untyped]
 
-from vqa.io.label_list import LabelListError, read_label_list
-from vqa.io.video import Video, VideoError, read_frames
+from vqa.io.video import Video, read_frames
 from vqa.models.quality_planes import PLANES, RADIUS, inner_planes, quality_planes
 from vqa.sampling.augmentation import Augmentation, draw_augmentation
 from vqa.sampling.fragments import (
     cell_starts,
     centre_offsets,
     clip_frame_indices,
-    cut_fragments,
     draw_clip_starts,
     draw_offsets,
     enlarge,
@@ -30,24 +28,8 @@ from vqa.sampling.fragments import (
 )
 
 _TEST_SEED = 0
-# Pixels in all frames of a video that is kept in memory: half a mebibyte.
+# Pixels in all frames of a video that is kept in memory: half a mebibyte of luma, three of planes.
 _SMALL = 1 << 19
-
-
-@dataclass(frozen=True)
-class LumaClips:
-    """Decoded videos: luma uint8 [N, T, H, W] and opinion scores float32 [N]."""
-
-    luma: Tensor
-    scores: Tensor
-
-
-@dataclass(frozen=True)
-class PlaneClips:
-    """What the model sees: planes float16 [N, C, T, H, W] and opinion scores float32 [N]."""
-
-    planes: Tensor
-    scores: Tensor
 
 
 @dataclass(frozen=True)
@@ -60,62 +42,7 @@ class FragmentSampling:
     interval: int = 2
 
 
-def load_clips(label_list: Path) -> LumaClips:
-    """Decode every video of a four-column label list completely, so that bad input shows now.
-
-    Raises:
-        LabelListError: the list cannot be used (see `read_label_list`), or a video is damaged,
-            truncated or of another size or length than the first. Names list, row and video.
-    """
-    videos = read_label_list(label_list)
-    clips: list[Tensor] = []
-    for row, video in enumerate(videos, start=1):
-        try:
-            luma = read_frames(label_list.parent / video.path, pixels="gray")[0]
-        except VideoError as error:
-            raise LabelListError(f"{label_list}, row {row}: {error}") from error
-        if clips and luma.shape != clips[0].shape:
-            raise LabelListError(
-                f"{label_list}, row {row}: expected [frames, height, width]"
-                f" {list(clips[0].shape)} as in row 1, {video.path} has {list(luma.shape)}"
-            )
-        clips.append(luma)
-    return LumaClips(torch.stack(clips), torch.tensor([video.score for video in videos]))
-
-
-def to_planes(clips: LumaClips) -> PlaneClips:
-    """Quality planes of whole frames, computed once; half precision halves the memory."""
-    videos, *size = clips.luma.shape
-    planes = torch.empty(videos, PLANES, *size, dtype=torch.float16)
-    for video, luma in zip(planes, clips.luma, strict=True):
-        video.copy_(quality_planes(luma))
-    return PlaneClips(planes, clips.scores)
-
-
-def sample_fragments(
-    clips: PlaneClips,
-    which: Tensor,
-    sampling: FragmentSampling,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Fragments of some clips.
-
-    Args:
-        clips: the clips.
-        which: their numbers, int64 [B].
-        sampling: how fragments are cut.
-        generator: draws start frame and patch positions; with `None` both are in the middle.
-
-    Returns:
-        float32 [B, C, frames, grid * patch, grid * patch].
-    """
-    length, height, width = clips.planes.shape[2:]
-    indices, offsets = _draw(len(which), length, (height, width), sampling, generator)
-    frames = clips.planes[which[:, None], :, indices].transpose(1, 2)
-    return cut_fragments(frames, *offsets, (sampling.patch, sampling.patch)).float()
-
-
-def _draw(
+def draw_views(
     clips: int,
     length: int,
     size: tuple[int, int],
@@ -213,7 +140,7 @@ class _SmallVideo:
         """A training view."""
         planes, length, rows, columns, patch, _ = self._windows.shape
         size = (rows + patch - 1, columns + patch - 1)
-        frames, offsets = _draw(1, length, size, self._sampling, generator)
+        frames, offsets = draw_views(1, length, size, self._sampling, generator)
         top, left = _corners(size, offsets, self._sampling)
         # [C, frames, row of cells, column of cells, row, column]
         pieces = self._windows[:, frames[0].numpy()[:, None, None], top, left]
@@ -252,7 +179,7 @@ def _draw_patches(
     grown = enlarged_size((size[0], size[1]), (sampling.grid * sampling.patch,) * 2)
     draws = torch.Generator().manual_seed(_TEST_SEED) if generator is None else generator
     count = test_views if generator is None else 1
-    views = [_draw(1, length, grown, sampling, draws) for _ in range(count)]
+    views = [draw_views(1, length, grown, sampling, draws) for _ in range(count)]
     return _Patches(views, length, grown, sampling)
 
 
@@ -305,23 +232,3 @@ class _Patches:
         pieces = inner.reshape(PLANES, *change.shape)
         mosaics = pieces.transpose(4, 5).flatten(5, 6).flatten(3, 4)
         return mosaics.transpose(0, 1).float()
-
-
-def fixed_views(clips: PlaneClips, sampling: FragmentSampling, views: int, seed: int) -> Tensor:
-    """The same `views` random fragment samplings of every clip each time: [V, N, C, T, h, w]."""
-    generator = torch.Generator().manual_seed(seed)
-    which = torch.arange(len(clips.scores))
-    return torch.stack([sample_fragments(clips, which, sampling, generator) for _ in range(views)])
-
-
-def shuffled_batches(clips: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Batches of clip numbers without end: each epoch a new order, a last partial one is dropped.
-
-    Raises:
-        ValueError: fewer clips than one batch needs.
-    """
-    if clips < batch:
-        raise ValueError(f"batch: expected at most the {clips} clips there are, got {batch}")
-    while True:
-        order = torch.randperm(clips, generator=generator)
-        yield from torch.split(order[: clips // batch * batch], batch)
