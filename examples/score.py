@@ -30,6 +30,7 @@ from vqa.errors import expected_errors_in_one_line
 from vqa.features.cache import VERSION, FeatureCache
 from vqa.features.key_frames import FeatureSettings
 from vqa.features.motion import build_extractor
+from vqa.io.files import shown
 from vqa.io.media_names import MediaKind
 from vqa.progress import progress_bar
 from vqa.scoring.finding import find_files
@@ -42,6 +43,7 @@ from vqa.training.optim import load_checkpoint_weights, load_weights
 from vqa.training.settings import Settings, restored
 from vqa.training.task import Task
 
+AnyPath = str | os.PathLike[str]
 PublishedModel = Literal["fast_vqa", "fast_vqa_m", "sama_vqa", "sama_iqa", "simple_vqa"]
 
 # A worker takes some seconds to begin.
@@ -109,12 +111,12 @@ class Score:
 
 
 def score_files(
-    checkpoint: str | os.PathLike[str],
-    paths: Iterable[str | os.PathLike[str]],
+    checkpoint: AnyPath,
+    paths: AnyPath | Iterable[AnyPath],
     *,
     model: PublishedModel | None = None,
     raw: bool = False,
-    slowfast_weights: Path | None = None,
+    slowfast_weights: AnyPath | None = None,
     device: DeviceName = "auto",
     workers: int = 0,
 ) -> list[FileScore]:
@@ -122,7 +124,7 @@ def score_files(
 
     Args:
         checkpoint: a training script's best.pt, or with `model` a file of published weights.
-        paths: files, folders (searched below) or lists; each file counts once.
+        paths: files, folders (searched below) or lists, or a single one; each file counts once.
         model: whose published weights they are.
         raw: the model's own scores instead of those on the scale of the opinion scores that it was
             trained on (a checkpoint), or of the published scale (FAST-VQA).
@@ -139,8 +141,10 @@ def score_files(
         ValueError: checkpoint, weights, a list or an argument cannot be used. A file that cannot be
             read raises nothing.
     """
-    scorer = load_scorer(Path(checkpoint), model, raw, slowfast_weights, device)
-    search = find_files([Path(path) for path in paths], scorer.kind)
+    motion = None if slowfast_weights is None else Path(slowfast_weights)
+    scorer = load_scorer(Path(checkpoint), model, raw, motion, device)
+    asked = [paths] if isinstance(paths, str | os.PathLike) else paths
+    search = find_files([Path(path) for path in asked], scorer.kind)
     return list(scorer.score_each(search.files, workers))
 
 
@@ -176,9 +180,9 @@ def load_scorer(
         settings = restored(script.settings, checkpoint.settings)
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: its settings cannot be used, {error}") from error
-    scale = own_scale() if raw else _scale_of(path, checkpoint)
+    scale = own_scale() if raw else _scale_of(path, checkpoint, settings.dataset)
     features = _features_of(path, checkpoint, settings)
-    name = f"{path}, of {checkpoint.script}.py, epoch {checkpoint.epoch}"
+    name = f"{shown(path)}, of {checkpoint.script}.py, epoch {checkpoint.epoch}"
     scorer = _scorer(name, script, settings, features, slowfast_weights, scale, where)
     load_checkpoint_weights(scorer.model, path, checkpoint)
     return scorer
@@ -200,7 +204,7 @@ def _published(
     scale = PUBLISHED.get(model, own_scale("none is published with these weights"))
     features = _Features(FeatureSettings()) if model == "simple_vqa" else None
     scorer = _scorer(
-        f"{model}, weights of {path}",
+        f"{model}, weights of {shown(path)}",
         _SCRIPTS[name],
         paper,
         features,
@@ -242,16 +246,15 @@ def _scorer(
     return Scorer(name, model, task, settings, script.kind, scale, Place(device))
 
 
-def _scale_of(path: Path, checkpoint: Checkpoint) -> ScoreScale:
+def _scale_of(path: Path, checkpoint: Checkpoint, dataset: str) -> ScoreScale:
     if checkpoint.scale is None:
         raise CheckpointError(
             f"{path}: expected the scale of the opinion scores, which is written when a training"
             " ends and its scores have come to something: run the command of the training again,"
             " or ask for the model's own scores with --raw"
         )
-    dataset = str(checkpoint.settings["dataset"])
-    kind = "synthetic opinion scores" if SPECS[dataset].build else "opinion scores"
-    scale = checkpoint.scale
+    scale, spec = checkpoint.scale, SPECS.get(dataset)
+    kind = "synthetic opinion scores" if spec and spec.build else "opinion scores"
     name = (
         f"the {kind} of its training ({dataset}: mean {scale.opinion_mean:.3g}, deviation"
         f" {scale.opinion_deviation:.3g})"
@@ -276,8 +279,6 @@ def _features_of(path: Path, checkpoint: Checkpoint, settings: Settings) -> _Fea
 
 def main(settings: Score) -> int:
     """Score, write and print; the exit status."""
-    if settings.workers is not None and settings.workers < 0:
-        raise ValueError(f"workers: expected at least 0, got {settings.workers}")
     scorer = load_scorer(
         settings.checkpoint,
         settings.model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 import torch_awp
 
 _DEBUG = "--debug"
-_INTERRUPTED = 130  # as shells have it: 128 and the signal's number
+_INTERRUPTED, _UNREAD = 130, 141  # as shells have it: 128 and the signal's number
 _OURS = (str(Path(__file__).resolve().parents[1]), *(str(Path(p)) for p in torch_awp.__path__))
 
 
@@ -22,13 +23,19 @@ def expected_errors_in_one_line() -> Iterator[None]:
     Expected is what this repository raises on purpose (every ValueError of ours says what was
     expected and what was found) and a file or folder that cannot be read or written. Anything else
     is a mistake of ours and keeps its traceback, and with `--debug` on the command line everything
-    does. Ctrl-C ends the program with a line, too, and exit status 130.
+    does. Ctrl-C ends the program with a line, too, and exit status 130; a reader of its output that
+    has gone away, as `head` does, ends it without one, and with 141.
     """
     debug = _DEBUG in sys.argv
     if debug:
         sys.argv.remove(_DEBUG)
     try:
         yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _output_is_closed():
+            raise
+        raise SystemExit(_UNREAD) from None
     except KeyboardInterrupt:
         if debug:
             raise
@@ -40,6 +47,16 @@ def expected_errors_in_one_line() -> Iterator[None]:
         program = Path(sys.argv[0]).name
         print(f"{program}: {_message(error)} ({_DEBUG} shows the traceback)", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _output_is_closed() -> bool:
+    """Whether standard output has no reader; what is left for it then goes nowhere."""
+    try:
+        os.write(sys.stdout.fileno(), b"\n")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _is_expected(error: ValueError | OSError) -> bool:

@@ -1,10 +1,12 @@
 """What is wrong with files or settings is one line, a mistake of the program is a traceback."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from command_line import run_command
+from command_line import IMPORTABLE, run_command
 
 from vqa.errors import expected_errors_in_one_line
 from vqa.io.video import VideoError
@@ -82,3 +84,26 @@ def test_scripts_end_so(script, flags, message):
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_has_gone_away_is_no_mistake(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from vqa.errors import expected_errors_in_one_line\n"
+        "with expected_errors_in_one_line():\n"
+        "    print('x' * 1_000_000)\n"
+    )
+    reading, writing = os.pipe()
+    os.close(reading)
+
+    done = subprocess.run(
+        [sys.executable, program],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": IMPORTABLE},
+    )
+    os.close(writing)
+
+    assert (done.returncode, done.stderr) == (141, "")

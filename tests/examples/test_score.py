@@ -146,6 +146,12 @@ def test_threads_and_random_numbers_of_the_caller_stay(video_model, clip):
     assert torch.get_rng_state().equal(state)
 
 
+def test_a_single_path_is_one_path(video_model, clip):
+    assert score_files(str(video_model.checkpoint), str(clip)) == score_files(
+        video_model.checkpoint, [clip]
+    )
+
+
 def called(trained, *paths, output, **changes):
     return main(score.Score(trained.checkpoint, tuple(paths), output=output, **changes))
 

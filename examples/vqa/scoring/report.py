@@ -85,5 +85,5 @@ def report(scores: Sequence[FileScore], path: Path) -> int:
         print(told if where in told else f"{where}: {told}", file=sys.stderr)
     if len(failed) > _SHOWN:
         print(f"and {len(failed) - _SHOWN} more without a score", file=sys.stderr)
-    print(f"{path}: {len(scored)} of {len(scores)} files have a score")
+    print(f"{shown(path)}: {len(scored)} of {len(scores)} files have a score")
     return 2 if not scored else 1 if failed else 0

@@ -53,7 +53,12 @@ class Scorer:
         Args:
             files: what is to be scored.
             workers: processes that read files; the scores do not depend on it.
+
+        Raises:
+            ValueError: fewer than no workers.
         """
+        if workers < 0:
+            raise ValueError(f"workers: expected at least 0, got {workers}")
         tried = [found for found in files if found.error is None]
         samples = [Sample(found.path, math.nan) for found in tried]
         task = replace(self.task, read=of_kind(self.kind, self.task.read))
