@@ -33,7 +33,7 @@ from benchmarks.generalization_grounds.report import (
     write_csv,
     write_figure,
 )
-from benchmarks.generalization_grounds.rows import Row, compared_with_plain, contrasts
+from benchmarks.generalization_grounds.rows import ReportRow, compared_with_plain, contrasts
 from benchmarks.generalization_grounds.runs import GroundName, Job, Runner, build_ground
 from benchmarks.generalization_grounds.selection import Choice, best_ordinary, choose_all
 from vqa.io.files import write_json
@@ -91,7 +91,7 @@ def main(
         )
         document[name] = measure(runner, benchmark)
         write_json(path, document)
-    rows = {name: [Row(**row) for row in own["rows"]] for name, own in document.items()}
+    rows = {name: [ReportRow(**row) for row in own["rows"]] for name, own in document.items()}
     write_csv(path.with_suffix(".csv"), [row for own in rows.values() for row in own])
     write_figure(path.with_suffix(".png"), rows)
     print(f"\nWritten: {path} and, beside it, .csv and .png")

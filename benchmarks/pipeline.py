@@ -12,6 +12,10 @@ Memory is what the largest amount that a fresh process ever held grows by while 
 frames are cut as they are decoded, so that it follows the size of a frame and of the clip, not the
 length of the file. Linux counts it.
 
+What the training stack costs is the time of `fast_vqa.py tiny` that is not spent in its steps:
+reading what is kept in memory of the files, and choosing the epoch, saving and logging. Reading the
+files for the first time counts apart.
+
 Needs tyro and scikit-image; decord takes part if it is installed.
 """
 
@@ -45,6 +49,8 @@ from PIL import Image
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+import fast_vqa
+from vqa.datasets import load_dataset
 from vqa.io.files import write_json
 from vqa.io.video import VideoInfo, probe
 from vqa.provenance import device_name
@@ -60,7 +66,11 @@ from vqa.sampling.frames import draw_frames
 from vqa.sampling.sama_clips import read_sama_clips
 from vqa.sampling.sama_video import SamaSampling
 from vqa.sampling.tiny_fast_vqa import FragmentSampling, read_planes
+from vqa.synthetic.mini_ugc import DEFAULT_FOLDER
 from vqa.synthetic.photographs import PHOTOGRAPHS, load_photograph
+from vqa.training.distributed import Place
+from vqa.training.loop import TrainingRun, fit
+from vqa.training.split_samples import parts_of
 
 Use = Literal["training", "testing"]
 Reader = Callable[["Task", int], Tensor]
@@ -83,11 +93,15 @@ class Benchmark:
     seconds: int = 8
     """Length of the videos."""
     rounds: int = 5
-    measures: tuple[Literal["speed", "memory"], ...] = ("speed", "memory")
+    measures: tuple[Literal["speed", "memory", "stack"], ...] = ("speed", "memory", "stack")
     """What is not measured again stays in the output as it is."""
     memory_heights: tuple[int, ...] = (720, 2160)
     memory_seconds: tuple[int, ...] = (1, 4)
     """Lengths of the videos whose reading's memory is measured."""
+    stack_epochs: int = 10
+    """Of every training whose stack is measured."""
+    mini_ugc: Path = DEFAULT_FOLDER
+    """Where the set that is trained on lies, or is built."""
     output: Path = Path(__file__).parent / "results" / "pipeline.json"
 
 
@@ -341,6 +355,43 @@ def measure_memory(folder: Path, benchmark: Benchmark) -> dict[str, dict[str, fl
     return found
 
 
+def measure_stack(benchmark: Benchmark) -> dict[str, object]:
+    """Shares of the time of training `fast_vqa.py tiny`: median and quartiles over rounds."""
+    settings = replace(
+        fast_vqa.PRESETS["tiny"][1], data_root=benchmark.mini_ugc, epochs=benchmark.stack_epochs
+    )
+    place, task = Place(torch.device("cpu")), fast_vqa.task(settings)
+    parts = parts_of(load_dataset(settings.dataset, settings.data_root), {}, settings, 0)
+    shares: dict[str, list[float]] = {"steps": [], "reading": [], "choosing, saving, logging": []}
+    milliseconds = []
+    began = time.perf_counter()
+    for sample in (*parts.train, *parts.validation):
+        for generator in (torch.Generator(), None):
+            task.read(sample.path, generator)
+    first = time.perf_counter() - began
+    for _ in range(benchmark.rounds):
+        run = TrainingRun(task, settings, parts.train, 0, place, parts.validation)
+        with tempfile.TemporaryDirectory() as folder:
+            began = time.perf_counter()
+            fit(run, Path(folder))
+            seconds = time.perf_counter() - began
+        steps, epochs = sum(run.counters.step_seconds), run.counters.seconds
+        for name, own in zip(shares, (steps, epochs - steps, seconds - epochs), strict=True):
+            shares[name].append(own / seconds)
+        milliseconds.append(1000 * statistics.median(run.counters.step_seconds))
+    found: dict[str, object] = {
+        "perturb": settings.perturb,
+        "epochs": settings.epochs,
+        "milliseconds of a step": statistics.median(milliseconds),
+        "seconds of the first reading": first,
+    }
+    for name, every in shares.items():
+        low, median, high = statistics.quantiles(every, n=4)
+        found[name] = (low, median, high)
+        print(f"  {name:<28}{median:7.1%} ({low:.1%} ... {high:.1%})", flush=True)
+    return found
+
+
 def print_results(measured: dict[str, Result]) -> None:
     """One line per competitor."""
     for name, result in measured.items():
@@ -365,6 +416,8 @@ def main(benchmark: Benchmark) -> None:
         if "memory" in benchmark.measures:
             mebibytes = measure_memory(Path(folder), benchmark)
             document["memory"] = {**machine(benchmark), "MiB": mebibytes}
+    if "stack" in benchmark.measures:
+        document["stack"] = {**machine(benchmark), "shares": measure_stack(benchmark)}
     write_json(path, document)
     print(f"\nWritten: {path}")
 

@@ -1,19 +1,20 @@
 """Draw the loss around the weights of trained models, and say how sharp it is.
 
-Takes checkpoints of `examples/demo.py` and a data set, and draws the loss of all models along the
-same random directions in one axes, on request over a plane too. Run `python examples/landscape.py
---help` for the settings.
+Takes checkpoints that the training scripts or the demo wrote (`best.pt`) and draws the loss of all
+models along the same random directions in one axes, on request over a plane too. The loss is that
+of their training, on samples as they are tested. Run `python examples/landscape.py --help` for the
+settings.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from textwrap import fill
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 import tyro
@@ -21,33 +22,44 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vqa.demo.checkpoints import Checkpoint, CheckpointError, load_model
-from vqa.demo.evaluation import loss_on_clips
+import fast_vqa
+import sama_iqa
+import sama_vqa
+import simple_vqa
+from vqa.datasets import DataSet, Sample, load_dataset
 from vqa.errors import expected_errors_in_one_line
 from vqa.figures import draw_contours, draw_curves, draw_surface
 from vqa.io.files import replacing, write_json
 from vqa.progress import progress_bar
-from vqa.sampling.tiny_fast_vqa import PlaneClips, load_clips, to_planes
-from vqa.synthetic.mini_ugc import (
-    DEFAULT_FOLDER,
-    MiniUgcSettings,
-    Part,
-    build_mini_ugc,
-    is_mini_ugc,
-)
+from vqa.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from vqa.training.distributed import DeviceName, Place, own_device
 from vqa.training.landscape import (
     LandscapeSettings,
     Loss,
     average_rise,
     curve_positions,
+    mean_loss,
     random_curve,
     random_surface,
+    read_batches,
     worst_rise,
 )
+from vqa.training.optim import load_checkpoint_weights
 from vqa.training.perturbation import METHOD_NAMES
+from vqa.training.settings import Settings, restored
+from vqa.training.split_samples import parts_of
+from vqa.training.task import Task
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 _NAME_WIDTH = 36  # characters of a line in legends and titles; longer names are broken
+_SCRIPTS: dict[str, tuple[type[Settings], Callable[[Any], Task]]] = {
+    "fast_vqa": (fast_vqa.FastVqa, fast_vqa.task),
+    "sama_vqa": (sama_vqa.SamaVqa, sama_vqa.task),
+    "sama_iqa": (sama_iqa.SamaIqa, sama_iqa.task),
+    "simple_vqa": (simple_vqa.SimpleVqa, simple_vqa.task),
+}
+# Settings by which the losses of one script differ.
+_OF_THE_LOSS = ("rank_weight", "loss", "batch")
 
 
 @dataclass(frozen=True)
@@ -55,11 +67,21 @@ class Landscape:
     """Settings of the drawing."""
 
     checkpoint: tuple[Path, ...]
-    """Checkpoint files of the models to compare, each once."""
-    dataset: str = "mini-ugc"
-    """`mini-ugc`, the demo's own (built where it is missing), or the path of a label list."""
-    part: Part = "train"
-    """Which part of mini-UGC; a label list has only one."""
+    """Checkpoint files of the models to compare, each once, of one script and one loss."""
+    dataset: str | None = None
+    """Name of the data set, or `list` or `csv` for one of your own. That of the first checkpoint's
+    training if not given, and so for what follows."""
+    data_root: Path | None = None
+    """Where it lies."""
+    annotations: Path | None = None
+    """Its annotation file."""
+    part: str = "train"
+    """`train`, `validation`, `test`, a further part of the data set's own (such as `ood`), or
+    `all`."""
+    batches: int = 4
+    """Batches over which the loss is the mean, as large as those of the training."""
+    device: DeviceName = "auto"
+    """`auto` is a GPU where there is one."""
     output: Path = _REPOSITORY / "runs" / "landscape"
     """Where landscape.json, curves.png and surfaces.png go."""
     directions: int = 1
@@ -75,8 +97,9 @@ class Landscape:
     def __post_init__(self) -> None:
         if not self.checkpoint or len(set(self.checkpoint)) < len(self.checkpoint):
             raise ValueError(f"checkpoint: expected one or more, each once, got {self.checkpoint}")
-        if self.directions < 1:
-            raise ValueError(f"directions: expected 1 or more, got {self.directions}")
+        for name in ("directions", "batches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected 1 or more, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -85,6 +108,8 @@ class Trained:
 
     file: Path
     checkpoint: Checkpoint
+    settings: Settings
+    task: Task
     model: nn.Module
 
 
@@ -104,27 +129,25 @@ class Surroundings:
 
 
 @dataclass(frozen=True)
-class Clips:
-    """The clips that the loss is a function of, and what they are."""
+class ChosenSamples:
+    """What the loss is a function of."""
 
-    label_list: Path
-    clips: PlaneClips
-    synthetic: bool
-    """Whether the opinion scores are known to be."""
+    dataset: DataSet
+    part: str
+    samples: tuple[Sample, ...]
 
     def describe(self) -> str:
-        number = len(self.clips.scores)
-        if not self.synthetic:
-            return f"{self.label_list.stem}, {number} clips"
-        return f"mini-UGC, {number} {self.label_list.stem} clips, synthetic opinion scores"
+        kind = ", synthetic opinion scores" if self.dataset.synthetic else ""
+        return f"{self.dataset.name}, {len(self.samples)} {self.dataset.kind}s of {self.part}{kind}"
 
 
 def main(settings: Landscape) -> None:
     """Load models and data, measure, print the table, write figures and numbers."""
-    models = _load_models(settings.checkpoint)
-    data = _load_clips(settings)
+    place = Place(own_device(settings.device))
+    models = _load_models(settings.checkpoint, place)
+    data = _load_samples(settings, next(iter(models.values())).settings)
     print(data.describe())
-    found = _measure(models, data.clips, settings)
+    found = _measure(models, data.samples, settings, place)
     print("\n" + table(found, settings.landscape.radius))
     paths = [settings.output / "landscape.json", settings.output / "curves.png"]
     write_json(paths[0], _document(models, found, data, settings))
@@ -148,54 +171,98 @@ def table(found: Mapping[str, Surroundings], radius: float) -> str:
     return "\n".join(lines)
 
 
-def _load_models(files: Sequence[Path]) -> dict[str, Trained]:
+def _load_models(files: Sequence[Path], place: Place) -> dict[str, Trained]:
     """The models by what the legend calls them."""
-    models = [
-        Trained(file, checkpoint, model)
-        for file in files
-        for model, checkpoint in [load_model(file)]
-    ]
-    _check_same_loss(models)
-    names = [_name(own.checkpoint) for own in models]
+    checkpoints = {file: load_checkpoint(file) for file in files}
+    _check_same_loss(checkpoints)
+    models = [_load_model(file, own, place) for file, own in checkpoints.items()]
+    names = [_name(own.settings) for own in models]
     occurrences = Counter(names)
     shared = os.path.commonpath([file.absolute().parent for file in files])
-    for place, own in enumerate(models):
-        if occurrences[names[place]] > 1:
-            names[place] += f" ({own.file.absolute().relative_to(shared)})"
+    for number, own in enumerate(models):
+        if occurrences[names[number]] > 1:
+            names[number] += f" ({own.file.absolute().relative_to(shared)})"
     return dict(zip(names, models, strict=True))
 
 
-def _check_same_loss(models: Sequence[Trained]) -> None:
-    first = models[0]
-    for other in models[1:]:
-        if other.checkpoint.rank_weight != first.checkpoint.rank_weight:
-            raise CheckpointError(
-                f"{other.file}: expected rank_weight {first.checkpoint.rank_weight} as in"
-                f" {first.file}, got {other.checkpoint.rank_weight}: their losses do not compare"
-            )
+def _check_same_loss(checkpoints: Mapping[Path, Checkpoint]) -> None:
+    (first, one), *others = checkpoints.items()
+    for file, other in others:
+        values: dict[str, tuple[Any, Any]] = {"script": (one.script, other.script)}
+        for name in _OF_THE_LOSS:
+            values[name] = (one.settings.get(name), other.settings.get(name))
+        for name, (expected, got) in values.items():
+            if got != expected:
+                raise CheckpointError(
+                    f"{file}: expected {name} {expected} as in {first}, got {got}: their losses do"
+                    " not compare"
+                )
 
 
-def _name(checkpoint: Checkpoint) -> str:
-    gamma = f", gamma {checkpoint.gamma:g}" if checkpoint.gamma else ""
-    return f"{METHOD_NAMES[checkpoint.method]}{gamma}, seed {checkpoint.seed}"
+def _load_model(file: Path, checkpoint: Checkpoint, place: Place) -> Trained:
+    if checkpoint.script not in _SCRIPTS:
+        known = ", ".join(_SCRIPTS)
+        raise CheckpointError(f"{file}: expected one of {known}, got {checkpoint.script!r}")
+    kind, task_of = _SCRIPTS[checkpoint.script]
+    try:
+        trained = restored(kind, checkpoint.settings)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{file}: its settings cannot be used, {error}") from error
+    # What the training began with plays no part any more.
+    settings = replace(trained, pretrained=None, finetune_from=None)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    task = task_of(settings)
+    model = task.build().to(place.device)
+    load_checkpoint_weights(model, file, checkpoint)
+    return Trained(file, checkpoint, settings, task, model.eval())
 
 
-def _load_clips(settings: Landscape) -> Clips:
-    if settings.dataset == "mini-ugc":
-        if not is_mini_ugc(DEFAULT_FOLDER):  # one made with other settings is left alone
-            build_mini_ugc(DEFAULT_FOLDER, MiniUgcSettings())
-        label_list = DEFAULT_FOLDER / f"{settings.part}.txt"
-    else:
-        label_list = Path(settings.dataset)
-    clips = to_planes(load_clips(label_list))
-    return Clips(label_list, clips, synthetic=is_mini_ugc(label_list.parent))
+def _name(settings: Settings) -> str:
+    gamma = "" if settings.method == "plain" else f", gamma {settings.gamma:g}"
+    return f"{METHOD_NAMES[settings.method]}{gamma}, seed {settings.seed}"
+
+
+def _load_samples(settings: Landscape, trained: Settings) -> ChosenSamples:
+    given = {name: getattr(settings, name) for name in ("dataset", "data_root", "annotations")}
+    own = replace(trained, **{name: value for name, value in given.items() if value is not None})
+    dataset = load_dataset(
+        own.dataset,
+        own.data_root,
+        own.annotations,
+        score_column=own.score_column,
+        drop_missing=own.missing_files == "skip",
+    )
+    some = _part(settings.part, dataset, own)[: settings.batches * own.batch]
+    return ChosenSamples(dataset, settings.part, some)
+
+
+def _part(name: str, dataset: DataSet, settings: Settings) -> tuple[Sample, ...]:
+    if name == "all":
+        return dataset.samples
+    parts = parts_of(dataset, {}, settings, settings.splits[0])
+    known = {"train": parts.train, "validation": parts.validation, "test": parts.test}
+    known |= {also.removeprefix(f"{dataset.name}-"): own for also, own in parts.also.items()}
+    if len(known.get(name, ())) < 2:
+        there = ", ".join(part for part, own in known.items() if own)
+        raise ValueError(f"part: expected one of {there}, all, got {name!r}")
+    return known[name]
 
 
 def _measure(
-    models: Mapping[str, Trained], clips: PlaneClips, settings: Landscape
+    models: Mapping[str, Trained], samples: Sequence[Sample], settings: Landscape, place: Place
 ) -> dict[str, Surroundings]:
     with progress_bar("landscape", len(models) * _losses_per_model(settings), "loss") as bar:
-        return {name: _surroundings(own, clips, settings, bar) for name, own in models.items()}
+        return {
+            name: _surroundings(own.model, _counted(_loss(own, samples, place), bar), settings)
+            for name, own in models.items()
+        }
+
+
+def _loss(trained: Trained, samples: Sequence[Sample], place: Place) -> Loss:
+    """The loss of the model's own training, on samples as its task reads them."""
+    trained.task.prepare([sample.path for sample in samples])
+    return mean_loss(trained.task, read_batches(trained.task, trained.settings, samples, place))
 
 
 def _losses_per_model(settings: Landscape) -> int:
@@ -205,11 +272,8 @@ def _losses_per_model(settings: Landscape) -> int:
     return 1 + rises + settings.directions * points + settings.surface * points**2
 
 
-def _surroundings(
-    trained: Trained, clips: PlaneClips, settings: Landscape, bar: tqdm[NoReturn]
-) -> Surroundings:
-    model, where = trained.model, settings.landscape
-    loss = _counted(_loss(trained, clips), bar)
+def _surroundings(model: nn.Module, loss: Loss, settings: Landscape) -> Surroundings:
+    where = settings.landscape
     with torch.no_grad():
         centre = float(loss(model))
     curves = [
@@ -229,16 +293,6 @@ def _surroundings(
     )
 
 
-def _loss(trained: Trained, clips: PlaneClips) -> Loss:
-    """The loss of the model's own training, on fragments cut as there."""
-    own, planes = trained.checkpoint, clips.planes.shape[1]
-    if own.model_settings.get("planes", planes) != planes:
-        raise CheckpointError(
-            f"{trained.file}: expected a model of {planes} planes, got {own.model_settings}"
-        )
-    return loss_on_clips(clips, own.sampling, own.rank_weight)
-
-
 def _counted(loss: Loss, bar: tqdm[NoReturn]) -> Loss:
     def counted(model: nn.Module) -> Tensor:
         bar.update()
@@ -250,14 +304,16 @@ def _counted(loss: Loss, bar: tqdm[NoReturn]) -> Loss:
 def _document(
     models: Mapping[str, Trained],
     found: Mapping[str, Surroundings],
-    data: Clips,
+    data: ChosenSamples,
     settings: Landscape,
 ) -> dict[str, object]:
     """All numbers, for other programs."""
     return {
-        "dataset": str(data.label_list),
-        "clips": len(data.clips.scores),
-        "opinion_scores": "synthetic" if data.synthetic else "as in the label list",
+        "dataset": data.dataset.name,
+        "annotations": str(data.dataset.source),
+        "part": data.part,
+        "samples_of_the_part": len(data.samples),
+        "opinion_scores": "synthetic" if data.dataset.synthetic else "human",
         "landscape": asdict(settings.landscape),
         "seed": settings.seed,
         "samples": settings.samples,
@@ -266,9 +322,10 @@ def _document(
             {
                 "name": name,
                 "checkpoint": str(models[name].file),
-                "method": models[name].checkpoint.method,
-                "seed": models[name].checkpoint.seed,
-                "gamma": models[name].checkpoint.gamma,
+                "script": models[name].checkpoint.script,
+                "method": models[name].settings.method,
+                "seed": models[name].settings.seed,
+                "gamma": models[name].settings.gamma,
                 "loss": own.loss,
                 "sharpness": {"worst": own.worst_rise, "average": own.average_rise},
                 "curves": own.curves.tolist(),
@@ -318,5 +375,4 @@ def _save(figure: Figure, path: Path) -> None:
 
 if __name__ == "__main__":
     with expected_errors_in_one_line():
-        torch.set_num_threads(1)
         main(tyro.cli(Landscape, description=__doc__))

@@ -13,7 +13,7 @@ with synthetic opinion scores, which show that everything works and do not compa
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import tyro
@@ -22,12 +22,19 @@ from vqa.datasets import load_dataset
 from vqa.errors import expected_errors_in_one_line
 from vqa.reproduction.catalogue import Exhibit, catalogue
 from vqa.reproduction.data_choice import GENERATED, DataName, data_choice
-from vqa.reproduction.inputs import Inputs, read_roots, read_weights
 from vqa.reproduction.launch import Failure, Machine, execute
-from vqa.reproduction.plan import Plan, describe_plan, make_plan
+from vqa.reproduction.plan import describe_plan, make_plan
 from vqa.reproduction.report import terminal_report, write_report
-from vqa.reproduction.store import Store
-from vqa.reproduction.sweep import Selection, Sweep, check_labels, needed_runs, shard
+from vqa.reproduction.sources import Sources, read_roots, read_weights
+from vqa.reproduction.sweep import (
+    Selection,
+    Sweep,
+    check_labels,
+    needed_datasets,
+    needed_runs,
+    shard,
+)
+from vqa.store import Store
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -91,14 +98,15 @@ def main(settings: Reproduce) -> tuple[Failure, ...]:
     """Plan, run and report; the runs that failed."""
     exhibits = chosen(settings.exhibits)
     check_labels(exhibits, settings.only)
-    inputs, machine = _inputs(settings), _machine(settings)
-    sweep, store = _sweep(settings, inputs), Store(settings.output / settings.data / "runs")
+    sources, machine = _sources(settings), _machine(settings)
+    sweep = _sweep(settings, exhibits, sources)
+    store = Store(settings.output / settings.data / "runs")
     runs = shard(needed_runs(exhibits, sweep, settings.only), *_shard(settings.shard))
-    plan = make_plan(runs, store, inputs.missing)
+    plan = make_plan(runs, store, sources.missing)
     print(describe_plan(plan, exhibits, sweep, settings.only))
     if settings.dry_run:
         return ()
-    failures = () if settings.report_only else _run(plan, inputs, machine, store)
+    failures = () if settings.report_only else execute(plan.to_run, sources, machine, store)
     command = {name: _plain(value) for name, value in asdict(settings).items()}
     folder = settings.output / settings.data
     paths = write_report(folder, exhibits, sweep, store, failures, command)
@@ -119,25 +127,27 @@ def chosen(names: tuple[str, ...]) -> tuple[Exhibit, ...]:
     return tuple(own for name, own in known.items() if name in names or "all" in names)
 
 
-def _inputs(settings: Reproduce) -> Inputs:
+def _sources(settings: Reproduce) -> Sources:
     roots, annotations = read_roots(settings.roots)
     weights = read_weights(settings.weights)
     features = settings.features or settings.output / settings.data / "features"
     root, scratch = settings.data_root, settings.from_scratch
-    return Inputs(root, roots, annotations, weights, features, scratch)
+    return Sources(root, roots, annotations, weights, features, scratch)
 
 
-def _sweep(settings: Reproduce, inputs: Inputs) -> Sweep:
+def _sweep(settings: Reproduce, exhibits: tuple[Exhibit, ...], sources: Sources) -> Sweep:
     data = data_choice(settings.data)
     default: Selection = "test" if data.comparable else "validation"
-    return Sweep(
-        data,
-        settings.seeds,
-        settings.splits,
-        settings.select_on or default,
-        tuple(shlex.split(settings.settings)),
-        inputs.digests(),
-    )
+    flags = tuple(shlex.split(settings.settings))
+    select_on = settings.select_on or default
+    sweep = Sweep(data, settings.seeds, settings.splits, select_on, flags)
+    datasets = needed_datasets(exhibits, sweep)
+    if not (settings.dry_run or settings.report_only):
+        # Before several runs find it missing at a time, and so that what is planned is what runs.
+        for dataset in datasets:
+            if dataset in GENERATED:
+                load_dataset(dataset, sources.root(dataset))
+    return replace(sweep, digests=sources.digests(datasets))
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -150,14 +160,6 @@ def _shard(text: str) -> tuple[int, int]:
 def _machine(settings: Reproduce) -> Machine:
     flags = tuple(shlex.split(settings.machine))
     return Machine(settings.jobs, settings.torchrun, settings.gpus, flags)
-
-
-def _run(plan: Plan, inputs: Inputs, machine: Machine, store: Store) -> tuple[Failure, ...]:
-    # Before several runs find it missing at a time.
-    for dataset in dict.fromkeys(run.dataset for run in plan.to_run):
-        if dataset in GENERATED:
-            load_dataset(dataset, inputs.root(dataset))
-    return execute(plan.to_run, inputs, machine, store)
 
 
 def _plain(value: object) -> object:

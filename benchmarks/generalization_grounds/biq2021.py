@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.generalization_grounds.fitting import PlainTraining, build_mlp, fit
-from benchmarks.generalization_grounds.ground import Outcome, Part
+from benchmarks.generalization_grounds.ground import HeldOut, Outcome
 from benchmarks.generalization_grounds.methods import Recipe
 from vqa.metrics import agreement
 from vqa.training.losses import quality_loss
@@ -81,7 +81,7 @@ class Biq2021:
             "plain": asdict(self._plain),
         }
 
-    def run(self, recipe: Recipe, seed: int, part: Part) -> Outcome:
+    def run(self, recipe: Recipe, seed: int, part: HeldOut) -> Outcome:
         """See `Ground.run`; features are standardised by the samples that are fitted."""
         generator = torch.Generator().manual_seed(seed)
         train = torch.nonzero(~self._table.is_test)[:, 0]

@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from benchmarks.generalization_grounds.fitting import PlainTraining, build_mlp, fit
-from benchmarks.generalization_grounds.ground import Outcome, Part
+from benchmarks.generalization_grounds.ground import HeldOut, Outcome
 from benchmarks.generalization_grounds.methods import Recipe
 
 _VERSION = 1
@@ -68,7 +68,7 @@ class Digits:
             "plain": asdict(self._plain),
         }
 
-    def run(self, recipe: Recipe, seed: int, part: Part) -> Outcome:
+    def run(self, recipe: Recipe, seed: int, part: HeldOut) -> Outcome:
         """See `Ground.run`."""
         generator = torch.Generator().manual_seed(seed)
         labels = self._labels.clone()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.generalization_grounds.clips import shuffled_batches
 from benchmarks.generalization_grounds.ground import Meter, metered
 from benchmarks.generalization_grounds.methods import Recipe
 from benchmarks.generalization_grounds.optimizers import build_optimizer
-from vqa.sampling.tiny_fast_vqa import shuffled_batches
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -61,12 +62,33 @@ def fit(
     """
     optimizer = build_optimizer(model, recipe, plain.learning_rate, plain.weight_decay, seed)
     generator = torch.Generator().manual_seed(seed)
-    batches = shuffled_batches(len(targets), plain.batch, generator)
     steps = round(recipe.length * plain.epochs * (len(targets) // plain.batch))
+    order = islice(shuffled_batches(len(targets), plain.batch, generator), steps)
+    return take_steps(model, optimizer, ((inputs[own], targets[own]) for own in order), loss)
+
+
+def take_steps(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    loss: Loss,
+    multiplier: Callable[[int], float] = lambda step: 1.0,
+) -> Meter:
+    """Take a step on every batch of inputs and targets; what that cost, making batches included.
+
+    Args:
+        model: predictions of a batch of inputs.
+        optimizer: over its parameters; how often it evaluates the loss is its own affair.
+        batches: what to take steps on.
+        loss: of predictions and targets.
+        multiplier: of the learning rate, by the number of the step.
+    """
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, multiplier)
     model.train()
     with metered(model) as meter:
-        for _, which in zip(range(steps), batches, strict=False):
-            optimizer.step(_closure(model, optimizer, inputs[which], targets[which], loss))
+        for inputs, targets in batches:
+            optimizer.step(_closure(model, optimizer, inputs, targets, loss))
+            schedule.step()
     model.eval()
     return meter
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from benchmarks.generalization_grounds.methods import Recipe
 
-Part = Literal["validation", "test"]
+HeldOut = Literal["validation", "test"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Ground(Protocol):
         """Everything next to recipe, seed and part that decides an outcome."""
         ...
 
-    def run(self, recipe: Recipe, seed: int, part: Part) -> Outcome:
+    def run(self, recipe: Recipe, seed: int, part: HeldOut) -> Outcome:
         """Train from scratch on this seed's share of the training data.
 
         Recipes with the same seed begin with the same weights, fit the same samples and see the

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.generalization_grounds.ground import Outcome, Part, metered
-from benchmarks.generalization_grounds.methods import Recipe
-from benchmarks.generalization_grounds.optimizers import build_optimizer
-from vqa.demo.evaluation import evaluate
-from vqa.demo.training import TrainingSettings, train
-from vqa.io.label_list import read_label_list
-from vqa.models import build_model
-from vqa.sampling.tiny_fast_vqa import (
-    FragmentSampling,
+from benchmarks.generalization_grounds.clips import (
     PlaneClips,
     fixed_views,
     load_clips,
+    sample_fragments,
+    shuffled_batches,
     to_planes,
 )
+from benchmarks.generalization_grounds.fitting import take_steps
+from benchmarks.generalization_grounds.ground import HeldOut, Outcome
+from benchmarks.generalization_grounds.methods import Recipe
+from benchmarks.generalization_grounds.optimizers import build_optimizer
+from vqa.io.label_list import read_label_list
+from vqa.metrics import agreement
+from vqa.models import build_model
+from vqa.sampling.tiny_fast_vqa import FragmentSampling
 from vqa.synthetic.mini_ugc import MiniUgcSettings, build_mini_ugc
+from vqa.training.losses import quality_loss
+from vqa.training.optim import warm_up_cosine
 
 _VERSION = 1
 _VIEW_SEED, _VIEWS = 0, 4
@@ -37,6 +43,19 @@ _GRIDS: Mapping[str, tuple[float, ...]] = {
     "weight_decay": (0.3, 1.0, 3.0, 10.0),
     "length": (0.35, 0.5, 0.7),
 }
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """AdamW with a rising, then falling learning rate on FAST-VQA's loss."""
+
+    steps: int = 160
+    batch: int = 8
+    learning_rate: float = 4e-3
+    weight_decay: float = 0.05
+    warm_up: float = 0.1
+    """Part of the steps over which the learning rate rises."""
+    rank_weight: float = 0.3
 
 
 @dataclass(frozen=True)
@@ -64,7 +83,7 @@ class MiniUgc:
         self,
         folder: Path,
         data: MiniUgcSettings = MiniUgcSettings(),  # noqa: B008
-        training: TrainingSettings = TrainingSettings(steps=160, batch=8),  # noqa: B008
+        training: TrainingSettings = TrainingSettings(),
         left_out: int = 3,
         width: int = 8,
     ) -> None:
@@ -85,23 +104,35 @@ class MiniUgc:
             "training": asdict(self._training),
         }
 
-    def run(self, recipe: Recipe, seed: int, part: Part) -> Outcome:
+    def run(self, recipe: Recipe, seed: int, part: HeldOut) -> Outcome:
         """See `Ground.run`; whole photographs are left out, so that no content is in both."""
         fitted, left_out = self._split(seed)
         held = left_out if part == "validation" else self._test.clips
         torch.manual_seed(seed)
         model = build_model("tiny_fast_vqa", planes=fitted.planes.shape[1], width=self._width)
         add_dropout(model, recipe.dropout)
-        training = replace(self._training, steps=round(recipe.length * self._training.steps))
+        training, steps = self._training, round(recipe.length * self._training.steps)
         optimizer = build_optimizer(
             model, recipe, training.learning_rate, training.weight_decay, seed
         )
-        generator = torch.Generator().manual_seed(seed)
-        with metered(model) as meter:
-            train(model, optimizer, fitted, self._sampling, training, generator)
+        rise = max(1, round(training.warm_up * steps))
+        meter = take_steps(
+            model,
+            optimizer,
+            self._batches(fitted, steps, torch.Generator().manual_seed(seed)),
+            partial(quality_loss, rank_weight=training.rank_weight),
+            lambda step: warm_up_cosine(step, steps, rise),
+        )
         return Outcome(
             self._srcc(model, held), self._srcc(model, fitted), meter.passes, meter.cpu_seconds
         )
+
+    def _batches(
+        self, clips: PlaneClips, steps: int, generator: torch.Generator
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        order = shuffled_batches(len(clips.scores), self._training.batch, generator)
+        for which in islice(order, steps):
+            yield sample_fragments(clips, which, self._sampling, generator), clips.scores[which]
 
     def _split(self, seed: int) -> tuple[PlaneClips, PlaneClips]:
         generator = torch.Generator().manual_seed(seed)
@@ -110,9 +141,12 @@ class MiniUgc:
         fitted, left_out = order[self._left_out :], order[: self._left_out]
         return self._train.of(fitted), self._train.of(left_out)
 
+    @torch.no_grad()
     def _srcc(self, model: nn.Module, clips: PlaneClips) -> float:
         views = fixed_views(clips, self._sampling, _VIEWS, _VIEW_SEED)
-        return evaluate(model, views, clips.scores).srcc
+        return agreement(
+            torch.stack([model(view) for view in views]).mean(dim=0), clips.scores
+        ).srcc
 
 
 def load_part(label_list: Path) -> PhotographedClips:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.generalization_grounds.comparison import Comparison
 from benchmarks.generalization_grounds.methods import PLAIN
-from benchmarks.generalization_grounds.rows import Row
+from benchmarks.generalization_grounds.rows import ReportRow
 from vqa.io.files import replacing
 
 # Okabe and Ito's colours, told apart by everybody: ordinary, RWP, SAM, AWP, AWP in one pass, both.
@@ -39,7 +39,7 @@ _STYLES: Mapping[str, tuple[str, str]] = {
 }
 
 
-def markdown_table(rows: Sequence[Row], metric: str) -> str:
+def markdown_table(rows: Sequence[ReportRow], metric: str) -> str:
     """The rows of one ground."""
     lines = [
         f"| method | chosen | test {metric} | difference to plain (95 %) | better on | p | p (Holm)"
@@ -77,7 +77,7 @@ def sentences(comparisons: Sequence[Comparison], titles: Mapping[str, str]) -> l
     return lines
 
 
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
+def write_csv(path: Path, rows: Sequence[ReportRow]) -> None:
     """One line for each ground and method."""
     with replacing(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(asdict(rows[0])))
@@ -85,7 +85,7 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
         writer.writerows(asdict(row) for row in rows)
 
 
-def write_figure(path: Path, rows: Mapping[str, Sequence[Row]]) -> None:
+def write_figure(path: Path, rows: Mapping[str, Sequence[ReportRow]]) -> None:
     """Benefit against cost with paired 95 % intervals, one panel for each ground."""
     figure = Figure(figsize=(1.5 + 4.2 * len(rows), 6.5), layout="constrained")
     panels = figure.subplots(1, len(rows), squeeze=False)[0]
@@ -103,7 +103,7 @@ def write_figure(path: Path, rows: Mapping[str, Sequence[Row]]) -> None:
         figure.savefig(unfinished, dpi=110, format="png")
 
 
-def draw_benefit(axes: Axes, rows: Sequence[Row]) -> None:
+def draw_benefit(axes: Axes, rows: Sequence[ReportRow]) -> None:
     """Difference to plain over passes for the rows of one ground."""
     axes.axhline(0, color="black", linewidth=0.8)
     others = [row for row in rows if row.method != PLAIN]
@@ -119,7 +119,7 @@ def draw_benefit(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set_xlabel("forward and backward passes of the training, plain = 1")
 
 
-def _places(rows: Sequence[Row]) -> list[float]:
+def _places(rows: Sequence[ReportRow]) -> list[float]:
     """Passes of each row; rows that have as many stand side by side."""
     peers = [[other.method for other in rows if other.passes == row.passes] for row in rows]
     return [
@@ -128,7 +128,7 @@ def _places(rows: Sequence[Row]) -> list[float]:
     ]
 
 
-def _general(row: Row) -> str:
+def _general(row: ReportRow) -> str:
     """A title that is right on every ground, whichever its best ordinary regulariser."""
     if row.method.startswith("ordinary+"):
         return "best ordinary regulariser + " + row.title.split(" + ", 1)[1]

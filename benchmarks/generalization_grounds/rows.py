@@ -14,7 +14,7 @@ from vqa.statistics import summarise
 
 
 @dataclass(frozen=True)
-class Row:
+class ReportRow:
     """One method on one ground; costs in units of plain training's."""
 
     ground: str
@@ -42,7 +42,7 @@ class Row:
 
 def compared_with_plain(
     ground: str, choices: Mapping[str, Choice], outcomes: Mapping[str, Sequence[Outcome]]
-) -> list[Row]:
+) -> list[ReportRow]:
     """A line for each method, plain first, in the order of `outcomes`.
 
     Args:
@@ -89,11 +89,11 @@ def _row(
     choices: Mapping[str, Choice],
     outcomes: Mapping[str, Sequence[Outcome]],
     test: Comparison | None,
-) -> Row:
+) -> ReportRow:
     own, plain = outcomes[method], outcomes[PLAIN]
     score = summarise([outcome.score for outcome in own])
     times = [a.cpu_seconds / b.cpu_seconds for a, b in zip(own, plain, strict=True)]
-    return Row(
+    return ReportRow(
         ground=ground,
         method=method,
         title=choices[method].title,

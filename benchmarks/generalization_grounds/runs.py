@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -14,10 +13,10 @@ import torch
 
 from benchmarks.generalization_grounds.biq2021 import Biq2021, load_table
 from benchmarks.generalization_grounds.digits import Digits
-from benchmarks.generalization_grounds.ground import Ground, Outcome, Part
+from benchmarks.generalization_grounds.ground import Ground, HeldOut, Outcome
 from benchmarks.generalization_grounds.methods import Recipe
 from benchmarks.generalization_grounds.mini_ugc import MiniUgc
-from vqa.io.files import replacing
+from vqa.io.files import digest, replacing
 from vqa.processes import process_pool
 from vqa.progress import progress_bar
 
@@ -30,7 +29,7 @@ class Job:
 
     recipe: Recipe
     seed: int
-    part: Part
+    part: HeldOut
 
 
 @cache
@@ -91,5 +90,4 @@ class Runner:
     def _path(self, job: Job) -> Path:
         ground = self.build().describe()
         decides = {"ground": ground, "job": asdict(job), "torch": torch.__version__}
-        digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-        return self.folder / self.name / f"{digest[:24]}.json"
+        return self.folder / self.name / f"{digest(decides)[:24]}.json"

@@ -131,7 +131,12 @@ def draw_seeds(axes: Axes, values: Mapping[str, Sequence[float]], colours: Seque
     axes.bar(places, means, color=colours, alpha=0.6)
     for of_one_seed in zip(*values.values(), strict=True):
         axes.plot(places, of_one_seed, "o-", color="black", linewidth=0.4, markersize=3)
-    axes.set_xticks(places, [name.replace(", ", "\n") for name in values], fontsize="small")
+    axes.set_xticks(places, [_narrow(name) for name in values], fontsize="small")
+
+
+def _narrow(name: str) -> str:
+    """Broken into lines, so that names beside one another have room."""
+    return name.replace(", ", "\n").replace("=", "=\n").replace("plain ", "plain\n")
 
 
 def _styles(number: int) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import shutil
 import subprocess
@@ -34,6 +35,15 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
     """Versions of Python, torch_awp and some installed packages."""
     installed = {package: version(package) for package in packages}
     return {"python": platform.python_version(), "torch_awp": torch_awp.__version__, **installed}
+
+
+def source_digest() -> str:
+    """Of the code that decides a result: the library and the examples."""
+    digest = hashlib.sha256()
+    for folder in (*map(Path, torch_awp.__path__), _REPOSITORY / "examples"):
+        for file in sorted(folder.rglob("*.py")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def device_name(device: torch.device) -> str:

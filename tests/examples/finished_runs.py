@@ -6,8 +6,9 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from vqa.reproduction.store import Store
+from vqa.reproduction.launch import note_of
 from vqa.reproduction.trainings import PlannedRun
+from vqa.store import Store
 
 POSITIONS = [-0.5, 0.0, 0.5]
 
@@ -55,7 +56,7 @@ def scores(srcc: float | None) -> dict[str, float | None]:
 
 def finish(store: Store, run: PlannedRun, **values: object) -> None:
     """Leave what a finished run leaves."""
-    store.note(run, ["python", "script.py"])
+    store.note(run, note_of(run, ["python", "script.py"]))
     write_results(store.folder(run), run.split, document(**values))  # type: ignore[arg-type]
 
 

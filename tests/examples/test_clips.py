@@ -10,21 +10,20 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 from video_files import Stream, textured_clip, write_stream, write_video
 
-from vqa.io.label_list import LabelledVideo, LabelListError, write_label_list
-from vqa.io.video import read_frames
-from vqa.sampling.augmentation import Augmentation
-from vqa.sampling.fragments import enlarge
-from vqa.sampling.tiny_fast_vqa import (
-    FragmentSampling,
+from benchmarks.generalization_grounds.clips import (
     LumaClips,
     PlaneClips,
     fixed_views,
     load_clips,
-    read_planes,
     sample_fragments,
     shuffled_batches,
     to_planes,
 )
+from vqa.io.label_list import LabelledVideo, LabelListError, write_label_list
+from vqa.io.video import read_frames
+from vqa.sampling.augmentation import Augmentation
+from vqa.sampling.fragments import enlarge
+from vqa.sampling.tiny_fast_vqa import FragmentSampling, read_planes
 
 SAMPLING = FragmentSampling(grid=2, patch=8, frames=2, interval=2)
 

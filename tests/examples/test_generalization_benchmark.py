@@ -23,10 +23,9 @@ from benchmarks.generalization_grounds.digits import Digits, with_wrong_labels
 from benchmarks.generalization_grounds.fitting import PlainTraining
 from benchmarks.generalization_grounds.ground import Ground, Outcome
 from benchmarks.generalization_grounds.methods import INDEPENDENT, Recipe, dependent
-from benchmarks.generalization_grounds.mini_ugc import MiniUgc, add_dropout
+from benchmarks.generalization_grounds.mini_ugc import MiniUgc, TrainingSettings, add_dropout
 from benchmarks.generalization_grounds.runs import Job, Runner
 from benchmarks.generalization_grounds.selection import best_ordinary, choose_all
-from vqa.demo.training import TrainingSettings
 from vqa.models import build_model
 from vqa.synthetic.mini_ugc import MiniUgcSettings
 

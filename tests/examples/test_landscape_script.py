@@ -7,78 +7,63 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import REPOSITORY, run_command
-from video_files import textured_clip, write_video
 
-import landscape
+import fast_vqa
+import sama_iqa
 from landscape import Landscape, main
-from vqa.demo.checkpoints import Checkpoint, CheckpointError, save_checkpoint
-from vqa.demo.experiment import ExperimentSettings, run_method
-from vqa.demo.training import TrainingSettings
-from vqa.io.label_list import LabelledVideo, write_label_list
-from vqa.sampling.tiny_fast_vqa import FragmentSampling, load_clips, to_planes
-from vqa.synthetic.mini_ugc import MiniUgcSettings, build_mini_ugc
+from vqa.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from vqa.training.landscape import LandscapeSettings
+from vqa.training.main import run_script
 
-WHERE = LandscapeSettings(points=3, ascent_steps=2)
-EXPERIMENT = ExperimentSettings(
-    width=4,
-    views=1,
-    sampling=FragmentSampling(grid=2, patch=8, frames=2),
-    training=TrainingSettings(steps=2, batch=4),
-    landscape=WHERE,
-)
-
-
-def write_clips(folder: Path) -> Path:
-    videos = []
-    for number in range(4):
-        clip = textured_clip(frames=4, height=32, width=32, seed=number)
-        write_video(folder / f"v{number}.mp4", clip, quantiser=10 + 10 * number)
-        videos.append(LabelledVideo(f"v{number}.mp4", -1.0, 24.0, 5.0 - number))
-    write_label_list(folder / "own.txt", videos)
-    return folder / "own.txt"
+WHERE = LandscapeSettings(points=3)
 
 
 @pytest.fixture(scope="module")
-def label_list(tmp_path_factory):
-    return write_clips(tmp_path_factory.mktemp("clips"))
-
-
-@pytest.fixture(scope="module")
-def trained(label_list):
-    clips = to_planes(load_clips(label_list))
-    parts = {"train": clips, "test": clips, "ood": clips}
-    return [run_method(method, 0, EXPERIMENT, parts) for method in ("plain", "awp")]
-
-
-@pytest.fixture(scope="module")
-def files(trained, tmp_path_factory):
-    paths = [tmp_path_factory.mktemp("runs") / f"{run.method}.pt" for run, _ in trained]
-    for path, (_, checkpoint) in zip(paths, trained, strict=True):
-        save_checkpoint(path, checkpoint)
-    return tuple(paths)
+def trained(few_videos, tmp_path_factory):
+    """Results of two trainings, and their checkpoints."""
+    found = []
+    for perturb in ("none", "awp"):
+        output = tmp_path_factory.mktemp(perturb)
+        settings = replace(
+            fast_vqa.PRESETS["tiny"][1],
+            **few_videos,
+            perturb=perturb,
+            epochs=1,
+            batch=4,
+            test_clips=1,
+            select_on="last",
+            landscape_points=3,
+            output=output,
+        )
+        results = json.loads(run_script(settings, fast_vqa.task(settings)).read_text("utf-8"))
+        found.append((results["splits"][0], output / "split-0" / "best.pt"))
+    return found
 
 
 @pytest.fixture
-def settings(files, label_list, tmp_path):
-    return Landscape(files, str(label_list), output=tmp_path / "out", samples=2, landscape=WHERE)
+def settings(trained, tmp_path):
+    files = tuple(file for _, file in trained)
+    return Landscape(files, output=tmp_path / "out", samples=2, landscape=WHERE)
 
 
 def document(settings: Landscape) -> dict:
     return json.loads((settings.output / "landscape.json").read_text(encoding="utf-8"))
 
 
-def changed(checkpoint: Checkpoint, path: Path, **changes) -> Path:
-    save_checkpoint(path, replace(checkpoint, **changes))
+def changed(file: Path, path: Path, script: str = "fast_vqa", **changes: object) -> Path:
+    """A checkpoint with other settings."""
+    own = load_checkpoint(file)
+    settings = {**own.settings, **changes}
+    save_checkpoint(path, replace(own, script=script, settings=settings))
     return path
 
 
 def test_it_finds_what_the_training_run_reported(settings, trained):
     main(settings)
 
-    for found, (run, _) in zip(document(settings)["models"], trained, strict=True):
-        assert found["curves"] == [list(run.curve)]
-        assert found["sharpness"]["worst"] == run.sharpness
+    for found, (split, _) in zip(document(settings)["models"], trained, strict=True):
+        assert found["curves"] == [split["landscape"]["losses"]]
+        assert found["sharpness"]["worst"] == split["landscape"]["sharpness"]
 
 
 def test_the_middle_of_every_curve_and_surface_is_the_models_loss(settings):
@@ -112,17 +97,17 @@ def test_the_table_has_a_line_for_every_model(settings, capsys):
 
     plain, awp = (found["sharpness"] for found in document(settings)["models"])
     lines = capsys.readouterr().out.splitlines()
-    (shown,) = (line for line in lines if line.startswith("plain AdamW, seed 0"))
+    (shown,) = (line for line in lines if line.startswith("plain AdamW, seed 42"))
     assert shown.split()[-2:] == [f"{plain['worst']:.5f}", f"{plain['average']:.5f}"]
-    (shown,) = (line for line in lines if line.startswith("AWP, gamma 0.01, seed 0"))
+    (shown,) = (line for line in lines if line.startswith("AWP, gamma 0.01, seed 42"))
     assert shown.split()[-2:] == [f"{awp['worst']:.5f}", f"{awp['average']:.5f}"]
 
 
 def test_the_progress_bar_ends_with_the_last_loss(settings, capsys):
     main(replace(settings, directions=2, surface=True))
 
-    # Each: the centre, 2 + 1 on the ascent, 2 + 1 on the samples, 2 curves of 3, a plane of 9.
-    assert "44/44" in capsys.readouterr().err
+    # Each: the centre, 5 + 1 on the ascent, 2 + 1 on the samples, 2 curves of 3, a plane of 9.
+    assert "50/50" in capsys.readouterr().err
 
 
 def test_another_seed_is_another_direction(settings):
@@ -135,71 +120,105 @@ def test_another_seed_is_another_direction(settings):
     assert first["loss"] == second["loss"]
 
 
-def test_scores_of_a_users_list_are_not_called_synthetic(settings, capsys):
+def test_it_looks_at_the_training_part_unless_asked_otherwise(settings, capsys):
+    sizes = {}
+    for part in ("train", "test", "all"):
+        asked = {} if part == "train" else {"part": part}
+        main(replace(settings, **asked, batches=8))
+        sizes[part] = document(settings)["samples_of_the_part"]
+        assert f"list, {sizes[part]} videos of {part}\n" in capsys.readouterr().out
+
+    assert sizes["train"] + sizes["test"] == sizes["all"] == 26
+
+
+def test_it_takes_as_many_batches_as_asked_for(settings):
+    main(replace(settings, batches=2))
+
+    assert document(settings)["samples_of_the_part"] == 2 * 4
+
+
+def test_scores_of_a_users_list_are_not_called_synthetic(settings):
     main(settings)
 
-    assert document(settings)["opinion_scores"] == "as in the label list"
-    assert "own, 4 clips" in capsys.readouterr().out
+    assert document(settings)["opinion_scores"] == "human"
 
 
-@pytest.mark.parametrize("cached", [True, False])
-def test_mini_ugc_is_known_by_name_and_called_synthetic(
-    settings, tmp_path, monkeypatch, capsys, cached
-):
-    smallest = MiniUgcSettings(photographs=1, train_clips=2, test_clips=3, frames=4)
-    monkeypatch.setattr(landscape, "DEFAULT_FOLDER", tmp_path / "mini-ugc")
-    if cached:  # the script must take it, although it is not of the default settings
-        build_mini_ugc(tmp_path / "mini-ugc", smallest)
-    else:
-        monkeypatch.setattr(landscape, "MiniUgcSettings", lambda: smallest)
+def test_another_data_set_may_be_named(settings, few_videos, capsys):
+    root = few_videos["data_root"]
 
-    main(replace(settings, dataset="mini-ugc", part="test"))
+    main(replace(settings, dataset="mini-ugc", data_root=root, part="ood"))
 
-    assert document(settings)["clips"] == 3
     assert document(settings)["opinion_scores"] == "synthetic"
-    assert "3 test clips, synthetic opinion scores" in capsys.readouterr().out
+    assert "8 videos of ood, synthetic opinion scores" in capsys.readouterr().out
+
+
+def test_a_part_that_is_not_there_is_an_error_that_names_those_that_are(settings):
+    with pytest.raises(ValueError, match="part: expected one of train, test, all, got 'ood'"):
+        main(replace(settings, part="ood"))
+
+
+def test_the_checkpoint_of_another_script_is_built_and_fed_as_there(few_images, tmp_path):
+    own = replace(
+        sama_iqa.PRESETS["tiny"][1],
+        **few_images,
+        epochs=1,
+        select_on="last",
+        landscape_points=3,
+        output=tmp_path,
+    )
+    results = json.loads(run_script(own, sama_iqa.task(own)).read_text("utf-8"))
+    file = tmp_path / "split-0" / "best.pt"
+    settings = Landscape((file,), output=tmp_path / "out", samples=2, landscape=WHERE)
+
+    main(settings)
+
+    (found,) = document(settings)["models"]
+    assert found["curves"] == [results["splits"][0]["landscape"]["losses"]]
 
 
 def test_models_that_would_be_called_alike_are_told_apart_by_file(settings, trained, tmp_path):
-    _, checkpoint = trained[0]
-    copies = tuple(changed(checkpoint, tmp_path / name / "0.pt") for name in "ab")
+    copies = tuple(changed(trained[0][1], tmp_path / name / "0.pt") for name in "ab")
 
     main(replace(settings, checkpoint=copies))
 
     names = [found["name"] for found in document(settings)["models"]]
-    assert names == [f"plain AdamW, seed 0 ({Path(name, '0.pt')})" for name in "ab"]
+    assert names == [f"plain AdamW, seed 42 ({Path(name, '0.pt')})" for name in "ab"]
 
 
 def test_the_picture_grows_with_the_number_of_models(settings, trained, tmp_path):
-    _, checkpoint = trained[0]
-    many = tuple(changed(checkpoint, tmp_path / f"{seed}.pt", seed=seed) for seed in range(40))
+    file = trained[0][1]
+    many = tuple(changed(file, tmp_path / f"{seed}.pt", seed=seed) for seed in range(40))
 
-    main(replace(settings, checkpoint=many))  # matplotlib would warn of axes without room
+    main(replace(settings, checkpoint=many, batches=1))  # matplotlib would warn of lack of room
 
     assert (settings.output / "curves.png").exists()
 
 
-def test_losses_that_do_not_compare_are_an_error_that_names_the_files(settings, trained, tmp_path):
-    other = changed(trained[1][1], tmp_path / "other.pt", rank_weight=1.0)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rank_weight": 1.0}, "expected rank_weight 0.3 as in .*, got 1.0"),
+        ({"batch": 8}, "expected batch 4 as in .*, got 8"),
+        ({"script": "sama_vqa"}, "expected script fast_vqa as in .*, got sama_vqa"),
+    ],
+    ids=["rank weight", "batch", "script"],
+)
+def test_losses_that_do_not_compare_are_an_error_that_names_the_files(
+    settings, trained, tmp_path, changes, message
+):
+    other = changed(trained[1][1], tmp_path / "other.pt", **changes)
 
-    with pytest.raises(
-        CheckpointError, match=r"other\.pt: expected rank_weight 0\.3 as in .*plain"
-    ):
+    with pytest.raises(CheckpointError, match=rf"other\.pt: {message}"):
         main(replace(settings, checkpoint=(settings.checkpoint[0], other)))
 
 
-def test_a_model_of_other_planes_is_an_error_that_names_the_file(settings, trained, tmp_path):
-    model = landscape.load_model(settings.checkpoint[0])[0]
-    weights = {**model.state_dict(), "space.0.weight": torch.zeros(4, 5, 4, 4)}
-    other = changed(
-        trained[0][1],
-        tmp_path / "other.pt",
-        weights=weights,
-        model_settings={"planes": 5, "width": 4},
-    )
+def test_weights_of_another_model_are_an_error_that_names_the_file(settings, trained, tmp_path):
+    own = load_checkpoint(trained[0][1])
+    weights = {**own.state_dict, "space.0.weight": torch.zeros(16, 5, 4, 4)}
+    save_checkpoint(tmp_path / "other.pt", replace(own, state_dict=weights))
 
-    with pytest.raises(CheckpointError, match=r"other\.pt: expected a model of 3 planes, got .*5"):
-        main(replace(settings, checkpoint=(other,)))
+    with pytest.raises(CheckpointError, match=r"other\.pt: "):
+        main(replace(settings, checkpoint=(tmp_path / "other.pt",)))
 
 
 @pytest.mark.parametrize("checkpoint", [(), (Path("a.pt"), Path("a.pt"))], ids=["none", "twice"])
@@ -209,7 +228,7 @@ def test_every_checkpoint_counts_once(checkpoint):
 
 
 def test_it_runs_from_the_command_line(settings, tmp_path):
-    arguments = ["--checkpoint", *settings.checkpoint, "--dataset", settings.dataset]
+    arguments = ["--checkpoint", *settings.checkpoint, "--batches", "1"]
     arguments += ["--output", tmp_path / "out", "--landscape.points", "3"]
 
     run = run_command(REPOSITORY / "examples" / "landscape.py", *arguments)

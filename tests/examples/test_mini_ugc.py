@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.generalization_grounds.clips import load_clips
 from vqa.io.label_list import read_label_list
-from vqa.sampling.tiny_fast_vqa import load_clips
 from vqa.synthetic import mini_ugc
 from vqa.synthetic.mini_ugc import MIXES, PARTS, MiniUgcSettings, build_mini_ugc, draw_chain
 from vqa.synthetic.photographs import PHOTOGRAPHS, load_photograph

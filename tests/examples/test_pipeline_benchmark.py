@@ -4,6 +4,8 @@ import json
 
 from command_line import REPOSITORY, run_command
 
+from vqa.synthetic.mini_ugc import MiniUgcSettings, build_mini_ugc
+
 SCRIPT = REPOSITORY / "benchmarks" / "pipeline.py"
 
 
@@ -21,3 +23,16 @@ def test_reading_a_file_takes_the_memory_of_a_few_frames_however_many_there_are(
     grown = {name: videos["720p-1s"] for name, videos in found["memory"]["MiB"].items()}
     assert len(grown) == 8
     assert max(grown.values()) < 150, grown
+
+
+def test_what_the_stack_costs_is_told_apart_from_the_steps(tmp_path):
+    build_mini_ugc(tmp_path / "set", MiniUgcSettings(photographs=2, train_clips=11, test_clips=2))
+    settings = ["--measures", "stack", "--stack-epochs", "1", "--rounds", "2"]
+    settings += ["--mini-ugc", tmp_path / "set", "--output", tmp_path / "pipeline.json"]
+
+    run = run_command(SCRIPT, *settings)
+
+    assert run.returncode == 0, run.stderr
+    shares = json.loads((tmp_path / "pipeline.json").read_text())["stack"]["shares"]
+    for name in ("steps", "reading", "choosing, saving, logging"):
+        assert 0 < shares[name][1] < 1

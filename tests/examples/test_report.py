@@ -2,26 +2,33 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
-import torch
 
-from vqa.demo.experiment import Correlation, Run
 from vqa.demo.report import by_method, conclusions, table, write_results
+from vqa.store import Results
 
 
-def run_with(method, seed: int, train: float, test: float) -> Run:
-    return Run(
-        method=method,
-        seed=seed,
-        train=Correlation(train, train),
-        test=Correlation(test, test),
-        ood=Correlation(test - 0.1, test - 0.1),
-        gap=Correlation(train - test, train - test),
-        sharpness=0.2 if method == "plain" else 0.05,
-        curve=(0.3, 0.1, 0.3),
-        seconds_per_step=0.01 if method == "plain" else 0.02,
-    )
+def run_with(method, seed: int, train: float, test: float) -> Results:
+    def scores(value: float) -> dict[str, float]:
+        return {"srcc": value, "plcc": value}
+
+    split = {
+        "train": scores(train),
+        "test": scores(test),
+        "gap": scores(train - test),
+        "also": {"mini-ugc-ood": scores(test - 0.1)},
+        "median_step_seconds": 0.01 if method == "plain" else 0.02,
+        "landscape": {
+            "positions": [-1.0, 0.0, 1.0],
+            "losses": [0.3, 0.1, 0.3],
+            "sharpness": 0.2 if method == "plain" else 0.05,
+        },
+    }
+    perturb = "none" if method == "plain" else method
+    settings = {"perturb": perturb, "gamma": 0.01, "seed": seed}
+    return Results(Path("results.json"), {"settings": settings, "splits": [split]})
 
 
 def runs_with_gaps(plain: list[float], awp: list[float]) -> dict:
@@ -37,7 +44,7 @@ UNCLEAR = runs_with_gaps([0.30, 0.20, 0.25, 0.28], [0.24, 0.27, 0.21, 0.29])
 def test_runs_are_ordered_by_seed_so_that_they_pair_up():
     runs = by_method([run_with("plain", seed, 0.9, 0.6) for seed in (2, 0, 1)])
 
-    assert [run.seed for run in runs["plain"]] == [0, 1, 2]
+    assert [run.document["settings"]["seed"] for run in runs["plain"]] == [0, 1, 2]
 
 
 def test_the_table_has_mean_spread_and_paired_difference():
@@ -74,21 +81,20 @@ def test_without_plain_nothing_is_concluded():
 
 
 def test_results_hold_every_run_with_all_parts(tmp_path):
-    positions = torch.tensor([-1.0, 0.0, 1.0])
-
-    write_results(tmp_path, CLEAR, {"seeds": [0, 1, 2, 3]}, positions)
+    write_results(tmp_path, CLEAR, {"seeds": [0, 1, 2, 3]})
 
     document = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert len(document["runs"]) == 8
     for run in document["runs"]:
         for part in ("train", "test", "ood", "gap"):
-            assert set(run[part]) == {"srcc", "plcc"}
+            assert {f"{part} SRCC", f"{part} PLCC"} <= set(run)
+        assert run["landscape"]["positions"] == [-1.0, 0.0, 1.0]
     assert document["seeds"] == [0, 1, 2, 3]
     assert document["summary"]["awp"]["gap SRCC"]["minus_plain"]["n"] == 4
 
 
 def test_the_csv_has_one_row_per_run(tmp_path):
-    write_results(tmp_path, CLEAR, {}, torch.zeros(3))
+    write_results(tmp_path, CLEAR, {})
 
     with (tmp_path / "results.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -99,7 +105,7 @@ def test_the_csv_has_one_row_per_run(tmp_path):
 def test_results_of_a_single_seed_are_valid_json(tmp_path):
     runs = by_method([run_with("plain", 0, 0.9, 0.6), run_with("awp", 0, 0.9, 0.7)])
 
-    write_results(tmp_path, runs, {}, torch.zeros(3))
+    write_results(tmp_path, runs, {})
 
     text = (tmp_path / "results.json").read_text(encoding="utf-8")
     assert json.loads(text)["summary"]["awp"]["gap SRCC"]["minus_plain"]["p_value"] is None
@@ -107,6 +113,6 @@ def test_results_of_a_single_seed_are_valid_json(tmp_path):
 
 
 def test_the_figure_is_a_picture(tmp_path):
-    write_results(tmp_path, CLEAR, {}, torch.tensor([-1.0, 0.0, 1.0]))
+    write_results(tmp_path, CLEAR, {})
 
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")

@@ -11,11 +11,11 @@ from finished_runs import FakeLauncher, finish, flag
 from vqa.reproduction.catalogue import catalogue
 from vqa.reproduction.cost import ASSUMED
 from vqa.reproduction.data_choice import data_choice
-from vqa.reproduction.inputs import Inputs, read_roots, read_weights
 from vqa.reproduction.launch import Machine, command, execute, launch, tail
 from vqa.reproduction.plan import describe_plan, make_plan
-from vqa.reproduction.store import Store
-from vqa.reproduction.sweep import Sweep, needed_runs
+from vqa.reproduction.sources import Sources, read_roots, read_weights
+from vqa.reproduction.sweep import Sweep, needed_datasets, needed_runs
+from vqa.store import Store
 
 EXHIBITS = catalogue()
 PAPER, MINI = Sweep(data_choice("paper")), Sweep(data_choice("mini-ugc"))
@@ -27,8 +27,8 @@ def store(tmp_path):
 
 
 @pytest.fixture
-def inputs(tmp_path):
-    return Inputs(tmp_path / "data")
+def sources(tmp_path):
+    return Sources(tmp_path / "data")
 
 
 def runs_of(*names: str, sweep: Sweep = MINI):
@@ -39,16 +39,16 @@ def states(runs, store, *more):
     return [item.state for item in make_plan(runs, store, *more).items]
 
 
-def test_finished_runs_are_not_run_again(store, inputs):
+def test_finished_runs_are_not_run_again(store, sources):
     runs = runs_of("table5")
     launcher = FakeLauncher()
-    execute(make_plan(runs, store).to_run, inputs, Machine(), store, launcher)
+    execute(make_plan(runs, store).to_run, sources, Machine(), store, launcher)
 
     assert len(launcher.commands) == 5
     assert make_plan(runs, store).to_run == ()
 
 
-def test_interrupted_runs_go_on_in_their_folder(store, inputs):
+def test_interrupted_runs_go_on_in_their_folder(store, sources):
     first, *_ = runs_of("table5")
     (store.folder(first) / "split-0").mkdir(parents=True)
     (store.folder(first) / "split-0" / "last.pt").write_bytes(b"state")
@@ -57,18 +57,18 @@ def test_interrupted_runs_go_on_in_their_folder(store, inputs):
     assert make_plan([first], store).to_run == (first,)
 
 
-def test_another_table_runs_only_what_is_new(store, inputs):
-    execute(runs_of("table5"), inputs, Machine(), store, FakeLauncher())
+def test_another_table_runs_only_what_is_new(store, sources):
+    execute(runs_of("table5"), sources, Machine(), store, FakeLauncher())
 
     new = make_plan(runs_of("table4", "table5"), store).to_run
 
     assert [run.value("--perturb") for run in new] == ["rwp"] * 4
 
 
-def test_what_fails_does_not_stop_the_others(store, inputs):
+def test_what_fails_does_not_stop_the_others(store, sources):
     launcher = FakeLauncher(lambda command: "0.01" in command)
 
-    (failure,) = execute(runs_of("table5"), inputs, Machine(), store, launcher)
+    (failure,) = execute(runs_of("table5"), sources, Machine(), store, launcher)
 
     assert failure.run.value("--gamma") == "0.01"
     assert failure.why == "exit status 1"
@@ -76,41 +76,41 @@ def test_what_fails_does_not_stop_the_others(store, inputs):
     assert states(runs_of("table5"), store).count("finished") == 4
 
 
-def test_a_failed_run_is_done_again_the_next_time(store, inputs):
+def test_a_failed_run_is_done_again_the_next_time(store, sources):
     runs = runs_of("table5")
-    execute(runs, inputs, Machine(), store, FakeLauncher(lambda command: "0.01" in command))
+    execute(runs, sources, Machine(), store, FakeLauncher(lambda command: "0.01" in command))
 
-    assert execute(make_plan(runs, store).to_run, inputs, Machine(), store, FakeLauncher()) == ()
+    assert execute(make_plan(runs, store).to_run, sources, Machine(), store, FakeLauncher()) == ()
     assert set(states(runs, store)) == {"finished"}
 
 
-def test_a_run_without_results_has_failed(store, inputs):
+def test_a_run_without_results_has_failed(store, sources):
     run, *_ = runs_of("table5")
 
-    (failure,) = execute([run], inputs, Machine(), store, lambda *_: 0)
+    (failure,) = execute([run], sources, Machine(), store, lambda *_: 0)
 
     assert failure.why == "it wrote no results.json"
 
 
-def test_results_of_something_else_are_a_failure_that_names_the_file(store, inputs):
+def test_results_of_something_else_are_a_failure_that_names_the_file(store, sources):
     run, *_ = runs_of("table5")
 
     def other(command, log, environment):
         (Path(flag(command, "--output")) / "results.json").write_text("{}", encoding="utf-8")
         return 0
 
-    (failure,) = execute([run], inputs, Machine(), store, other)
+    (failure,) = execute([run], sources, Machine(), store, other)
 
     assert str(store.folder(run) / "results.json") in failure.why
 
 
-def test_fine_tuning_waits_for_its_weights_and_is_not_tried_without(store, inputs):
+def test_fine_tuning_waits_for_its_weights_and_is_not_tried_without(store, sources):
     runs = runs_of("table7")
     launcher = FakeLauncher(
         lambda command: "sama_vqa" in command[1] and "--finetune-from" not in command
     )
 
-    failures = execute(runs, inputs, Machine(jobs=3), store, launcher)
+    failures = execute(runs, sources, Machine(jobs=3), store, launcher)
 
     starts = ["--finetune-from" in command for command in launcher.commands]
     assert starts == sorted(starts)
@@ -122,14 +122,14 @@ def test_fine_tuning_waits_for_its_weights_and_is_not_tried_without(store, input
 
 def test_a_command_has_all_that_its_run_is(store, tmp_path):
     (run,) = needed_runs((EXHIBITS["table9"],), replace(PAPER, seeds=(7,)), ("gamma 0.001",))
-    inputs = Inputs(
+    sources = Sources(
         tmp_path,
         roots={"live-vqc": Path("elsewhere")},
         annotations={"live-vqc": Path("list.txt")},
         weights={"fast_vqa": Path("swin.pth"), "sama_iqa": Path("other.pth")},
     )
 
-    own = command(run, inputs, Machine(flags=("--workers", "8")), store)
+    own = command(run, sources, Machine(flags=("--workers", "8")), store)
 
     assert own[:2] == [sys.executable, str(Path(own[1]))]
     assert Path(own[1]).name == "fast_vqa.py"
@@ -152,22 +152,22 @@ def test_a_command_has_all_that_its_run_is(store, tmp_path):
         assert flag(own, name) == value
 
 
-def test_torchrun_starts_the_same_script(store, inputs):
+def test_torchrun_starts_the_same_script(store, sources):
     run, *_ = runs_of("table5")
 
-    alone = command(run, inputs, Machine(), store)
-    several = command(run, inputs, Machine(torchrun=4), store)
+    alone = command(run, sources, Machine(), store)
+    several = command(run, sources, Machine(torchrun=4), store)
 
     assert several[1:3] == ["-m", "torch.distributed.run"]
     assert flag(several, "--nproc-per-node") == "4"
     assert several[-len(alone) + 1 :] == alone[1:]
 
 
-def test_jobs_divide_the_gpus(store, inputs):
+def test_jobs_divide_the_gpus(store, sources):
     launcher = FakeLauncher()
     machine = Machine(jobs=2, torchrun=2, gpus=("0", "1", "2", "3"))
 
-    execute(runs_of("table5"), inputs, machine, store, launcher)
+    execute(runs_of("table5"), sources, machine, store, launcher)
 
     used = {own["CUDA_VISIBLE_DEVICES"] for own in launcher.environments}
     assert used <= {"0,1", "2,3"}
@@ -198,29 +198,29 @@ def test_the_tail_of_a_progress_bar_is_its_last_state(tmp_path):
 
 def test_runs_without_data_or_weights_are_impossible_and_say_why(store, tmp_path):
     runs = runs_of("table7", sweep=PAPER)
-    inputs = Inputs(tmp_path)
+    sources = Sources(tmp_path)
     (tmp_path / "konvid-1k").mkdir()
 
-    plan = make_plan(runs, store, inputs.missing)
+    plan = make_plan(runs, store, sources.missing)
 
     assert plan.to_run == ()
     assert {item.why for item in plan.items} >= {f"no data set lsvq in {tmp_path / 'lsvq'}"}
     for name in ("lsvq", "live-vqc", "youtube-ugc"):
         (tmp_path / name).mkdir()
-    assert {item.state for item in make_plan(runs, store, inputs.missing).items} == {"impossible"}
-    assert "--weights fast_vqa=FILE" in inputs.missing(
+    assert {item.state for item in make_plan(runs, store, sources.missing).items} == {"impossible"}
+    assert "--weights fast_vqa=FILE" in sources.missing(
         next(r for r in runs if r.script == "fast_vqa")
     )
-    scratch = replace(inputs, from_scratch=True, weights={"slowfast": Path("slowfast.pyth")})
+    scratch = replace(sources, from_scratch=True, weights={"slowfast": Path("slowfast.pyth")})
     assert set(states(runs, store, scratch.missing)) == {"to do"}
 
 
 def test_simple_vqa_extracts_features_of_every_data_set_first(store, tmp_path):
-    inputs = Inputs(tmp_path, weights={"slowfast": Path("slowfast.pyth")}, features=Path("space"))
+    sources = Sources(tmp_path, weights={"slowfast": Path("slowfast.pyth")}, features=Path("space"))
     runs = needed_runs((EXHIBITS["table7"],), PAPER, ("SimpleVQA",))
     launcher = FakeLauncher()
 
-    assert execute(runs, inputs, Machine(), store, launcher) == ()
+    assert execute(runs, sources, Machine(), store, launcher) == ()
 
     extracted = [own for own in launcher.commands if own[1].endswith("simple_vqa_features.py")]
     assert launcher.commands[: len(extracted)] == extracted
@@ -238,7 +238,7 @@ def test_runs_whose_features_cannot_be_extracted_fail_and_others_go_on(store, tm
     runs = runs_of("table1", sweep=PAPER)
     launcher = FakeLauncher(lambda command: "simple_vqa_features" in command[1])
 
-    (failure,) = execute(runs, Inputs(tmp_path), Machine(), store, launcher)
+    (failure,) = execute(runs, Sources(tmp_path), Machine(), store, launcher)
 
     assert failure.run.script == "simple_vqa"
     assert failure.why == "no features of konvid-1k"
@@ -271,7 +271,7 @@ def test_fine_tuning_needs_no_data_of_a_run_that_is_finished(store, tmp_path):
     (tmp_path / "konvid-1k").mkdir()
     finish(store, runs[0])
 
-    plan = make_plan(runs, store, Inputs(tmp_path).missing)
+    plan = make_plan(runs, store, Sources(tmp_path).missing)
 
     assert [item.run.dataset for item in plan.items if item.state == "to do"] == ["konvid-1k"]
 
@@ -337,7 +337,7 @@ def test_weights_with_other_contents_make_another_run(tmp_path):
     names = []
     for contents in (b"first", b"second"):
         file.write_bytes(contents)
-        digests = Inputs(tmp_path, weights=read_weights([f"fast_vqa={file}"])).digests()
+        digests = Sources(tmp_path, weights=read_weights([f"fast_vqa={file}"])).digests()
         names.append(runs_of("table5", sweep=replace(PAPER, digests=digests))[0].name)
 
     assert names[0] != names[1]
@@ -349,15 +349,37 @@ def test_another_place_or_other_labels_of_a_data_set_make_another_run(tmp_path):
         folder = tmp_path / root / "konvid-1k"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "labels.txt").write_text(f"x.mp4, -1, -1, {score}")
-        digests = Inputs(tmp_path / root).digests()
+        digests = Sources(tmp_path / root).digests(["konvid-1k"])
         names.append(runs_of("table5", sweep=replace(PAPER, digests=digests))[0].name)
 
     assert len(set(names)) == 3
 
 
-def test_a_run_keeps_what_it_was_started_with(store, inputs):
+@pytest.mark.parametrize(
+    "content", [b"other pixels, as many bytes", b"fewer"], ids=["time", "size"]
+)
+def test_other_media_files_of_the_same_names_make_another_run(tmp_path, content):
+    folder = tmp_path / "konvid-1k"
+    folder.mkdir()
+    (folder / "labels.txt").write_text("x.mp4, -1, -1, 1\ny.mp4, -1, -1, 2")
+    for name in ("x.mp4", "y.mp4"):
+        (folder / name).write_bytes(b"these pixels, as many bytes")
+        os.utime(folder / name, (1, 1))
+    names = [own_name(tmp_path), own_name(tmp_path)]
+
+    (folder / "y.mp4").write_bytes(content)
+
+    assert names[0] == names[1] != own_name(tmp_path)
+
+
+def own_name(root: Path) -> str:
+    digests = Sources(root).digests(needed_datasets([EXHIBITS["table5"]], PAPER))
+    return runs_of("table5", sweep=replace(PAPER, digests=digests))[0].name
+
+
+def test_a_run_keeps_what_it_was_started_with(store, sources):
     run, *_ = runs_of("table5")
-    execute([run], inputs, Machine(), store, FakeLauncher())
+    execute([run], sources, Machine(), store, FakeLauncher())
 
     ((note, _, size),) = store.finished()
 

@@ -9,11 +9,11 @@ from finished_runs import FakeLauncher, finish
 
 from vqa.reproduction.catalogue import catalogue
 from vqa.reproduction.data_choice import data_choice
-from vqa.reproduction.inputs import Inputs
 from vqa.reproduction.launch import Machine, execute
 from vqa.reproduction.report import terminal_report, write_report
-from vqa.reproduction.store import Store
+from vqa.reproduction.sources import Sources
 from vqa.reproduction.sweep import Sweep, needed_runs
+from vqa.store import Store
 
 EXHIBITS = catalogue()
 PAPER, MINI = Sweep(data_choice("paper")), Sweep(data_choice("mini-ugc"))
@@ -191,7 +191,7 @@ def test_missing_scores_are_an_error_that_names_file_and_part(store, tmp_path):
 def test_failed_runs_are_reported_with_the_end_of_their_log(store, tmp_path):
     runs = needed_runs((EXHIBITS["table5"],), MINI)
     failures = execute(
-        runs, Inputs(tmp_path), Machine(), store, FakeLauncher(lambda command: "0.01" in command)
+        runs, Sources(tmp_path), Machine(), store, FakeLauncher(lambda command: "0.01" in command)
     )
 
     text = report("table5", MINI, store, tmp_path, failures=failures)

@@ -12,8 +12,8 @@ REPOSITORY = Path(__file__).parents[2]
 EXAMPLES = REPOSITORY / "examples"
 MOST_MODULES = 18
 
-# What the modules of a folder may import beside one another. The seven modules that lie beside the
-# folders import nothing of the package.
+# What the modules of a folder may import beside one another. Of the modules that lie beside the
+# folders only the store imports something of the package.
 COMMON = {"errors", "figures", "metrics", "processes", "progress", "provenance", "statistics"}
 PLAN = {
     "io": set(),
@@ -24,8 +24,9 @@ PLAN = {
     "features": {"io", "models", "processes", "progress"},
     "training": {"io", "synthetic", "datasets", "models", "metrics", "progress", "provenance"},
     "scoring": {"io", "datasets", "training"},
-    "demo": {"io", "synthetic", "models", "sampling", "training", *COMMON},
-    "reproduction": {"io", "datasets", *COMMON},
+    "demo": {"io", "datasets", "training", "store", *COMMON},
+    "reproduction": {"io", "datasets", "store", *COMMON},
+    "store": {"io"},
     **{name: set() for name in COMMON},
 }
 

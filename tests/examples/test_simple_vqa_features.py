@@ -1,5 +1,6 @@
 """Key frames and motion features of SimpleVQA: which frames, in what size, and kept how."""
 
+import os
 import subprocess
 import sys
 import time
@@ -321,6 +322,21 @@ def test_a_changed_byte_at_either_end_or_in_the_middle_is_noticed(tmp_path, plac
     changed = bytearray(video.read_bytes())
     changed[place] = 1
     video.write_bytes(changed)
+
+    assert not cache.has(video)
+
+
+def test_a_changed_byte_anywhere_is_noticed_by_the_time_of_change(tmp_path):
+    cache = FeatureCache.create(tmp_path / "features", SMALL, "levels")
+    video = tmp_path / "v.mp4"
+    video.write_bytes(bytes(1_000_000))
+    os.utime(video, (1, 1))
+    cache.write(video, extract(write_clip(tmp_path / "w.mp4"), SMALL, FrameLevels()))
+    assert cache.has(video)
+
+    with video.open("r+b") as file:
+        file.seek(300_000)  # in none of the pieces that are read
+        file.write(b"other")
 
     assert not cache.has(video)
 

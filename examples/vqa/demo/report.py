@@ -6,16 +6,16 @@ import csv
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
 
-from vqa.demo.experiment import Run
 from vqa.figures import draw_curves, draw_seeds
 from vqa.io.files import replacing, write_json
 from vqa.statistics import PairedDifference, paired_difference, summarise
+from vqa.store import Results
 from vqa.training.perturbation import METHOD_NAMES, Method
 
 # Shades of one colour for the two kinds of the same thing; told apart by everybody.
@@ -30,27 +30,32 @@ _COLOURS: dict[Method, str] = {
 # Below this two-sided p value a difference is called one; printed with it every time.
 _LEVEL = 0.05
 
-Runs = Mapping[Method, Sequence[Run]]
+# Of every method, ordered by seed.
+Runs = Mapping[Method, Sequence[Results]]
 
 
-def by_method(runs: Sequence[Run]) -> dict[Method, list[Run]]:
-    """Runs per method, each ordered by seed."""
-    methods = dict.fromkeys(run.method for run in runs)
-    ordered = sorted(runs, key=lambda run: run.seed)
-    return {method: [run for run in ordered if run.method == method] for method in methods}
+def by_method(results: Sequence[Results]) -> dict[Method, list[Results]]:
+    """Results of each method, ordered by seed."""
+    runs: dict[Method, list[Results]] = {method: [] for method in METHOD_NAMES}
+    for own in sorted(results, key=_seed):
+        perturb = own.document["settings"]["perturb"]
+        runs["plain" if perturb == "none" else perturb].append(own)
+    return {method: own for method, own in runs.items() if own}
 
 
-_COLUMNS: dict[str, Callable[[Run], float]] = {
-    "train SRCC": lambda run: run.train.srcc,
-    "test SRCC": lambda run: run.test.srcc,
-    "gap SRCC": lambda run: run.gap.srcc,
-    "ood SRCC": lambda run: run.ood.srcc,
-    "train PLCC": lambda run: run.train.plcc,
-    "test PLCC": lambda run: run.test.plcc,
-    "gap PLCC": lambda run: run.gap.plcc,
-    "ood PLCC": lambda run: run.ood.plcc,
+_COLUMNS: dict[str, Callable[[Results], float]] = {
+    **{
+        f"{name} {metric.upper()}": partial(Results.score, part=part, metric=metric)
+        for metric in ("srcc", "plcc")
+        for name, part in (
+            ("train", "train"),
+            ("test", "test"),
+            ("gap", "gap"),
+            ("ood", "mini-ugc-ood"),
+        )
+    },
     "sharpness": lambda run: run.sharpness,
-    "ms / step": lambda run: 1e3 * run.seconds_per_step,
+    "ms / step": lambda run: 1e3 * run.step_seconds,
 }
 
 
@@ -93,17 +98,26 @@ def conclusions(runs: Runs) -> list[str]:
     return sentences
 
 
-def write_results(
-    folder: Path, runs: Runs, description: Mapping[str, object], positions: Tensor
-) -> list[Path]:
-    """Write `results.json`, `results.csv` and `figure.png`; returns their paths."""
-    every = [run for own in runs.values() for run in own]
+def write_results(folder: Path, runs: Runs, description: Mapping[str, object]) -> list[Path]:
+    """Write `results.json`, `results.csv` and `figure.png`; returns their paths.
+
+    The first holds every number of the others and of the table.
+    """
+    every = [(method, run) for method, own in runs.items() for run in own]
     document = {
         **description,
-        "curve_positions": positions.tolist(),
         "summary": _summary(runs),
         "conclusions": conclusions(runs),
-        "runs": [asdict(run) for run in every],
+        "runs": [
+            {
+                "method": method,
+                "seed": _seed(run),
+                "gamma": run.document["settings"]["gamma"],
+                **{name: value(run) for name, value in _COLUMNS.items()},
+                "landscape": run.landscape,
+            }
+            for method, run in every
+        ],
     }
     paths = [folder / name for name in ("results.json", "results.csv", "figure.png")]
     write_json(paths[0], document)
@@ -113,13 +127,13 @@ def write_results(
     ):
         writer = csv.writer(file)
         writer.writerow(["method", "seed", *_COLUMNS])
-        for run in every:
-            writer.writerow([run.method, run.seed, *(value(run) for value in _COLUMNS.values())])
-    draw_figure(paths[2], runs, positions)
+        for method, run in every:
+            writer.writerow([method, _seed(run), *(value(run) for value in _COLUMNS.values())])
+    draw_figure(paths[2], runs)
     return paths
 
 
-def draw_figure(path: Path, runs: Runs, positions: Tensor) -> None:
+def draw_figure(path: Path, runs: Runs) -> None:
     """Gap and test score of every run, and the training loss around the trained weights."""
     # Not through pyplot, which would pick a window system and keep the figure alive.
     figure = Figure(figsize=(12, 4.2), layout="constrained")
@@ -132,17 +146,22 @@ def draw_figure(path: Path, runs: Runs, positions: Tensor) -> None:
         draw_seeds(axes, _named(runs, _COLUMNS[column]), colours)
         axes.set_ylabel(label)
     curves = {
-        METHOD_NAMES[method]: torch.tensor([run.curve for run in own])
+        METHOD_NAMES[method]: torch.tensor([run.landscape["losses"] for run in own])
         for method, own in runs.items()
     }
-    draw_curves(losses, positions, curves, colours)
+    positions = next(iter(runs.values()))[0].landscape["positions"]
+    draw_curves(losses, torch.tensor(positions, dtype=torch.float64), curves, colours)
     losses.set_ylabel("training loss (band: all seeds)")
     figure.suptitle("mini-UGC: real .mp4 files, synthetic opinion scores", fontsize="medium")
     with replacing(path) as unfinished:
         figure.savefig(unfinished, dpi=150, format="png")
 
 
-def _named(runs: Runs, value: Callable[[Run], float]) -> dict[str, list[float]]:
+def _seed(run: Results) -> int:
+    return int(run.document["settings"]["seed"])
+
+
+def _named(runs: Runs, value: Callable[[Results], float]) -> dict[str, list[float]]:
     return {METHOD_NAMES[method]: [value(run) for run in own] for method, own in runs.items()}
 
 
@@ -159,13 +178,13 @@ def _summary(runs: Runs) -> dict[str, dict[str, object]]:
     return summary
 
 
-def _difference(runs: Runs, method: Method, value: Callable[[Run], float]) -> PairedDifference:
+def _difference(runs: Runs, method: Method, value: Callable[[Results], float]) -> PairedDifference:
     return paired_difference(
         [value(run) for run in runs[method]], [value(run) for run in runs["plain"]]
     )
 
 
-def _differences(runs: Runs, value: Callable[[Run], float]) -> list[str]:
+def _differences(runs: Runs, value: Callable[[Results], float]) -> list[str]:
     cells = []
     for method in runs:
         difference = _difference(runs, method, value)

@@ -1,9 +1,9 @@
 """A folder of extracted features: one file per video, complete or absent, checked when read.
 
 `features.json` says how the features of the folder were made. An entry is a zip archive of
-`key_frame_0.png` ..., `motion.npy` and `record.json`, named after the video's content, the settings
-and the extractor with its weights; so an entry is found as long as none of them has changed, also
-when the video was moved.
+`key_frame_0.png` ..., `motion.npy` and `record.json`, named after the video's time of change and
+content, the settings and the extractor with its weights; so an entry is found as long as none of
+them has changed, also when the video was moved.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional  # type: ignore[import-untyped]
 
 from vqa.features.key_frames import Features, FeatureSettings
-from vqa.io.files import replacing, shown, write_json
+from vqa.io.files import digest, replacing, shown, write_json
 from vqa.models.imagenet import normalise
 
 # To be raised when the same video and settings would give another entry.
@@ -150,7 +150,7 @@ class FeatureCache:
         return key_frames, torch.from_numpy(motion)
 
     def _path(self, video: Path, record: dict[str, object]) -> Path:
-        name = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:32]
+        name = digest(record)[:32]
         # For people only, so the beginning will do.
         stem = os.fsencode(video.stem)[:_NAME_BYTES].decode("utf-8", "ignore")
         return self.folder / f"{stem}-{name}.zip"
@@ -188,24 +188,26 @@ def filled(motion: Tensor, count: int) -> Tensor:
 
 
 def fingerprint(video: Path) -> str:
-    """Size and SHA-256 of the beginning, middle and end (64 KiB each) of a file.
+    """Time of change, size, and SHA-256 of beginning, middle and end (64 KiB each) of a file.
 
-    Cheap enough for every reading in training. Unlike its time of change it survives copying, and
-    the index of all frame sizes, which another encoding changes, is at one of a container's ends.
+    Cheap enough for every reading in training. A change anywhere in the file shows in the time; of
+    two files of one time and size, the index of all frame sizes at one of a container's ends tells
+    which it is.
 
     Raises:
         FeatureError: the file cannot be read.
     """
-    digest = hashlib.sha256()
+    pieces = hashlib.sha256()
     try:
         with video.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
+            changed = os.fstat(file.fileno()).st_mtime_ns
             for place in (0, (size - _PIECE) // 2, size - _PIECE):
                 file.seek(max(0, place))
-                digest.update(file.read(_PIECE))
+                pieces.update(file.read(_PIECE))
     except OSError as error:
         raise FeatureError(f"{shown(video)}: cannot be read ({error.strerror})") from error
-    return f"{size} {digest.hexdigest()}"
+    return f"{changed} {size} {pieces.hexdigest()}"
 
 
 def _is_free(folder: Path) -> bool:

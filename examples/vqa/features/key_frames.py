@@ -57,7 +57,7 @@ TINY = FeatureSettings(
 
 
 @dataclass(frozen=True)
-class Plan:
+class ChosenFrames:
     """Frame numbers of the distinct key frames and chunks of a video.
 
     A video with fewer than asked for repeats the last of each.
@@ -85,7 +85,7 @@ def plan(
     frame_rate: float,
     settings: FeatureSettings,
     times: NDArray[np.float64] | None = None,
-) -> Plan:
+) -> ChosenFrames:
     """Which frames are read.
 
     With a constant frame rate, key frame k is frame k * step and chunk k begins there, with
@@ -116,7 +116,7 @@ def plan(
         whole = max(1, frames // step) if step else 1
         starts = list(range(0, frames, step)) if step else [0]
     starts = starts[: settings.key_frames]
-    return Plan(
+    return ChosenFrames(
         key_frames=tuple(starts),
         chunks=tuple(
             tuple(min(number, frames - 1) for number in range(start, start + settings.chunk))
@@ -181,7 +181,7 @@ class _Seen:
 
     short_side: int
     size: int
-    wanted: Plan
+    wanted: ChosenFrames
     large: dict[int, Tensor] = field(default_factory=dict)
     small: dict[int, Tensor] = field(default_factory=dict)
 

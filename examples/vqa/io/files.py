@@ -56,6 +56,20 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def file_state(path: Path) -> tuple[int, int] | None:
+    """Size in bytes and time of change in nanoseconds of a file; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
+def digest(value: object) -> str:
+    """SHA-256 of plain values as JSON has them, hexadecimal; the order of keys does not count."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def write_json(path: Path, document: Mapping[str, object]) -> None:
     """Write a document for people and programs; null stands for numbers that JSON lacks."""
     text = json.dumps(_without_nan(document), indent=2, ensure_ascii=False)

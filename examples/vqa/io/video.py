@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqa.io.files import shown
-from vqa.io.video_index import Run, index_packets
+from vqa.io.video_index import Stretch, index_packets
 
 Pixels = NDArray[np.uint8]
 PixelFormat = Literal["rgb24", "gray"]
@@ -232,41 +232,41 @@ class Video:
     def _wanted_frames(self, wanted: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         missing = set(wanted)
         if self._index.random_access:
-            for run in self._index.runs(wanted):
-                for number, frame in self._decode_run(run):
+            for stretch in self._index.stretches(wanted):
+                for number, frame in self._decode_stretch(stretch):
                     missing.discard(number)
                     yield number, frame
         if missing:
             yield from self._count_to(missing)
 
-    def _decode_run(self, run: Run) -> Iterator[tuple[int, av.VideoFrame]]:
-        """The frames of a run that random access gives undamaged."""
+    def _decode_stretch(self, stretch: Stretch) -> Iterator[tuple[int, av.VideoFrame]]:
+        """The frames of a stretch that random access gives undamaged."""
         decoder = self._stream.codec_context
-        for packet in self._packets(run):
-            wanted = packet is None or packet.pts in run.frames
+        for packet in self._packets(stretch):
+            wanted = packet is None or packet.pts in stretch.frames
             decoder.skip_frame = "DEFAULT" if wanted else "NONREF"
             try:
                 decoded = decoder.decode(packet)
             except av.FFmpegError:
                 return  # counting says whether the file is damaged or only this way in
             for frame in decoded:
-                if frame.pts in run.frames and not frame.is_corrupt:
-                    yield run.frames[frame.pts], frame
+                if frame.pts in stretch.frames and not frame.is_corrupt:
+                    yield stretch.frames[frame.pts], frame
 
-    def _packets(self, run: Run) -> Iterator[av.Packet[av.VideoStream] | None]:
-        """The packets of a run and the end mark; nothing if they cannot be reached."""
+    def _packets(self, stretch: Stretch) -> Iterator[av.Packet[av.VideoStream] | None]:
+        """The packets of a stretch and the end mark; nothing if they cannot be reached."""
         seek_times = self._index.seek_times
         # Not every container's seeking can be trusted; from the start all packets come by.
-        for target in dict.fromkeys((seek_times[run.first], seek_times[0])):
+        for target in dict.fromkeys((seek_times[stretch.first], seek_times[0])):
             try:
                 self._container.seek(target, stream=self._stream)
             except av.FFmpegError:  # raw streams cannot be sought
                 continue
             packets = self._numbered_packets()
-            number, packet = next(((n, p) for n, p in packets if n >= run.first), (-1, None))
-            if packet is not None and number == run.first:
+            number, packet = next(((n, p) for n, p in packets if n >= stretch.first), (-1, None))
+            if packet is not None and number == stretch.first:
                 yield packet
-                yield from (p for n, p in _up_to(packets, run.last))
+                yield from (p for n, p in _up_to(packets, stretch.last))
                 yield None
                 return
 

@@ -14,11 +14,11 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-Place = tuple[int | None, int | None]
+PacketKey = tuple[int | None, int | None]
 
 
 @dataclass(frozen=True)
-class Run:
+class Stretch:
     """Packets to decode in one go, by their numbers, and the frames wanted from them."""
 
     first: int
@@ -45,7 +45,7 @@ class FrameIndex:
     """Packets in the order in which their frames are presented; an edit list hides some."""
     seek_times: tuple[int, ...]
     """Decoding time, where there is one, else presentation time of every packet."""
-    numbers: dict[Place, int]
+    numbers: dict[PacketKey, int]
     """Packet number by position in the file and presentation time."""
     end: int
     """When the last frame's presentation ends."""
@@ -56,28 +56,30 @@ class FrameIndex:
         """Number of frames that are presented."""
         return len(self.shown)
 
-    def runs(self, wanted: Iterable[int]) -> Iterator[Run]:
+    def stretches(self, wanted: Iterable[int]) -> Iterator[Stretch]:
         """How to decode as little as possible for some frames.
 
         A frame needs the last key frame that neither is decoded nor presented after it (the
         frames between a key frame of an open group of pictures and its predecessors in
         presentation need the group before), and everything from there to its own packet.
         """
-        run: Run | None = None
+        stretch: Stretch | None = None
         for number in sorted(set(wanted)):
             packet = int(self.shown[number])
             before = self.key[: packet + 1] & (self.times[: packet + 1] <= self.times[packet])
             first = int(np.flatnonzero(before)[-1])
             frames = {int(self.times[packet]): number}
-            if run is None:
-                run = Run(first, packet, frames)
-            elif first > run.last:
-                yield run
-                run = Run(first, packet, frames)
+            if stretch is None:
+                stretch = Stretch(first, packet, frames)
+            elif first > stretch.last:
+                yield stretch
+                stretch = Stretch(first, packet, frames)
             else:
-                run = Run(min(first, run.first), max(packet, run.last), run.frames | frames)
-        if run is not None:
-            yield run
+                stretch = Stretch(
+                    min(first, stretch.first), max(packet, stretch.last), stretch.frames | frames
+                )
+        if stretch is not None:
+            yield stretch
 
 
 def index_packets(packets: Iterable[av.Packet[av.VideoStream]], ordered: bool) -> FrameIndex:
@@ -96,7 +98,7 @@ def index_packets(packets: Iterable[av.Packet[av.VideoStream]], ordered: bool) -
     key = np.array([row[3] for row in rows], np.bool_)
     visible = np.flatnonzero([not row[4] for row in rows])
     shown = visible[np.argsort(times[visible], kind="stable")]
-    numbers: dict[Place, int] = {(row[2], row[0]): number for number, row in enumerate(rows)}
+    numbers: dict[PacketKey, int] = {(row[2], row[0]): number for number, row in enumerate(rows)}
     return FrameIndex(
         times=times,
         key=key,

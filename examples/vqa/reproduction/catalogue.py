@@ -34,7 +34,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One line of a table."""
 
     label: str
@@ -47,7 +47,7 @@ class Table:
 
     name: str
     title: str
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
 
 
 @dataclass(frozen=True)
@@ -206,16 +206,16 @@ def _test_cells(
     )
 
 
-def _methods(rows: _Rows) -> tuple[Row, ...]:
+def _methods(rows: _Rows) -> tuple[TableRow, ...]:
     return tuple(
-        Row(row["method"], _gap_cells(row, _model(_SCRIPTS[row["method"]], "konvid-1k")))
+        TableRow(row["method"], _gap_cells(row, _model(_SCRIPTS[row["method"]], "konvid-1k")))
         for row in rows
     )
 
 
-def _weight_decays(dataset: str, rows: _Rows) -> tuple[Row, ...]:
+def _weight_decays(dataset: str, rows: _Rows) -> tuple[TableRow, ...]:
     return tuple(
-        Row(
+        TableRow(
             f"weight decay {row['weight_decay']:g}",
             _gap_cells(row, analysed(dataset, weight_decay=row["weight_decay"])),
         )
@@ -223,9 +223,9 @@ def _weight_decays(dataset: str, rows: _Rows) -> tuple[Row, ...]:
     )
 
 
-def _augmentations(dataset: str, rows: _Rows) -> tuple[Row, ...]:
+def _augmentations(dataset: str, rows: _Rows) -> tuple[TableRow, ...]:
     return tuple(
-        Row(
+        TableRow(
             row["augmentation"],
             _gap_cells(row, analysed(dataset, augmentation=_AUGMENTATIONS[row["augmentation"]])),
         )
@@ -233,37 +233,39 @@ def _augmentations(dataset: str, rows: _Rows) -> tuple[Row, ...]:
     )
 
 
-def _gammas(perturb: Perturb, dataset: str, rows: _Rows) -> tuple[Row, ...]:
+def _gammas(perturb: Perturb, dataset: str, rows: _Rows) -> tuple[TableRow, ...]:
     return tuple(
-        Row(f"gamma {row['gamma']:g}", _gap_cells(row, analysed(dataset, perturb, row["gamma"])))
+        TableRow(
+            f"gamma {row['gamma']:g}", _gap_cells(row, analysed(dataset, perturb, row["gamma"]))
+        )
         for row in rows
     )
 
 
-def _lsvq_gammas(rows: _Rows) -> tuple[Row, ...]:
+def _lsvq_gammas(rows: _Rows) -> tuple[TableRow, ...]:
     return tuple(
-        Row(f"gamma {row['gamma']:g}", _cross_cells(row, _on_lsvq("fast_vqa", row["gamma"])))
+        TableRow(f"gamma {row['gamma']:g}", _cross_cells(row, _on_lsvq("fast_vqa", row["gamma"])))
         for row in rows
     )
 
 
-def _trained_on_lsvq(rows: _Rows) -> tuple[Row, ...]:
+def _trained_on_lsvq(rows: _Rows) -> tuple[TableRow, ...]:
     made = []
     for row in rows:
         script = _SCRIPTS.get(row["method"])
         training = None if script is None else _on_lsvq(script, _gamma(row))
-        made.append(Row(_label(row, _SCRIPTS), _cross_cells(row, training)))
+        made.append(TableRow(_label(row, _SCRIPTS), _cross_cells(row, training)))
     return tuple(made)
 
 
 def _per_dataset(
     scripts: Mapping[str, str], training: Callable[[str, float, str], Training], rows: _Rows
-) -> tuple[Row, ...]:
+) -> tuple[TableRow, ...]:
     made = []
     for row in rows:
         script = scripts.get(row["method"])
         own = None if script is None else partial(training, script, _gamma(row))
-        made.append(Row(_label(row, scripts), _test_cells(row, own)))
+        made.append(TableRow(_label(row, scripts), _test_cells(row, own)))
     return tuple(made)
 
 
@@ -277,7 +279,7 @@ def _label(row: Mapping[str, Any], scripts: Mapping[str, str]) -> str:
     return f"{row['method']} + AWP" if row["awp"] else str(row["method"])
 
 
-_TABLES: Mapping[str, Callable[[_Rows], tuple[Row, ...]]] = {
+_TABLES: Mapping[str, Callable[[_Rows], tuple[TableRow, ...]]] = {
     "table1": _methods,
     "table2": partial(_weight_decays, "konvid-1k"),
     "table3": partial(_augmentations, "konvid-1k"),

@@ -14,8 +14,8 @@ from vqa.reproduction.measured import (
     measured_score,
     measured_sharpness,
 )
-from vqa.reproduction.store import Store
 from vqa.reproduction.sweep import Sweep
+from vqa.store import Store
 
 Status = Literal["measured", "not measured", "cited"]
 

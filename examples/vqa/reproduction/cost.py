@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from vqa.datasets import SPECS
-from vqa.reproduction.store import Store
 from vqa.reproduction.trainings import PlannedRun
+from vqa.store import Store
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from vqa.figures import draw_curves
 from vqa.io.files import replacing
 from vqa.reproduction.catalogue import LossFigure, Panel
 from vqa.reproduction.measured import rises
-from vqa.reproduction.store import Store
 from vqa.reproduction.sweep import Sweep
+from vqa.store import Store
 
 _WIDTH, _HEIGHT = 4.4, 4.6  # inches of a panel
 

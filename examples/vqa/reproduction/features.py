@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vqa.reproduction.cost import sizes
-from vqa.reproduction.inputs import Inputs
+from vqa.reproduction.sources import Sources
 from vqa.reproduction.trainings import PlannedRun
 
 # YouTube-UGC has 20 key frames, all others 8; a folder holds features of one kind.
@@ -29,14 +29,14 @@ class Extraction:
         """Preset of simple_vqa_features.py."""
         return self.dataset if self.dataset in _OF_ITS_OWN else "paper"
 
-    def command(self, inputs: Inputs, script: Path) -> list[str]:
+    def command(self, sources: Sources, script: Path) -> list[str]:
         """The command line, beginning with this Python."""
-        options = ["--dataset", self.dataset, "--data-root", str(inputs.root(self.dataset))]
-        if self.dataset in inputs.annotations:
-            options += ["--annotations", str(inputs.annotations[self.dataset])]
-        if "slowfast" in inputs.weights:
-            options += ["--slowfast-weights", str(inputs.weights["slowfast"])]
-        folder = ["--output", str(features_folder(inputs, self.dataset))]
+        options = ["--dataset", self.dataset, "--data-root", str(sources.root(self.dataset))]
+        if self.dataset in sources.annotations:
+            options += ["--annotations", str(sources.annotations[self.dataset])]
+        if "slowfast" in sources.weights:
+            options += ["--slowfast-weights", str(sources.weights["slowfast"])]
+        folder = ["--output", str(features_folder(sources, self.dataset))]
         return [sys.executable, str(script), self.preset, *options, *folder]
 
     def describe(self) -> str:
@@ -61,7 +61,7 @@ def extractions(runs: Iterable[PlannedRun]) -> tuple[Extraction, ...]:
     return tuple(Extraction(dataset) for dataset in dict.fromkeys(datasets))
 
 
-def features_folder(inputs: Inputs, dataset: str) -> Path:
+def features_folder(sources: Sources, dataset: str) -> Path:
     """Where features of a data set are."""
     kind = dataset if dataset in _OF_ITS_OWN or dataset == "mini-ugc" else "videos"
-    return inputs.features / kind
+    return sources.features / kind

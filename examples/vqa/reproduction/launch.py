@@ -9,15 +9,15 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
 from vqa.progress import progress_bar
 from vqa.reproduction.features import extractions, features_folder
-from vqa.reproduction.inputs import Inputs
-from vqa.reproduction.store import Store
+from vqa.reproduction.sources import Sources
 from vqa.reproduction.trainings import PlannedRun
+from vqa.store import Store
 
 EXAMPLES = Path(__file__).resolve().parents[2]
 _TAIL = 15  # lines
@@ -71,15 +71,15 @@ class Failure:
     """The last lines of its log."""
 
 
-def command(run: PlannedRun, inputs: Inputs, machine: Machine, store: Store) -> list[str]:
+def command(run: PlannedRun, sources: Sources, machine: Machine, store: Store) -> list[str]:
     """The command line of a run, beginning with this Python."""
     options = [
-        *("--dataset", run.dataset, "--data-root", str(inputs.root(run.dataset))),
-        *_annotations(run, inputs),
+        *("--dataset", run.dataset, "--data-root", str(sources.root(run.dataset))),
+        *_annotations(run, sources),
         *run.flags,
-        *_also_test(run, inputs),
-        *_beginning(run, inputs, store),
-        *_features(run, inputs),
+        *_also_test(run, sources),
+        *_beginning(run, sources, store),
+        *_features(run, sources),
         *("--splits", str(run.split), "--seed", str(run.seed)),
         *machine.flags,
         *("--output", str(store.folder(run))),
@@ -87,9 +87,14 @@ def command(run: PlannedRun, inputs: Inputs, machine: Machine, store: Store) -> 
     return [*_python(machine), str(EXAMPLES / f"{run.script}.py"), run.preset, *options]
 
 
+def note_of(run: PlannedRun, command: Sequence[str]) -> dict[str, object]:
+    """What a run's folder is for, as plain values."""
+    return {"run": asdict(run), "passes": run.passes, "command": list(command)}
+
+
 def execute(
     runs: Sequence[PlannedRun],
-    inputs: Inputs,
+    sources: Sources,
     machine: Machine,
     store: Store,
     launcher: Launcher | None = None,
@@ -98,18 +103,18 @@ def execute(
 
     Args:
         runs: those to do.
-        inputs: files that they read.
+        sources: files that they read.
         machine: how to share it among them.
         store: where they write.
         launcher: runs a command; as a process by default.
     """
     launcher = launcher or launch
-    lacking = _extract(runs, inputs, store, launcher)
+    lacking = _extract(runs, sources, store, launcher)
     failures = [Failure(run, *lacking[run]) for run in runs if run in lacking]
     ready = [run for run in runs if run not in lacking]
     with progress_bar("runs", len(ready), "run") as bar:
         for wave in _waves(ready):
-            for failure in _side_by_side(wave, inputs, machine, store, launcher):
+            for failure in _side_by_side(wave, sources, machine, store, launcher):
                 failures += [] if failure is None else [failure]
                 bar.update()
     return tuple(failures)
@@ -145,13 +150,13 @@ def _last_state(line: str) -> str:
 
 
 def _extract(
-    runs: Sequence[PlannedRun], inputs: Inputs, store: Store, launcher: Launcher
+    runs: Sequence[PlannedRun], sources: Sources, store: Store, launcher: Launcher
 ) -> dict[PlannedRun, tuple[str, str]]:
     """Extract features; runs that will not have them, with the reason and the end of a log."""
     lacking: dict[PlannedRun, tuple[str, str]] = {}
     for extraction in extractions(runs):
         log = store.folder_of_logs() / f"features-{extraction.dataset}.txt"
-        own = extraction.command(inputs, EXAMPLES / "simple_vqa_features.py")
+        own = extraction.command(sources, EXAMPLES / "simple_vqa_features.py")
         if launcher(own, log, {}) != 0:
             why = (f"no features of {extraction.dataset}", tail(log))
             lacking |= {run: why for run in runs if extraction in extractions([run])}
@@ -165,29 +170,29 @@ def _python(machine: Machine) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", *processes]
 
 
-def _annotations(run: PlannedRun, inputs: Inputs) -> Iterator[str]:
-    if run.dataset in inputs.annotations:
-        yield from ("--annotations", str(inputs.annotations[run.dataset]))
+def _annotations(run: PlannedRun, sources: Sources) -> Iterator[str]:
+    if run.dataset in sources.annotations:
+        yield from ("--annotations", str(sources.annotations[run.dataset]))
 
 
-def _also_test(run: PlannedRun, inputs: Inputs) -> Iterator[str]:
+def _also_test(run: PlannedRun, sources: Sources) -> Iterator[str]:
     if run.also_test:
         yield "--also-test"
     for name in run.also_test:
-        file = f",{inputs.annotations[name]}" if name in inputs.annotations else ""
-        yield f"{name}={inputs.root(name)}{file}"
+        file = f",{sources.annotations[name]}" if name in sources.annotations else ""
+        yield f"{name}={sources.root(name)}{file}"
 
 
-def _beginning(run: PlannedRun, inputs: Inputs, store: Store) -> Iterator[str]:
+def _beginning(run: PlannedRun, sources: Sources, store: Store) -> Iterator[str]:
     if run.start is not None:
         yield from ("--finetune-from", str(store.weights(run.start)))
-    elif run.script in inputs.weights and run.preset != "tiny":
-        yield from ("--pretrained", str(inputs.weights[run.script]))
+    elif run.script in sources.weights and run.preset != "tiny":
+        yield from ("--pretrained", str(sources.weights[run.script]))
 
 
-def _features(run: PlannedRun, inputs: Inputs) -> Iterator[str]:
+def _features(run: PlannedRun, sources: Sources) -> Iterator[str]:
     if run.script == "simple_vqa":
-        yield from ("--features", str(features_folder(inputs, run.dataset)))
+        yield from ("--features", str(features_folder(sources, run.dataset)))
 
 
 def _waves(runs: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
@@ -202,7 +207,7 @@ def _waves(runs: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
 
 
 def _side_by_side(
-    runs: Sequence[PlannedRun], inputs: Inputs, machine: Machine, store: Store, launcher: Launcher
+    runs: Sequence[PlannedRun], sources: Sources, machine: Machine, store: Store, launcher: Launcher
 ) -> Iterable[Failure | None]:
     free: SimpleQueue[dict[str, str]] = SimpleQueue()
     for share in machine.shares():
@@ -210,7 +215,7 @@ def _side_by_side(
 
     def do(run: PlannedRun) -> Failure | None:
         with _borrowed(free) as environment:
-            return _do(run, command(run, inputs, machine, store), store, launcher, environment)
+            return _do(run, command(run, sources, machine, store), store, launcher, environment)
 
     pool = ThreadPoolExecutor(machine.jobs)
     try:
@@ -238,7 +243,7 @@ def _do(
 ) -> Failure | None:
     if run.start is not None and store.results(run.start) is None:
         return Failure(run, f"{run.start.name}, from which it starts, is not finished")
-    store.note(run, command)
+    store.note(run, note_of(run, command))
     status = launcher(command, store.log(run), environment)
     if status != 0:
         return Failure(run, f"exit status {status}", tail(store.log(run)))

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vqa.reproduction.catalogue import Cell, Curve
-from vqa.reproduction.store import Results, Store
 from vqa.reproduction.sweep import Sweep
 from vqa.reproduction.trainings import PlannedRun, Training
 from vqa.statistics import summarise
+from vqa.store import Results, Store
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def measured_cell(cell: Cell, sweep: Sweep, store: Store) -> Measured | None:
 
 def measured_sharpness(curve: Curve, sweep: Sweep, store: Store) -> Measured:
     """How sharp the loss around a curve's models is."""
-    return _over_seeds(curve.training, sweep, store, _sharpness)
+    return _over_seeds(curve.training, sweep, store, lambda found: found.sharpness)
 
 
 def measured_score(curve: Curve, part: str, metric: str, sweep: Sweep, store: Store) -> Measured:
@@ -66,7 +66,7 @@ def rises(curve: Curve, sweep: Sweep, store: Store) -> tuple[list[float], list[l
     landscapes = [
         found.landscape
         for run in sweep.runs(curve.training)
-        if (found := store.results(run)) is not None and found.landscape is not None
+        if (found := store.results(run)) is not None and found.landscape
     ]
     if not landscapes:
         return None
@@ -74,11 +74,6 @@ def rises(curve: Curve, sweep: Sweep, store: Store) -> tuple[list[float], list[l
     centre = min(range(len(positions)), key=lambda place: abs(positions[place]))
     losses = [_floats(own["losses"]) for own in landscapes]
     return positions, [[loss - own[centre] for loss in own] for own in losses]
-
-
-def _sharpness(found: Results) -> float:
-    sharpness = None if found.landscape is None else found.landscape["sharpness"]
-    return math.nan if sharpness is None else float(sharpness)
 
 
 def _floats(values: Sequence[float | None]) -> list[float]:

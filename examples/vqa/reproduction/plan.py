@@ -10,9 +10,9 @@ from typing import Literal
 from vqa.reproduction.catalogue import Exhibit
 from vqa.reproduction.cost import CostBook, Estimate, total
 from vqa.reproduction.features import extractions
-from vqa.reproduction.store import Store
 from vqa.reproduction.sweep import Sweep, needed_runs
 from vqa.reproduction.trainings import PlannedRun
+from vqa.store import Store
 
 State = Literal["finished", "interrupted", "to do", "impossible"]
 

@@ -12,7 +12,6 @@ from vqa.reproduction.catalogue import Exhibit, LossFigure
 from vqa.reproduction.cells import FilledTable, fill
 from vqa.reproduction.drawing import draw
 from vqa.reproduction.launch import Failure
-from vqa.reproduction.store import Store
 from vqa.reproduction.sweep import Sweep
 from vqa.reproduction.texts import (
     CSV_COLUMNS,
@@ -22,6 +21,7 @@ from vqa.reproduction.texts import (
     table_document,
     terminal_table,
 )
+from vqa.store import Store
 
 
 def write_report(

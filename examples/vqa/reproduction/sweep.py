@@ -49,7 +49,7 @@ class Sweep:
             seed=seed,
             split=split,
             start=start,
-            inputs=tuple((name, self.digests[name]) for name in names if name in self.digests),
+            digests=tuple((name, self.digests[name]) for name in names if name in self.digests),
         )
 
 
@@ -64,6 +64,12 @@ def labelled_trainings(exhibit: Exhibit) -> Iterator[tuple[str, Training]]:
     for panel in exhibit.panels:
         for curve in panel.curves:
             yield curve.label, curve.training
+
+
+def needed_datasets(exhibits: Sequence[Exhibit], sweep: Sweep) -> tuple[str, ...]:
+    """Names of the data sets that any row or curve trains or tests on."""
+    runs = needed_runs(exhibits, sweep)
+    return tuple(dict.fromkeys(name for run in runs for name in (run.dataset, *run.also_test)))
 
 
 def check_labels(exhibits: Sequence[Exhibit], only: Sequence[str]) -> None:

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 
 from vqa.reproduction.cells import FilledCell, FilledTable
-from vqa.reproduction.store import Results, Store
 from vqa.reproduction.trainings import PlannedRun
+from vqa.store import Results, Store
 
 CSV_COLUMNS = (
     "exhibit",

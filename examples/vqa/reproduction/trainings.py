@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass
+
+from vqa.io.files import digest
 
 # Places on the loss curve that every run leaves; an odd number includes the weights themselves.
 LANDSCAPE_POINTS = 21
@@ -43,14 +43,13 @@ class PlannedRun:
     seed: int
     split: int
     start: PlannedRun | None = None
-    inputs: tuple[tuple[str, str], ...] = ()
-    """Digests of the files that decide the result: pretrained weights, annotations."""
+    digests: tuple[tuple[str, str], ...] = ()
+    """Digests of the files that decide the result: pretrained weights, annotations, media."""
 
     @property
     def name(self) -> str:
         """Name of its folder: to read, and with a digest of everything that decides its result."""
-        described = json.dumps(asdict(self), sort_keys=True).encode()
-        return f"{self.script}-{self.dataset}-{hashlib.sha256(described).hexdigest()[:16]}"
+        return f"{self.script}-{self.dataset}-{digest(asdict(self))[:16]}"
 
     @property
     def root(self) -> PlannedRun:

@@ -2,7 +2,7 @@
 
 SAMA resizes a frame bilinearly, divides it into a grid of cells and cuts a patch from each. Only
 the pixels of the patches are wanted, so here every output pixel gets its place in the original
-frame, and only its four neighbours there are read. Scales are mixed by choosing between places.
+frame, and only its four neighbours there are read. Scales are mixed by choosing between positions.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Grid:
         return self.cells * self.patch
 
 
-class Places(NamedTuple):
+class Positions(NamedTuple):
     """Where in a frame the pixels of a mosaic of N pixels are read."""
 
     corner: Tensor
@@ -76,10 +76,10 @@ def cell_offsets(
     return [Offsets(both[0][..., clip], both[1][..., clip]) for clip in range(clips)]
 
 
-def find_places(
+def find_positions(
     size: tuple[int, int], resized: tuple[int, int], grid: Grid, offsets: Offsets
-) -> Places:
-    """Places of the mosaic's pixels when the frame is resized first.
+) -> Positions:
+    """Positions of the mosaic's pixels when the frame is resized first.
 
     Cell `i` of `n` along a resized side of length `l` begins at `min(l // n * i, l - patch)`, and
     its patch lies `offset` pixels, or `int(offset * (l // n - patch))` for a share, further on.
@@ -91,7 +91,7 @@ def find_places(
         offsets: where the patches are cut.
 
     Returns:
-        Places of `grid.side ** 2` pixels, row by row.
+        Positions of `grid.side ** 2` pixels, row by row.
     """
     (row, below), (column, right) = (
         _neighbours(length, goal, _pixels(goal, grid, offset, along))
@@ -101,7 +101,7 @@ def find_places(
     shape = (grid.cells, grid.patch, grid.cells, grid.patch)
     row, below = (value.transpose(1, 2)[..., None] for value in (row, below))
     column, right = (value[:, None] for value in (column, right))
-    return Places(
+    return Positions(
         (row * size[1] + column).flatten(),
         below.expand(shape).flatten(),
         right.expand(shape).flatten(),
@@ -137,14 +137,14 @@ def checkerboard(side: int, square: int) -> Tensor:
     return ((number[:, None] + number) % 2 == 0).flatten()
 
 
-def masked_places(
+def masked_positions(
     size: tuple[int, int],
     resized: tuple[tuple[int, int], tuple[int, int]],
     grid: Grid,
     offsets: Offsets,
     square: int,
-) -> Places:
-    """Places at two scales: the first on even squares of a checkerboard, the second elsewhere.
+) -> Positions:
+    """Positions at two scales: the first on even squares of a checkerboard, the second elsewhere.
 
     Args:
         size: height and width of the frame.
@@ -153,18 +153,18 @@ def masked_places(
         offsets: where the patches are cut, the same at both scales.
         square: side of the checkerboard's squares in pixels of the mosaic.
     """
-    first, second = (find_places(size, goal, grid, offsets) for goal in resized)
+    first, second = (find_positions(size, goal, grid, offsets) for goal in resized)
     mask = checkerboard(grid.side, square)
-    return Places(*(torch.where(mask, a, b) for a, b in zip(first, second, strict=True)))
+    return Positions(*(torch.where(mask, a, b) for a, b in zip(first, second, strict=True)))
 
 
-def read_pixels(frames: Tensor, places: Places) -> Tensor:
-    """Interpolate frames bilinearly at the places.
+def read_pixels(frames: Tensor, positions: Positions) -> Tensor:
+    """Interpolate frames bilinearly at the positions.
 
     Args:
         frames: [..., H, W], any dtype, finite; no copy is made of frames whose rows follow each
             other, whether channels come first or last in memory.
-        places: N places in a frame of that size.
+        positions: N positions in a frame of that size.
 
     Returns:
         float32 [..., N].
@@ -174,10 +174,12 @@ def read_pixels(frames: Tensor, places: Places) -> Tensor:
 
     def read(distance: int) -> Tensor:
         # A neighbour beyond an edge has no weight: any pixel may stand for it.
-        index = (places.corner + distance).clamp(max=last)
+        index = (positions.corner + distance).clamp(max=last)
         return flat.gather(-1, index.expand(*flat.shape[:-1], -1)).float()
 
-    if not (places.below.any() or places.right.any()):
+    if not (positions.below.any() or positions.right.any()):
         return read(0)
-    above = torch.lerp(read(0), read(1), places.right)
-    return torch.lerp(above, torch.lerp(read(width), read(width + 1), places.right), places.below)
+    above = torch.lerp(read(0), read(1), positions.right)
+    return torch.lerp(
+        above, torch.lerp(read(width), read(width + 1), positions.right), positions.below
+    )

@@ -19,8 +19,8 @@ from vqa.sampling.mosaic import (
     SMALL_SQUARE,
     Grid,
     cell_offsets,
-    find_places,
-    masked_places,
+    find_positions,
+    masked_positions,
     read_pixels,
 )
 
@@ -73,7 +73,7 @@ def read_sama_image(
     """An image file as the model takes it.
 
     An image smaller than the mosaic is enlarged. In training it is mirrored half of the time, then
-    rotated by up to 45 degrees with black corners, and the patches are cut at random places.
+    rotated by up to 45 degrees with black corners, and the patches are cut at random positions.
 
     Args:
         path: image file, in any format that Pillow reads. Grey becomes colour, transparency is
@@ -103,7 +103,7 @@ def mask_scales(
     Args:
         image: neither side shorter than the mosaic's S = grid * patch.
         sampling: variant and mosaic.
-        generator: draws the places of the patches, at the same share of the way through the cell
+        generator: draws the positions of the patches, at the same share of the way through the cell
             at both scales; `None` cuts every patch from the middle of its cell.
 
     Raises:
@@ -115,13 +115,13 @@ def mask_scales(
     plain = sampling.variant == "fragments"
     (offsets,) = cell_offsets(grid, 1, generator, size if plain else None)
     if plain:
-        places = find_places(size, size, grid, offsets)
+        positions = find_positions(size, size, grid, offsets)
     else:
         scale = 1 / (min(size) / grid.side)
         reduced = (round(size[0] * scale), round(size[1] * scale))
         square = SMALL_SQUARE if sampling.variant == "sama-spm" else grid.patch
-        places = masked_places(size, (size, reduced), grid, offsets, square)
-    return read_pixels(image, places).view(-1, grid.side, grid.side)
+        positions = masked_positions(size, (size, reduced), grid, offsets, square)
+    return read_pixels(image, positions).view(-1, grid.side, grid.side)
 
 
 def _load(path: Path, smallest: int) -> Tensor:

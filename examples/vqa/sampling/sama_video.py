@@ -17,10 +17,10 @@ from torch import Tensor
 from vqa.sampling.mosaic import (
     SMALL_SQUARE,
     Grid,
-    Places,
+    Positions,
     cell_offsets,
-    find_places,
-    masked_places,
+    find_positions,
+    masked_positions,
     read_pixels,
 )
 
@@ -130,29 +130,29 @@ class Mosaics:
         )
         side = sampling.mosaic.side
         self._scales = ladder(sampling.variant, shape[2], 1 / (min(self._full) / side))
-        self._places: dict[int, tuple[float, Places]] = {}
+        self._positions: dict[int, tuple[float, Positions]] = {}
         self.pixels = torch.empty(*shape, side, side)
         """float32 [clips, channels, T, S, S] on 0..255, as `scale_and_mask` returns it."""
 
     def sample(self, clip: int, time: int, frames: Tensor) -> None:
         """Take what a clip's mosaics need of one of its frames, or of a step's, [C, T, H, W]."""
         scale = self._scales[time // FRAMES_PER_STEP]
-        if self._places.get(clip, (math.nan,))[0] != scale:  # the last ones, for frames in a row
-            self._places[clip] = (scale, self._find_places(clip, scale))
-        read = read_pixels(frames, self._places[clip][1])
+        if self._positions.get(clip, (math.nan,))[0] != scale:  # the last ones, for frames in a row
+            self._positions[clip] = (scale, self._find_positions(clip, scale))
+        read = read_pixels(frames, self._positions[clip][1])
         if self._plain and frames.dtype == torch.uint8 and self._full != self._size:
             read.floor_()
         self.pixels[clip, :, time : time + frames.shape[1]].flatten(2).copy_(read)
 
-    def _find_places(self, clip: int, scale: float) -> Places:
-        """Places of one step, masked where the variant says so."""
+    def _find_positions(self, clip: int, scale: float) -> Positions:
+        """Positions of one step, masked where the variant says so."""
         grid, full, offsets = self._sampling.mosaic, self._full, self._offsets[clip]
         resized = (round(full[0] * scale), round(full[1] * scale))
         squares = {"sama-spm": SMALL_SQUARE, "sama-swm": grid.patch}
         if scale == 1 or self._sampling.variant not in squares:
-            return find_places(self._size, resized, grid, offsets)
+            return find_positions(self._size, resized, grid, offsets)
         square = squares[self._sampling.variant]
-        return masked_places(self._size, (full, resized), grid, offsets, square)
+        return masked_positions(self._size, (full, resized), grid, offsets, square)
 
 
 def ladder(variant: Variant, frames: int, smallest: float) -> list[float]:

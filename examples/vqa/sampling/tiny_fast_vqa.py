@@ -1,27 +1,26 @@
-"""A labelled set of short videos in memory, checked on loading, and fragments of them."""
+"""What the tiny model sees of a video file: fragments of its quality planes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2.functional import rgb_to_grayscale  # type: ignore[import-untyped]
 
-from vqa.io.label_list import LabelListError, read_label_list
-from vqa.io.video import Video, VideoError, read_frames
+from vqa.io.video import Video, read_frames
 from vqa.models.quality_planes import PLANES, RADIUS, inner_planes, quality_planes
 from vqa.sampling.augmentation import Augmentation, draw_augmentation
 from vqa.sampling.fragments import (
     cell_starts,
     centre_offsets,
     clip_frame_indices,
-    cut_fragments,
     draw_clip_starts,
     draw_offsets,
     enlarge,
@@ -29,24 +28,8 @@ from vqa.sampling.fragments import (
 )
 
 _TEST_SEED = 0
-# Pixels in all frames of a video that is kept in memory: half a mebibyte.
+# Pixels in all frames of a video that is kept in memory: half a mebibyte of luma, three of planes.
 _SMALL = 1 << 19
-
-
-@dataclass(frozen=True)
-class LumaClips:
-    """Decoded videos: luma uint8 [N, T, H, W] and opinion scores float32 [N]."""
-
-    luma: Tensor
-    scores: Tensor
-
-
-@dataclass(frozen=True)
-class PlaneClips:
-    """What the model sees: planes float16 [N, C, T, H, W] and opinion scores float32 [N]."""
-
-    planes: Tensor
-    scores: Tensor
 
 
 @dataclass(frozen=True)
@@ -59,62 +42,7 @@ class FragmentSampling:
     interval: int = 2
 
 
-def load_clips(label_list: Path) -> LumaClips:
-    """Decode every video of a four-column label list completely, so that bad input shows now.
-
-    Raises:
-        LabelListError: the list cannot be used (see `read_label_list`), or a video is damaged,
-            truncated or of another size or length than the first. Names list, row and video.
-    """
-    videos = read_label_list(label_list)
-    clips: list[Tensor] = []
-    for row, video in enumerate(videos, start=1):
-        try:
-            luma = read_frames(label_list.parent / video.path, pixels="gray")[0]
-        except VideoError as error:
-            raise LabelListError(f"{label_list}, row {row}: {error}") from error
-        if clips and luma.shape != clips[0].shape:
-            raise LabelListError(
-                f"{label_list}, row {row}: expected [frames, height, width]"
-                f" {list(clips[0].shape)} as in row 1, {video.path} has {list(luma.shape)}"
-            )
-        clips.append(luma)
-    return LumaClips(torch.stack(clips), torch.tensor([video.score for video in videos]))
-
-
-def to_planes(clips: LumaClips) -> PlaneClips:
-    """Quality planes of whole frames, computed once; half precision halves the memory."""
-    videos, *size = clips.luma.shape
-    planes = torch.empty(videos, PLANES, *size, dtype=torch.float16)
-    for video, luma in zip(planes, clips.luma, strict=True):
-        video.copy_(quality_planes(luma))
-    return PlaneClips(planes, clips.scores)
-
-
-def sample_fragments(
-    clips: PlaneClips,
-    which: Tensor,
-    sampling: FragmentSampling,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Fragments of some clips.
-
-    Args:
-        clips: the clips.
-        which: their numbers, int64 [B].
-        sampling: how fragments are cut.
-        generator: draws start frame and patch positions; with `None` both are in the middle.
-
-    Returns:
-        float32 [B, C, frames, grid * patch, grid * patch].
-    """
-    length, height, width = clips.planes.shape[2:]
-    indices, offsets = _draw(len(which), length, (height, width), sampling, generator)
-    frames = clips.planes[which[:, None], :, indices].transpose(1, 2)
-    return cut_fragments(frames, *offsets, (sampling.patch, sampling.patch)).float()
-
-
-def _draw(
+def draw_views(
     clips: int,
     length: int,
     size: tuple[int, int],
@@ -161,11 +89,10 @@ def read_planes(
     change = None
     if generator is not None and augmentation != "none":
         change = draw_augmentation(augmentation, generator)
-    elif path.is_file() and (luma := _small_video(path, path.stat().st_mtime_ns)) is not None:
-        patches = _draw_patches(luma.shape, generator, sampling, test_views)
-        for number in patches.uses:
-            patches.cut(number, luma[number])
-        return (patches.planes(),)
+    elif path.is_file():
+        small = _small_video(path, path.stat().st_mtime_ns, sampling)
+        if small is not None:
+            return (small.test_views(test_views) if generator is None else small.view(generator),)
     with Video.open(path) as video:
         info = video.info()
         shape = (info.frames, info.height, info.width)
@@ -179,14 +106,66 @@ def read_planes(
 
 
 # Decoding costs more than all the rest of an epoch with a set like mini-UGC, which this holds.
-@lru_cache(maxsize=256)
-def _small_video(path: Path, changed: int) -> Tensor | None:
-    """Luma [T, H, W] of a file as of when it was last changed; None if it is long or large."""
+@lru_cache(maxsize=320)
+def _small_video(path: Path, changed: int, sampling: FragmentSampling) -> _SmallVideo | None:
+    """A file as of when it was last changed; None if it is long or large."""
     with Video.open(path) as video:
         info = video.info()
     if info.frames * info.height * info.width > _SMALL:
         return None
-    return read_frames(path, pixels="gray")[0]
+    return _SmallVideo(read_frames(path, pixels="gray")[0], sampling)
+
+
+class _SmallVideo:
+    """A decoded video, kept with what is cut from it in every epoch.
+
+    Args:
+        luma: uint8 [T, H, W].
+        sampling: how fragments are cut.
+    """
+
+    def __init__(self, luma: Tensor, sampling: FragmentSampling) -> None:
+        self._luma, self._sampling = luma, sampling
+        self._test_views: dict[int, Tensor] = {}
+
+    @cached_property
+    def _windows(self) -> NDArray[np.float16]:
+        """Every patch of the planes of whole frames, [C, T, top, left, row, column]."""
+        grid, patch = self._sampling.grid, self._sampling.patch
+        large = enlarge(self._luma[None], (grid * patch, grid * patch))[0]
+        planes: NDArray[np.float16] = quality_planes(large).half().numpy()
+        return sliding_window_view(planes, (patch, patch), axis=(2, 3))
+
+    def view(self, generator: torch.Generator) -> Tensor:
+        """A training view."""
+        planes, length, rows, columns, patch, _ = self._windows.shape
+        size = (rows + patch - 1, columns + patch - 1)
+        frames, offsets = draw_views(1, length, size, self._sampling, generator)
+        top, left = _corners(size, offsets, self._sampling)
+        # [C, frames, row of cells, column of cells, row, column]
+        pieces = self._windows[:, frames[0].numpy()[:, None, None], top, left]
+        side = self._sampling.grid * patch
+        mosaic = pieces.swapaxes(3, 4).reshape(1, planes, -1, side, side)
+        return torch.from_numpy(mosaic).float()
+
+    def test_views(self, count: int) -> Tensor:
+        """The test views, which are always the same."""
+        if count not in self._test_views:
+            patches = _draw_patches(self._luma.shape, None, self._sampling, count)
+            for number in patches.uses:
+                patches.cut(number, self._luma[number])
+            self._test_views[count] = patches.planes().half()  # as precise as they are
+        return self._test_views[count].float()
+
+
+def _corners(
+    size: tuple[int, int], offsets: tuple[Tensor, Tensor], sampling: FragmentSampling
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Top and left of every patch of one view, [row of cells, column of cells] each."""
+    rows, columns = (offset[0, :, :, 0] for offset in offsets)
+    top = cell_starts(size[0], sampling.grid, sampling.patch)[:, None] + rows
+    left = cell_starts(size[1], sampling.grid, sampling.patch) + columns
+    return top.numpy(), left.numpy()
 
 
 def _draw_patches(
@@ -200,7 +179,7 @@ def _draw_patches(
     grown = enlarged_size((size[0], size[1]), (sampling.grid * sampling.patch,) * 2)
     draws = torch.Generator().manual_seed(_TEST_SEED) if generator is None else generator
     count = test_views if generator is None else 1
-    views = [_draw(1, length, grown, sampling, draws) for _ in range(count)]
+    views = [draw_views(1, length, grown, sampling, draws) for _ in range(count)]
     return _Patches(views, length, grown, sampling)
 
 
@@ -223,10 +202,8 @@ class _Patches:
         self.uses: dict[int, list[tuple[int, int, int]]] = {}
         """By frame number: view, place in time, and 0 for the frame itself, 1 and -1 where it is
         the later or earlier one of a change."""
-        for view, (numbers, (rows, columns)) in enumerate(views):
-            top = cell_starts(size[0], grid, patch)[:, None] + rows[0, :, :, 0]
-            left = cell_starts(size[1], grid, patch) + columns[0, :, :, 0]
-            self._corners.append((top.numpy(), left.numpy()))
+        for view, (numbers, offsets) in enumerate(views):
+            self._corners.append(_corners(size, offsets, sampling))
             for time, number in enumerate(numbers[0].tolist()):
                 later = min(max(number, 1), frames - 1)
                 for used, sign in ((number, 0), (later, 1), (max(later - 1, 0), -1)):
@@ -255,23 +232,3 @@ class _Patches:
         pieces = inner.reshape(PLANES, *change.shape)
         mosaics = pieces.transpose(4, 5).flatten(5, 6).flatten(3, 4)
         return mosaics.transpose(0, 1).float()
-
-
-def fixed_views(clips: PlaneClips, sampling: FragmentSampling, views: int, seed: int) -> Tensor:
-    """The same `views` random fragment samplings of every clip each time: [V, N, C, T, h, w]."""
-    generator = torch.Generator().manual_seed(seed)
-    which = torch.arange(len(clips.scores))
-    return torch.stack([sample_fragments(clips, which, sampling, generator) for _ in range(views)])
-
-
-def shuffled_batches(clips: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Batches of clip numbers without end: each epoch a new order, a last partial one is dropped.
-
-    Raises:
-        ValueError: fewer clips than one batch needs.
-    """
-    if clips < batch:
-        raise ValueError(f"batch: expected at most the {clips} clips there are, got {batch}")
-    while True:
-        order = torch.randperm(clips, generator=generator)
-        yield from torch.split(order[: clips // batch * batch], batch)

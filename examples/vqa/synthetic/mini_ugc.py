@@ -28,8 +28,8 @@ from vqa.synthetic.generated_folder import GeneratedFolder
 from vqa.synthetic.opinion import Content, Opinion, expected_quality, measure_content, rate
 from vqa.synthetic.photographs import PHOTOGRAPHS, Photograph, load_photograph
 
-Part = Literal["train", "test", "ood"]
-PARTS: tuple[Part, ...] = ("train", "test", "ood")
+MiniUgcPart = Literal["train", "test", "ood"]
+PARTS: tuple[MiniUgcPart, ...] = ("train", "test", "ood")
 
 # Raise it when the same settings would give other files or scores: caches are then rebuilt.
 VERSION = 1
@@ -56,7 +56,7 @@ _SECOND_MIX = Mix(
     kinds=("rescale", "motion_blur", "noise", "fading", "stutter", "h264"),
     deliveries=("h264",),
 )
-MIXES: dict[Part, Mix] = {"train": _FIRST_MIX, "test": _FIRST_MIX, "ood": _SECOND_MIX}
+MIXES: dict[MiniUgcPart, Mix] = {"train": _FIRST_MIX, "test": _FIRST_MIX, "ood": _SECOND_MIX}
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,11 @@ class MiniUgcSettings:
 
 
 @dataclass(frozen=True)
-class _Recipe:
+class _ClipPlan:
     """All that one clip depends on."""
 
     photograph: Photograph
-    part: Part
+    part: MiniUgcPart
     number: int
     settings: MiniUgcSettings
 
@@ -130,52 +130,52 @@ def draw_chain(mix: Mix, random: np.random.Generator) -> Chain:
 
 
 def _write_parts(folder: Path, settings: MiniUgcSettings, processes: int) -> None:
-    recipes = list(_recipes(settings))
+    plans = list(_plans(settings))
     for part in PARTS:
         (folder / part).mkdir()
-    made = _make_clips(recipes, folder, processes)
+    made = _make_clips(plans, folder, processes)
     qualities: list[float] = []
-    with progress_bar("mini-UGC", len(recipes), "clip") as bar:
+    with progress_bar("mini-UGC", len(plans), "clip") as bar:
         for quality in made:
             qualities.append(quality)
             bar.update()
     scores = rate(qualities, settings.opinion, np.random.default_rng(settings.seed))
     videos = [
-        LabelledVideo(recipe.path, settings.frames / FRAME_RATE, float(FRAME_RATE), float(score))
-        for recipe, score in zip(recipes, scores, strict=True)
+        LabelledVideo(plan.path, settings.frames / FRAME_RATE, float(FRAME_RATE), float(score))
+        for plan, score in zip(plans, scores, strict=True)
     ]
     for part in PARTS:
         write_label_list(folder / f"{part}.txt", [v for v in videos if v.path.startswith(part)])
 
 
-def _make_clips(recipes: list[_Recipe], folder: Path, processes: int) -> Iterator[float]:
-    folders = [folder] * len(recipes)
+def _make_clips(plans: list[_ClipPlan], folder: Path, processes: int) -> Iterator[float]:
+    folders = [folder] * len(plans)
     if processes == 1:
-        yield from map(_make_clip, recipes, folders)
+        yield from map(_make_clip, plans, folders)
         return
     with process_pool(processes) as pool:
-        yield from pool.map(_make_clip, recipes, folders, chunksize=8)
+        yield from pool.map(_make_clip, plans, folders, chunksize=8)
 
 
-def _recipes(settings: MiniUgcSettings) -> Iterator[_Recipe]:
+def _plans(settings: MiniUgcSettings) -> Iterator[_ClipPlan]:
     for part in PARTS:
         source = "train" if part == "train" else "test"
         clips = settings.train_clips if part == "train" else settings.test_clips
         photographs = [photograph for photograph in PHOTOGRAPHS if photograph.part == source]
         for photograph in photographs[: settings.photographs]:
             for number in range(clips):
-                yield _Recipe(photograph, part, number, settings)
+                yield _ClipPlan(photograph, part, number, settings)
 
 
-def _make_clip(recipe: _Recipe, folder: Path) -> float:
+def _make_clip(plan: _ClipPlan, folder: Path) -> float:
     """Write one clip; the quality that its raters perceive."""
-    random, settings = recipe.random(), recipe.settings
-    photograph = load_photograph(recipe.photograph)
+    random, settings = plan.random(), plan.settings
+    photograph = load_photograph(plan.photograph)
     height, width = photograph.shape[:2]
     frame_size = (settings.height, settings.width)
     path = draw_camera_path(random, (height, width), frame_size, settings.frames)
     pristine = film(photograph, path, frame_size)
-    chain = draw_chain(MIXES[recipe.part], random)
-    (folder / recipe.path).write_bytes(degrade(pristine, chain, random))
+    chain = draw_chain(MIXES[plan.part], random)
+    (folder / plan.path).write_bytes(degrade(pristine, chain, random))
     content: Content = measure_content(pristine)
     return expected_quality(chain, content, settings.opinion)

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 Pixels = NDArray[np.uint8]
-Part = Literal["train", "test"]
 
 _FOLDERS = {
     "skimage": "data",
@@ -30,7 +29,7 @@ class Photograph:
 
     package: Literal["skimage", "matplotlib", "sklearn"]
     file: str
-    part: Part
+    part: Literal["train", "test"]
     reduce: int = 1
 
     @property

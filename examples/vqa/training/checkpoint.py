@@ -23,6 +23,10 @@ _FORMAT = "torch-awp training run"
 # Raise them when files of the older version can no longer be gone on from, or used.
 _VERSION = 2
 _WEIGHTS_FORMAT, _WEIGHTS_VERSION = "torch-awp examples, weights", 2
+_OTHER_FORMATS = {
+    _FORMAT: "the state of a run, whose weights are in best.pt",
+    "torch-awp examples": "one that the demo wrote before it trained as they do: run it again",
+}
 
 
 class HasState(Protocol):
@@ -210,10 +214,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: expected a checkpoint, cannot be read ({why})") from error
     found = values.get("format") if isinstance(values, dict) else None
     if found != _WEIGHTS_FORMAT:
-        got = "the state of a run, whose weights are in best.pt" if found == _FORMAT else ""
-        raise CheckpointError(
-            f"{path}: expected a checkpoint of a training script, got {got or 'something else'}"
-        )
+        got = _OTHER_FORMATS.get(str(found), "something else")
+        raise CheckpointError(f"{path}: expected a checkpoint of a training script, got {got}")
     if values.get("version") != _WEIGHTS_VERSION:
         raise CheckpointError(
             f"{path}: expected version {_WEIGHTS_VERSION} of a training script's checkpoints, got"

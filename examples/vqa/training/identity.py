@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vqa.datasets import Sample
-from vqa.io.files import sha256
+from vqa.io.files import digest, file_state, sha256
 from vqa.training.settings import Settings
 
 # These change how long a run takes, what it prints or where it writes, but not what it learns.
@@ -58,8 +57,8 @@ def identity(
     for use, own in samples.items():
         root = settings.data_root
         labels = [(os.path.relpath(s.path, root), s.score, s.part) for s in own]
-        described[f"labels of the samples that {use}"] = _digest(labels)
-        described[f"files of the samples that {use}"] = _digest([_state(s.path) for s in own])
+        described[f"labels of the samples that {use}"] = digest(labels)
+        described[f"files of the samples that {use}"] = digest([file_state(s.path) for s in own])
     # As it will be read again: JSON knows no tuples.
     plain: dict[str, Any] = json.loads(json.dumps(described))
     return plain
@@ -74,18 +73,5 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[s
             yield f"{name} was {old!r} and is {new!r}" if told else f"the {name} changed"
 
 
-def _state(path: Path) -> tuple[int, int] | None:
-    """Size in bytes and time of change of a file; None where there is none."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_size, found.st_mtime_ns
-
-
 def _digest_of(file: Path) -> str | None:
     return sha256(file) if file.is_file() else None
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

@@ -85,12 +85,8 @@ def landscape_of(
         return None
     where = LandscapeSettings(points=settings.landscape_points)
     some = samples[: settings.landscape_batches * settings.batch]
-    files = LabelledFiles(some, task.read, settings.bad_files == "skip")
-    loader = evaluation_loader(
-        files, every_sample(len(some)), settings.batch, settings.workers, pin_memory=False
-    )
-    batches = [batch.to(place.device) for batch in loader if len(batch) > 1]
-    loss = _mean_loss(task, batches)
+    batches = read_batches(task, settings, some, place)
+    loss = mean_loss(task, batches)
     return {
         "positions": curve_positions(where).tolist(),
         "losses": random_curve(model, loss, where).tolist(),
@@ -100,7 +96,20 @@ def landscape_of(
     }
 
 
-def _mean_loss(task: Task, batches: Sequence[Batch]) -> Loss:
+def read_batches(
+    task: Task, settings: Settings, samples: Sequence[Sample], place: Place
+) -> list[Batch]:
+    """Samples as they are tested, in their order, in batches as large as those of the training."""
+    files = LabelledFiles(samples, task.read, settings.bad_files == "skip")
+    loader = evaluation_loader(
+        files, every_sample(len(samples)), settings.batch, settings.workers, pin_memory=False
+    )
+    return [batch.to(place.device) for batch in loader if len(batch) > 1]
+
+
+def mean_loss(task: Task, batches: Sequence[Batch]) -> Loss:
+    """The mean over batches of the training's loss in evaluation mode."""
+
     def loss(model: nn.Module) -> Tensor:
         model.eval()
         losses = [

@@ -1,16 +1,15 @@
-"""Finished runs on disk, found by what they are."""
+"""Runs of training scripts on disk, found by what decides their results."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from vqa.io.files import write_json
-from vqa.reproduction.trainings import PlannedRun
 
 
 @dataclass(frozen=True)
@@ -29,10 +28,20 @@ class Results:
         return float(seconds * self.document.get("processes", 1))
 
     @property
-    def landscape(self) -> Mapping[str, Any] | None:
-        """Positions, losses and sharpness of the loss around the weights."""
-        found: Mapping[str, Any] | None = self.document["splits"][0]["landscape"]
-        return found
+    def step_seconds(self) -> float:
+        """Median time of an optimizer step, without reading its batch."""
+        return float(self.document["splits"][0]["median_step_seconds"])
+
+    @property
+    def landscape(self) -> Mapping[str, Any]:
+        """Positions, losses and sharpness of the loss around the weights; empty if not measured."""
+        return self.document["splits"][0]["landscape"] or {}
+
+    @property
+    def sharpness(self) -> float:
+        """How far the loss rises around the weights; NaN where that is not known."""
+        found = self.landscape.get("sharpness")
+        return math.nan if found is None else float(found)
 
     def score(self, part: str, metric: str) -> float:
         """One score; NaN where it was not defined.
@@ -55,6 +64,18 @@ class Results:
 _PARTS = frozenset({"train", "test", "validation", "gap"})
 
 
+class Named(Protocol):
+    """One call of a training script for one split."""
+
+    @property
+    def name(self) -> str:
+        """Of its folder; holds a digest of everything that decides the result."""
+
+    @property
+    def split(self) -> int:
+        """Number of the split."""
+
+
 class Store:
     """One folder for each run.
 
@@ -65,11 +86,11 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def folder(self, run: PlannedRun) -> Path:
+    def folder(self, run: Named) -> Path:
         """Where a run writes."""
         return self._folder / run.name
 
-    def log(self, run: PlannedRun) -> Path:
+    def log(self, run: Named) -> Path:
         """What a run prints."""
         return self.folder(run) / "log.txt"
 
@@ -79,11 +100,11 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def weights(self, run: PlannedRun) -> Path:
+    def weights(self, run: Named) -> Path:
         """The chosen weights of a finished run."""
         return self.folder(run) / f"split-{run.split}" / "best.pt"
 
-    def results(self, run: PlannedRun) -> Results | None:
+    def results(self, run: Named) -> Results | None:
         """Results of a finished run; None of any other.
 
         Raises:
@@ -91,16 +112,13 @@ class Store:
         """
         return _read(self.folder(run) / "results.json")
 
-    def has_begun(self, run: PlannedRun) -> bool:
+    def has_begun(self, run: Named) -> bool:
         """Whether a run was interrupted after its first checkpoint."""
         return (self.folder(run) / f"split-{run.split}" / "last.pt").is_file()
 
-    def note(self, run: PlannedRun, command: list[str]) -> None:
+    def note(self, run: Named, document: Mapping[str, object]) -> None:
         """Write down what a folder is for, before anything else is in it."""
-        write_json(
-            self.folder(run) / "run.json",
-            {"run": asdict(run), "passes": run.passes, "command": command},
-        )
+        write_json(self.folder(run) / "run.json", document)
 
     def finished(self) -> list[tuple[Mapping[str, Any], Results, int]]:
         """Every finished run, whoever asked for it: its run.json, its results, its bytes."""

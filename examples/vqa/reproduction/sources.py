@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vqa.datasets import SPECS, DatasetError
+from vqa.datasets import SPECS, DatasetError, load_dataset
 from vqa.datasets.annotations import find_annotations
-from vqa.io.files import sha256
+from vqa.io.files import digest, file_state, sha256
 from vqa.reproduction.data_choice import GENERATED
 from vqa.reproduction.trainings import PlannedRun
 
@@ -24,7 +25,7 @@ WEIGHTS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class Inputs:
+class Sources:
     """Places of files."""
 
     data_root: Path
@@ -58,23 +59,27 @@ class Inputs:
             return f"no --weights {named} and no --from-scratch"
         return None
 
-    def digests(self) -> dict[str, str]:
-        """Digests of all that decides a result beside settings.
+    def digests(self, datasets: Iterable[str] = ()) -> dict[str, str]:
+        """Digests of all that decides a result beside settings, by data set and model.
 
-        Of every data set that is there its place and annotation files, of weights their content.
+        Of every data set that is there its place, annotation files, and sizes and times of change
+        of the media files; of weights their content.
         """
         weights = {name: sha256(file)[:16] for name, file in self.weights.items()}
-        there = [name for name in SPECS if name not in GENERATED and self.root(name).is_dir()]
+        there = [name for name in datasets if self.root(name).is_dir()]
         return {**{name: self._digest_of_data(name) for name in there}, **weights}
 
     def _digest_of_data(self, dataset: str) -> str:
-        root = self.root(dataset)
-        try:
-            found = find_annotations(SPECS[dataset], root, self.annotations.get(dataset))
-        except DatasetError:  # the run will say what is wrong
-            found = ()
-        described = [str(root.resolve()), *(sha256(file.path) for file in found)]
-        return hashlib.sha256("\n".join(described).encode()).hexdigest()[:16]
+        root, annotations = self.root(dataset), self.annotations.get(dataset)
+        labels: list[str] = []
+        media: list[object] = []
+        with suppress(DatasetError):  # the run will say what is wrong
+            found = find_annotations(SPECS[dataset], root, annotations)
+            labels = [sha256(file.path) for file in found]
+            samples = load_dataset(dataset, root, annotations, drop_missing=True).samples
+            paths = [sample.path for sample in samples]
+            media = [(os.path.relpath(path, root), file_state(path)) for path in paths]
+        return digest([str(root.resolve()), labels, media])[:16]
 
 
 def read_roots(entries: Sequence[str]) -> tuple[dict[str, Path], dict[str, Path]]:
