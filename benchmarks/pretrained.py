@@ -27,18 +27,25 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import tyro
+from torch import Tensor
 
 sys.path.extend(str(Path(__file__).resolve().parents[1] / folder) for folder in (".", "examples"))
 
 from benchmarks.generalization_grounds.comparison import compare, holm
 from benchmarks.generalization_grounds.items import interval_over_items
-from finetune_image_quality import Finetuning, clean_statistics, finetune, load_parts, predict
+from finetune_image_quality import (
+    Finetuning,
+    agreement_of,
+    clean_statistics,
+    finetune,
+    load_parts,
+    predict,
+)
 from vqa.errors import expected_errors_in_one_line
 from vqa.io.files import replacing, write_json
 from vqa.metrics import Agreement
 from vqa.provenance import provenance
 from vqa.sampling.squares import Images
-from vqa.training.evaluate import Predictions, measured
 
 _RESULTS = Path(__file__).parent / "results"
 # The pilot chose AWP's gamma on seeds 0 and 1.
@@ -134,7 +141,7 @@ class Run:
     @property
     def agreement(self) -> Agreement:
         """With the opinion scores; NaN where a training diverged."""
-        return _agreement(self.predicted, self.opinion)
+        return agreement_of(self.predicted, self.opinion)
 
 
 def main(benchmark: Pretrained) -> None:
@@ -209,16 +216,16 @@ def train_and_score(settings: Finetuning, held: Held, parts: Mapping[str, Images
     began = time.thread_time()
     trained = finetune(settings, own)
     seconds = time.thread_time() - began
-    as_trained = predict(trained.model, own["test"], settings)
+    predicted = predict(trained.model, own["test"], settings)
     fitted = predict(trained.model, own["train"], settings)
     clean_statistics(trained.model, own["train"], settings)
     return Run(
         settings=_described(settings),
         held=held,
-        predicted=_rounded(as_trained.predicted),
-        predicted_clean=_rounded(predict(trained.model, own["test"], settings).predicted),
-        opinion=_rounded(as_trained.scores),
-        train_srcc=_agreement(fitted.predicted, fitted.scores).srcc,
+        predicted=_rounded(predicted),
+        predicted_clean=_rounded(predict(trained.model, own["test"], settings)),
+        opinion=_rounded(own["test"].scores),
+        train_srcc=agreement_of(fitted, own["train"].scores).srcc,
         epoch=trained.epoch,
         history=trained.history,
         cpu_seconds=seconds,
@@ -302,7 +309,7 @@ def _row(
         "seeds": list(own),
         "test_srcc": [run.agreement.srcc for run in own.values()],
         "test_srcc_clean_statistics": [
-            _agreement(run.predicted_clean, run.opinion).srcc for run in own.values()
+            agreement_of(run.predicted_clean, run.opinion).srcc for run in own.values()
         ],
         "test_plcc": [run.agreement.plcc for run in own.values()],
         "train_srcc": [run.train_srcc for run in own.values()],
@@ -362,12 +369,8 @@ def _changes(settings: Finetuning) -> str:
     return f"gamma {settings.gamma:g}, {settings.epochs} epochs, seed {settings.seed}"
 
 
-def _agreement(predicted: Sequence[float], opinion: Sequence[float]) -> Agreement:
-    return measured(Predictions(tuple(predicted), tuple(opinion), ()), logistic_fit=False)
-
-
-def _rounded(scores: Sequence[float]) -> tuple[float, ...]:
-    return tuple(float(f"{score:.7g}") for score in scores)
+def _rounded(scores: Tensor) -> tuple[float, ...]:
+    return tuple(float(f"{score:.7g}") for score in scores.tolist())
 
 
 def _path(folder: Path, settings: Finetuning, held: Held) -> Path:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import torch
 import tyro
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import update_bn
@@ -27,11 +28,11 @@ from vqa.datasets import Sample, load_dataset
 from vqa.datasets.splits import carve_validation, split
 from vqa.errors import expected_errors_in_one_line
 from vqa.io.files import write_json
+from vqa.metrics import Agreement, agreement
 from vqa.models.backbone import PACKAGED, Backbone
 from vqa.provenance import provenance
 from vqa.sampling.squares import Images, load_images
-from vqa.training.checkpoint import Checkpoint, save_checkpoint
-from vqa.training.evaluate import Predictions, measured, scale_of
+from vqa.training.checkpoint import Checkpoint, Scale, save_checkpoint
 from vqa.training.losses import quality_loss
 from vqa.training.optim import split_off_head, warm_up_cosine
 from vqa.training.perturbation import Method, Perturbed, perturbed
@@ -162,8 +163,8 @@ def finetune(settings: Finetuning, parts: Mapping[str, Images]) -> Finetuned:
             schedule.step()
         row = {"epoch": epoch, "loss": float(torch.stack(losses).mean())}
         if len(parts["validation"]):
-            predictions = predict(model, parts["validation"], settings)
-            row["validation_srcc"] = measured(predictions, logistic_fit=False).srcc
+            predicted = predict(model, parts["validation"], settings)
+            row["validation_srcc"] = agreement_of(predicted, parts["validation"].scores).srcc
             if row["validation_srcc"] > best:
                 best, trained.epoch = row["validation_srcc"], epoch
                 chosen = copy.deepcopy(model.state_dict())
@@ -210,14 +211,25 @@ def train_step(model: nn.Module, optimizer: Perturbed, images: Tensor, scores: T
 
 
 @torch.no_grad()
-def predict(model: Backbone, images: Images, settings: Finetuning) -> Predictions:
-    """Scores of the middle squares, beside the opinion scores."""
+def predict(model: Backbone, images: Images, settings: Finetuning) -> Tensor:
+    """Scores [N] of the middle squares."""
     model.eval()
-    predicted: list[float] = []
+    predicted = []
     for which in torch.split(torch.arange(len(images)), settings.batch):
         squares = images.squares(which, settings.crop).to(settings.place)
-        predicted += model(squares.contiguous(memory_format=torch.channels_last)).tolist()
-    return Predictions(tuple(predicted), tuple(images.scores.tolist()), ())
+        predicted.append(model(squares.contiguous(memory_format=torch.channels_last)).cpu())
+    return torch.cat(predicted)
+
+
+def agreement_of(predicted: ArrayLike, scores: ArrayLike) -> Agreement:
+    """Agreement of predictions [N] with opinion scores [N]; NaN where the training came to nothing.
+
+    It has diverged then, or says the same of every image.
+    """
+    try:
+        return agreement(predicted, scores)
+    except ValueError:
+        return Agreement(math.nan, math.nan, math.nan, math.nan)
 
 
 def clean_statistics(model: Backbone, images: Images, settings: Finetuning) -> None:
@@ -229,16 +241,25 @@ def clean_statistics(model: Backbone, images: Images, settings: Finetuning) -> N
     update_bn(batches(images, settings, generator), model)
 
 
+def scale_of(predicted: Tensor, scores: Tensor) -> Scale | None:
+    """How predictions lie beside opinion scores, for whoever scores other images later."""
+    deviation, mean = torch.std_mean(predicted, correction=0)
+    opinion_deviation, opinion_mean = torch.std_mean(scores, correction=0)
+    if not 0 < deviation < math.inf:
+        return None
+    return Scale(*map(float, (mean, deviation, opinion_mean, opinion_deviation)))
+
+
 def main(settings: Finetuning) -> None:
     """Load, train, score, keep."""
     parts = load_parts(settings)
     trained = finetune(settings, parts)
     if settings.clean_statistics:
         clean_statistics(trained.model, parts["train"], settings)
-    predictions = {
+    predicted = {
         part: predict(trained.model, own, settings) for part, own in parts.items() if len(own)
     }
-    scores = {part: measured(own, logistic_fit=False) for part, own in predictions.items()}
+    scores = {part: agreement_of(own, parts[part].scores) for part, own in predicted.items()}
     for part, own in scores.items():
         print(f"{part}: SRCC {own.srcc:.3f}, PLCC {own.plcc:.3f}, {len(parts[part])} images")
     values: dict[str, Any] = {
@@ -246,7 +267,7 @@ def main(settings: Finetuning) -> None:
         for name, value in asdict(settings).items()
     }
     weights = {name: tensor.cpu() for name, tensor in trained.model.state_dict().items()}
-    scale = scale_of(predictions["train"])
+    scale = scale_of(predicted["train"], parts["train"].scores)
     checkpoint = Checkpoint("finetune_image_quality", values, trained.epoch, weights, scale)
     save_checkpoint(settings.output / "best.pt", checkpoint)
     write_json(

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -80,13 +81,18 @@ def test_the_command_writes_a_checkpoint_that_scores_as_it_says(settings, tmp_pa
     )
     model = Backbone(own.backbone, "none", own.dropout).eval()
     model.load_state_dict(checkpoint.state_dict)
-    predictions = predict(model, load_parts(own)["test"], own)
+    images = load_parts(own)["test"]
     results = json.loads((tmp_path / "results.json").read_text("utf-8"))
-    wanted = agreement(predictions.predicted, predictions.scores)
+    wanted = agreement(predict(model, images, own), images.scores)
     assert results["scores"]["test"]["plcc"] == pytest.approx(wanted.plcc, abs=1e-4)
     assert f"test: SRCC {results['scores']['test']['srcc']:.3f}," in done.stdout
     assert results["epoch"] == checkpoint.epoch
-    assert checkpoint.scale is not None
+    training = load_parts(own)["train"]
+    scale, predicted = checkpoint.scale, predict(model, training, own).double()
+    assert scale is not None
+    moved = [scale.opinion(score) for score in predicted.tolist()]
+    assert np.mean(moved) == pytest.approx(training.scores.mean().item(), rel=1e-3)
+    assert np.std(moved) == pytest.approx(training.scores.std(correction=0).item(), rel=1e-3)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -189,7 +195,8 @@ def test_the_best_epoch_on_the_validation_part_is_kept(settings, parts):
     scores = [row["validation_srcc"] for row in trained.history]
     assert scores[trained.epoch - 1] == max(scores)
     predicted = predict(trained.model, parts["validation"], settings)
-    assert agreement(predicted.predicted, predicted.scores).srcc == pytest.approx(max(scores))
+    found = agreement(predicted, parts["validation"].scores).srcc
+    assert found == pytest.approx(max(scores))
 
 
 def test_without_a_validation_part_the_last_epoch_counts(settings):
