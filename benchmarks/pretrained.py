@@ -32,7 +32,7 @@ from torch import Tensor
 sys.path.extend(str(Path(__file__).resolve().parents[1] / folder) for folder in (".", "examples"))
 
 from benchmarks.generalization_grounds.comparison import compare, holm
-from benchmarks.generalization_grounds.items import interval_over_items
+from benchmarks.generalization_grounds.items import interval, resampled_srcc
 from finetune_image_quality import (
     Finetuning,
     agreement_of,
@@ -324,11 +324,11 @@ def _row(
         "plain": [plain[s].agreement.srcc for s in both],
     }
     test = asdict(compare(scores, [(name, "plain")])[0])
-    test["over_images"] = interval_over_items(
-        [own[s].predicted for s in both],
-        [plain[s].predicted for s in both],
-        plain[both[0]].opinion,
+    samples, plain_samples = (
+        resampled_srcc([runs[s].predicted for s in both], plain[both[0]].opinion)
+        for runs in (own, plain)
     )
+    test["over_images"] = interval(samples - plain_samples)
     return row | test
 
 

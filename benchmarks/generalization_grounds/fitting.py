@@ -4,26 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from benchmarks.generalization_grounds.ground import Meter, metered
 from benchmarks.generalization_grounds.methods import Recipe
-from benchmarks.generalization_grounds.optimizers import build_optimizer
+from benchmarks.generalization_grounds.optimizers import Base, build_optimizer
+from torch_awp import AdversarialWeightPerturbation
 from vqa.sampling.tiny_fast_vqa import shuffled_batches
+from vqa.training.optim import warm_up_cosine
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class PlainTraining:
-    """AdamW at a constant learning rate."""
+    """What no method changes unless its recipe says so."""
 
     epochs: int
     batch: int = 32
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
+    base: Base = "adamw"
+    schedule: Literal["constant", "cosine"] = "constant"
 
 
 def build_mlp(inputs: int, width: int, outputs: int, dropout: float) -> nn.Module:
@@ -59,16 +65,48 @@ def fit(
         plain: plain training.
         seed: draws batches and the random perturbation.
     """
-    optimizer = build_optimizer(model, recipe, plain.learning_rate, plain.weight_decay, seed)
+    steps = round(recipe.length * plain.epochs * (len(targets) // plain.batch))
+    optimizer = build_optimizer(
+        model, recipe, plain.learning_rate, plain.weight_decay, seed, steps, plain.base
+    )
+    schedule = LambdaLR(optimizer, lambda step: _multiplier(plain, step, steps))
     generator = torch.Generator().manual_seed(seed)
     batches = shuffled_batches(len(targets), plain.batch, generator)
-    steps = round(recipe.length * plain.epochs * (len(targets) // plain.batch))
     model.train()
-    with metered(model) as meter:
+    with metered(model, plain.batch) as meter:
         for _, which in zip(range(steps), batches, strict=False):
-            optimizer.step(_closure(model, optimizer, inputs[which], targets[which], loss))
+            if recipe.climb_share < 1:
+                _step_with_partial_climb(
+                    model, optimizer, inputs[which], targets[which], loss, recipe.climb_share
+                )
+            else:
+                optimizer.step(_closure(model, optimizer, inputs[which], targets[which], loss))
+            schedule.step()
     model.eval()
     return meter
+
+
+def _multiplier(plain: PlainTraining, step: int, steps: int) -> float:
+    return 1.0 if plain.schedule == "constant" else warm_up_cosine(step, steps, warm_up=0)
+
+
+def _step_with_partial_climb(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    inputs: Tensor,
+    targets: Tensor,
+    loss: Loss,
+    share: float,
+) -> None:
+    """A step of AWP whose gradient to climb is that of the first samples of the batch."""
+    if not isinstance(optimizer, AdversarialWeightPerturbation):
+        raise ValueError(f"climb_share: expected 1 without AWP, got {share}")
+    few = round(share * len(targets))
+    for p in optimizer.passes():
+        which = slice(few if p.climbs else None)
+        optimizer.zero_grad()
+        torch.autograd.backward(loss(model(inputs[which]), targets[which]))
+    optimizer.step()
 
 
 def _closure(

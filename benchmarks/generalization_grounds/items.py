@@ -9,44 +9,37 @@ from scipy import stats
 _RESAMPLES = 1000
 
 
-def interval_over_items(
-    predicted: ArrayLike, baseline: ArrayLike, scores: ArrayLike, seed: int = 0
-) -> tuple[float, float]:
-    """95 % interval of a difference in SRCC, mean over runs, if other items had been tested on.
-
-    Percentiles over bootstrap samples of the items (Efron 1979), each the same for both methods.
+def resampled_srcc(predicted: ArrayLike, scores: ArrayLike, seed: int = 0) -> NDArray[np.float64]:
+    """SRCC, mean over runs, on bootstrap samples of the items (Efron 1979).
 
     Args:
-        predicted: of one method, [runs, N].
-        baseline: of the other, [runs, N].
+        predicted: of each run, [runs, N].
         scores: opinion scores of the items, [N].
-        seed: draws the samples.
+        seed: draws the samples: the same for every method.
 
     Returns:
-        The ends of the interval of the method's SRCC minus the baseline's; NaN where a correlation
-        is never defined.
+        float64 [1000]; NaN where a sample's values are all equal.
     """
-    own, other, target = (np.asarray(v, np.float64) for v in (predicted, baseline, scores))
+    own, target = np.asarray(predicted, np.float64), np.asarray(scores, np.float64)
     generator = np.random.default_rng(seed)
     draws = generator.integers(len(target), size=(_RESAMPLES, len(target)))
-    differences = [
-        mean_srcc(own[:, drawn], target[drawn]) - mean_srcc(other[:, drawn], target[drawn])
-        for drawn in draws
-    ]
-    defined = [difference for difference in differences if np.isfinite(difference)]
-    low, high = np.percentile(defined, [2.5, 97.5]) if defined else (np.nan, np.nan)
+    wanted = _standardised_ranks(target[draws])
+    correlations = [(_standardised_ranks(run[draws]) * wanted).sum(axis=1) for run in own]
+    mean: NDArray[np.float64] = np.mean(correlations, axis=0)
+    return mean
+
+
+def interval(differences: NDArray[np.float64]) -> tuple[float, float]:
+    """The middle 95 % of differences between resampled scores; NaN if none is defined."""
+    defined = differences[np.isfinite(differences)]
+    low, high = np.percentile(defined, [2.5, 97.5]) if len(defined) else (np.nan, np.nan)
     return float(low), float(high)
 
 
-def mean_srcc(predicted: NDArray[np.float64], scores: NDArray[np.float64]) -> float:
-    """Mean over runs of the SRCC of predictions [runs, N] with scores [N].
-
-    >>> mean_srcc(np.array([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]]), np.array([1.0, 2.0, 3.0]))
-    0.0
-    """
-    ranks, wanted = stats.rankdata(predicted, axis=1), stats.rankdata(scores)
+def _standardised_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Ranks [samples, N] with mean 0 and norm 1."""
+    ranks = stats.rankdata(values, axis=1)
     ranks -= ranks.mean(axis=1, keepdims=True)
-    wanted -= wanted.mean()
-    norms = np.linalg.norm(ranks, axis=1) * np.linalg.norm(wanted)
-    with np.errstate(invalid="ignore"):  # NaN where all values of a run or all scores are equal
-        return float(np.mean(ranks @ wanted / norms))
+    with np.errstate(invalid="ignore"):  # NaN where all values are equal
+        standardised: NDArray[np.float64] = ranks / np.linalg.norm(ranks, axis=1, keepdims=True)
+    return standardised

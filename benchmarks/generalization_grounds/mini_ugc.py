@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -59,6 +59,7 @@ class MiniUgc:
     grids = _GRIDS
     seeds = 10
     tuning_seeds = 3
+    opinion: Mapping[str, Sequence[float]] = {}
 
     def __init__(
         self,
@@ -94,10 +95,10 @@ class MiniUgc:
         add_dropout(model, recipe.dropout)
         training = replace(self._training, steps=round(recipe.length * self._training.steps))
         optimizer = build_optimizer(
-            model, recipe, training.learning_rate, training.weight_decay, seed
+            model, recipe, training.learning_rate, training.weight_decay, seed, training.steps
         )
         generator = torch.Generator().manual_seed(seed)
-        with metered(model) as meter:
+        with metered(model, training.batch) as meter:
             train(model, optimizer, fitted, self._sampling, training, generator)
         return Outcome(
             self._srcc(model, held), self._srcc(model, fitted), meter.passes, meter.cpu_seconds

@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 
 from benchmarks import pretrained
-from benchmarks.generalization_grounds.items import interval_over_items
+from benchmarks.generalization_grounds.items import interval, resampled_srcc
 from benchmarks.pretrained import (
     PLAIN,
     Pretrained,
@@ -205,7 +205,9 @@ def test_the_interval_over_items_is_that_of_the_bootstrap():
     better = scores + generator.normal(size=(3, 40))
     worse = scores + 3 * generator.normal(size=(3, 40))
 
-    low, high = interval_over_items(better, worse, scores, seed=5)
+    low, high = interval(
+        resampled_srcc(better, scores, seed=5) - resampled_srcc(worse, scores, seed=5)
+    )
 
     # Written out: whole samples of items, scipy's correlation, the mean over runs.
     draws = np.random.default_rng(6).integers(40, size=(400, 40))
@@ -220,4 +222,7 @@ def test_the_interval_over_items_is_that_of_the_bootstrap():
         for d in draws
     ]
     assert (low, high) == pytest.approx(np.percentile(differences, [2.5, 97.5]), abs=0.06)
-    assert interval_over_items(better, better, scores) == (0.0, 0.0)
+
+
+def test_an_interval_of_nothing_is_not_a_number():
+    assert all(map(math.isnan, interval(resampled_srcc([[1.0, 1.0, 1.0]], [1.0, 2.0, 3.0]))))
