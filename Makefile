@@ -1,9 +1,9 @@
 # make demo: everything from nothing to the demo's table and figure.
-# make test: everything from nothing to lint, types, doctests, README code and tests.
+# make test: everything from nothing to lint, types, doctests, documents and tests.
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
-# By file: the code in README.md shares one namespace, and so do the processes of a file.
+# By file: the code of a page shares one namespace, and so do the processes of a file.
 PYTEST = python -m pytest -n 2 --dist loadfile $(PYTEST_FLAGS)
 OLDEST_TORCH = 2.6.0
 OLDEST = .venv-oldest

@@ -1,6 +1,8 @@
-"""The code in README.md runs as tests; it shares one namespace from top to bottom."""
+"""The code on the pages runs as tests; each page shares one namespace from top to bottom."""
 
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
-pytest_collect_file = Sybil(parsers=[PythonCodeBlockParser()], patterns=["README.md"]).pytest()
+PAGES = ["README.md", "RECIPES.md"]
+
+pytest_collect_file = Sybil(parsers=[PythonCodeBlockParser()], patterns=PAGES).pytest()

@@ -3,6 +3,7 @@
 import copy
 import gc
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -413,6 +414,25 @@ def test_adding_to_older_gradients_is_an_error(wrap, older):
     assert same_bits(weights_of(model), home)
     assert optimizer.param_groups[0]["perturb_step"] == count
     one_step(optimizer, closure_for(model, data), "loop")
+
+
+@pytest.mark.parametrize("form", ["closure", "loop"])
+@pytest.mark.parametrize("wrap", ["awp", "update", "previous", "rwp"])
+def test_gradients_cleared_in_a_pass_are_freed_before_it_computes_its_own(wrap, form):
+    """To hold them would cost as much memory as the weights take."""
+    model, data, optimizer = warmed_up(wrap)
+    alive = []
+
+    def closure() -> Tensor:
+        older = [weakref.ref(p.grad) for p in model.parameters() if p.grad is not None]
+        optimizer.zero_grad()
+        alive.append(sum(gradient() is not None for gradient in older))
+        loss = loss_of(model, data)
+        loss.backward()
+        return loss
+
+    one_step(optimizer, closure, form)
+    assert alive == [0] * len(alive)
 
 
 def test_a_step_that_does_not_perturb_may_add_to_gradients():

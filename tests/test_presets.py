@@ -1,4 +1,4 @@
-"""The README's presets, as they stand there, against the published implementations."""
+"""The recipes' presets, as they stand there, against the published implementations."""
 
 import re
 from pathlib import Path
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from torch_awp import AdversarialWeightPerturbation, RandomWeightPerturbation
 
-README = Path(__file__).parent.parent / "README.md"
+RECIPES = Path(__file__).parent.parent / "examples" / "RECIPES.md"
 GAMMAS = ["0.01", "0.001", "0.0001"]
 
 
 def documented(preset: str, params: list[tuple[str, nn.Parameter]]) -> Any:
-    """Run the README's code of the presets on an optimizer of these tensors."""
-    section = README.read_text(encoding="utf-8").split("### Presets")[1]
-    (code,) = re.findall(r"```python\n(.*?)```", section.split("\n### ")[0], re.DOTALL)
+    """Run the documented code of a preset on an optimizer of these tensors."""
+    section = RECIPES.read_text(encoding="utf-8").split("\n## Presets\n")[1]
+    (code,) = re.findall(r"```python\n(.*?)```", section.split("\n## ")[0], re.DOTALL)
     names: dict[str, Any] = {
         "AdversarialWeightPerturbation": AdversarialWeightPerturbation,
         "RandomWeightPerturbation": RandomWeightPerturbation,

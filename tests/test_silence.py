@@ -1,6 +1,8 @@
 """Where a perturbation would be lost or wrong without a sign: a warning or an error names it."""
 
+import contextlib
 import copy
+import gc
 import pickle
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from reference import batch, closure_for, loss_of, one_step, same_bits, small_net, weights_of
 from torch import Tensor, nn
 
-from torch_awp import AdversarialWeightPerturbation, RandomWeightPerturbation
+from torch_awp import AdversarialWeightPerturbation, RandomWeightPerturbation, perturbation
 
 
 def awp(model: nn.Module, base=torch.optim.SGD, **kwargs) -> AdversarialWeightPerturbation:
@@ -93,6 +95,38 @@ def test_a_trainers_plain_step_is_named_once(wrapper):
     with pytest.warns(UserWarning, match="unperturbed weights"):
         optimizer.step()
     optimizer.step()
+
+
+def left_by(way: str, optimizer, closure, at: int) -> None:
+    for p in optimizer.passes():
+        if way == "before backward" and p.index == at:
+            raise ValueError
+        closure()
+        if p.index == at:
+            if way == "return":
+                return
+            break
+
+
+@pytest.mark.parametrize("ascent", ["current", "update", "previous"])
+@pytest.mark.parametrize("way", ["break", "return"])
+def test_a_step_after_leaving_the_last_pass_is_right(way, ascent):
+    model, data = small_net(), batch()
+    optimizer = awp(model, ascent=ascent)
+    closure = closure_for(model, data)
+    for _ in range(2):
+        left_by(way, optimizer, closure, at=1 if ascent == "current" else 0)
+        optimizer.step()  # without a warning
+
+
+@pytest.mark.parametrize(("way", "at"), [("break", 0), ("before backward", 1)])
+def test_a_step_after_leaving_the_loop_before_the_last_gradients_is_named(way, at):
+    model, data = small_net(), batch()
+    optimizer = awp(model)
+    with contextlib.suppress(ValueError):
+        left_by(way, optimizer, closure_for(model, data), at)
+    with pytest.warns(UserWarning, match="unperturbed weights"):
+        optimizer.step()
 
 
 @pytest.mark.parametrize("call", ["passes", "perturb"])
@@ -423,26 +457,50 @@ def test_steps_are_counted_where_the_base_took_them():
     assert optimizer.param_groups[0]["perturb_step"] == len(hooked) == 2
 
 
+@pytest.mark.parametrize("ascent", ["update", "previous"])
+def test_a_step_that_the_base_did_not_take_leaves_no_copy_behind(ascent):
+    model, data = small_net(), batch()
+    base = EveryOther(torch.optim.SGD(model.parameters(), lr=0.1))
+    optimizer = AdversarialWeightPerturbation(base, 0.1, ascent=ascent)
+    closure_for(model, data)()
+    assert all(p.grad is not None for p in model.parameters())  # torch makes them when asked for
+    before = tensors_alive()
+    optimizer.step()
+    assert optimizer.param_groups[0]["perturb_step"] == 0
+    assert tensors_alive() == before
+
+
+def tensors_alive() -> int:
+    gc.collect()
+    return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
+
+
 # -- GradScaler ------------------------------------------------------------------------------------
 
 
-def test_unscaling_before_the_block_is_an_error_from_the_second_step_on():
-    """The first step tells the wrapper which scaler there is."""
+@pytest.mark.parametrize("form", ["block", "loop"])
+@pytest.mark.parametrize("steps_before", [0, 2])
+def test_unscaling_before_the_block_or_loop_is_an_error(steps_before, form):
     model, data = small_net(torch.float32), batch(torch.float32)
     optimizer, scaler = awp(model), torch.amp.GradScaler("cpu")
-    for _ in range(2):  # after the block is right
+
+    def backward() -> None:
+        optimizer.zero_grad()
         scaler.scale(loss_of(model, data)).backward()
+
+    for _ in range(steps_before):  # after the block is right
+        backward()
         with optimizer.perturb():
-            optimizer.zero_grad()
-            scaler.scale(loss_of(model, data)).backward()
+            backward()
         scaler.unscale_(optimizer)
         scaler.step(optimizer)
         scaler.update()
-        optimizer.zero_grad()
-    scaler.scale(loss_of(model, data)).backward()
+    backward()
     scaler.unscale_(optimizer)
-    with pytest.raises(RuntimeError, match="has unscaled gradients"), optimizer.perturb():
-        pass
+    with pytest.raises(RuntimeError, match="has unscaled gradients"):
+        one_step(optimizer, backward, form)
+    scaler.update()  # nothing is left behind
+    one_step(optimizer, backward, form)
 
 
 # -- known limits ----------------------------------------------------------------------------------
@@ -460,3 +518,67 @@ def test_limit_recomputing_after_the_block_sees_the_weights_at_home():
         optimizer.zero_grad()
     loss.backward()
     assert weight.grad.item() == 2 * 2.0  # at w, not 2 * 3.0 at w + v
+
+
+def test_limit_two_wrappers_left_in_the_order_of_entering_leave_the_first_ones_move():
+    """README, Limits: the one that was entered last is to be left first."""
+    param = nn.Parameter(torch.full((2, 2), 2.0))
+    param.grad = torch.ones(2, 2)
+    first, second = (
+        AdversarialWeightPerturbation(torch.optim.SGD([param], lr=0.1), 0.5) for _ in range(2)
+    )
+    with first.perturb(), second.perturb():
+        assert param[0, 0] == 2 + 1 + 1.5
+    assert param[0, 0] == 2
+    blocks = first.perturb(), second.perturb()
+    for block in blocks:
+        block.__enter__()
+    for block in blocks:
+        block.__exit__(None, None, None)
+    assert param[0, 0] == 2 + 1
+
+
+def test_limit_an_interrupt_before_coming_home_begins_leaves_weights_away_while_it_is_held(
+    monkeypatch,
+):
+    """README, Limits: until the exception is dropped, or at the latest with the wrapper."""
+    model = small_net()
+    optimizer = awp(model)
+    loss_of(model, batch()).backward()
+    home = weights_of(model)
+    held = []
+    with monkeypatch.context() as patch:
+        patch.setattr(perturbation, "insist", interrupted)
+        try:
+            with optimizer.perturb():
+                pass
+        except KeyboardInterrupt as error:
+            held.append(error)
+    assert not same_bits(weights_of(model), home)
+    for refused in (optimizer.step, optimizer.state_dict, optimizer.perturb):
+        with pytest.raises(RuntimeError, match="that could not be left"):
+            refused()
+    held.clear()
+    assert same_bits(weights_of(model), home)
+    optimizer.state_dict()
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("ascent", ["update", "previous"])
+def test_limit_a_group_whose_gamma_was_0_climbs_from_its_second_step_on(ascent):
+    """README, Limits: nothing was kept of it."""
+    model, data = small_net(), batch()
+    groups = [
+        {"params": model[0].parameters(), "perturb_gamma": 0.0},
+        {"params": model[2].parameters()},
+    ]
+    optimizer = AdversarialWeightPerturbation(torch.optim.SGD(groups, lr=0.1), 0.1, ascent=ascent)
+    optimizer.step(closure_for(model, data))
+    optimizer.param_groups[0]["perturb_gamma"] = 0.2
+    assert relative_move(model[0].weight, optimizer) == 0
+    assert relative_move(model[2].weight, optimizer) == pytest.approx(0.1)
+    optimizer.step(closure_for(model, data))
+    assert relative_move(model[0].weight, optimizer) == pytest.approx(0.2)

@@ -150,8 +150,8 @@ class AdversarialWeightPerturbation(WeightPerturbation):
                 against = self.ascent == "update" or maximizes(self.base, group)
                 yield Move(param, direction, gamma, -step_size if against else step_size)
 
-    def _step_begins(self) -> None:
-        self._copies = None  # of a step that failed, or a base around another that did not step
+    def _forget_copies(self) -> None:
+        self._copies = None  # of a step that failed or was not taken
 
     def _gradients_ready(self, is_probe: bool) -> None:
         if self.ascent == "current" or not (is_probe or self._is_due(self._step_number() + 1)):
@@ -174,11 +174,6 @@ class AdversarialWeightPerturbation(WeightPerturbation):
         keep(self.state, _KEYS[self.ascent], copies, self._params())
 
     def state_dict(self) -> dict[str, Any]:
-        """The base's state, with the few values of the wrapper in its parameter groups.
-
-        Raises:
-            RuntimeError: while weights are perturbed.
-        """
         state_dict = super().state_dict()
         if self.ascent == "current":
             return state_dict
@@ -187,11 +182,6 @@ class AdversarialWeightPerturbation(WeightPerturbation):
         return save_kept(self.state, _KEYS[self.ascent], self._params(), state_dict, named)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a checkpoint of this wrapper or of the plain base.
-
-        Without values of a wrapper in it, gammas stay as they are and steps count from 0 again;
-        gammas of the other wrapper are not taken over. Names of parameters stay.
-        """
         params = self._params()
         key = _KEYS.get(self.ascent, "")
         directions = load_kept(key, params, state_dict)

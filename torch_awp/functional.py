@@ -17,7 +17,6 @@ slow: it works on long tensors piece by piece, each while it is in cache.
 
 import math
 from collections.abc import Callable, Iterator
-from typing import overload
 
 import torch
 from torch import Tensor, nn
@@ -94,18 +93,6 @@ def _norm_by_pieces(tensor: Tensor) -> float:
     if tensor.dtype != wide(tensor.dtype):
         pieces = tuple(piece.to(wide(tensor.dtype)) for piece in pieces)
     return math.sqrt(sum(torch.stack([torch.dot(piece, piece) for piece in pieces]).tolist()))
-
-
-@overload
-def step_scales(
-    weight_norms: Tensor, direction_norms: Tensor, step_size: float, epsilon: float = 0.0
-) -> Tensor: ...
-
-
-@overload
-def step_scales(
-    weight_norms: Numbers, direction_norms: Numbers, step_size: float, epsilon: float = 0.0
-) -> Numbers: ...
 
 
 def step_scales(

@@ -1,11 +1,12 @@
 """What a pass must do with the gradients it finds: clear them, then compute its own."""
 
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor
 
-Marks = list[tuple[Tensor | None, int]]
+Marks = list[tuple[Callable[[], Tensor | None] | None, int]]
 
 
 @contextmanager
@@ -26,14 +27,16 @@ def adding_refused(params: Sequence[Tensor]) -> Iterator[None]:
     if param is None or param.grad is None:
         yield
         return
-    older, version = param.grad, param.grad._version
+    older, version = weakref.ref(param.grad), param.grad._version  # weak, so that it can be freed
     last_computed: list[bool] = []
     added: list[bool] = []
 
     def computed(_: Tensor) -> None:
-        untouched = param.grad is older and older._version == version
+        now = param.grad
         # `grad.data.zero_()` leaves no trace but its zeros.
-        last_computed[:] = [untouched and bool(older.any())]
+        last_computed[:] = [
+            now is not None and now is older() and now._version == version and bool(now.any())
+        ]
 
     def accumulated(_: Tensor) -> None:  # torch.autograd.grad computes and accumulates nothing
         added.extend(last_computed)
@@ -47,7 +50,7 @@ def adding_refused(params: Sequence[Tensor]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-    if any(added) and param.grad is older:
+    if any(added) and param.grad is not None and param.grad is older():
         raise RuntimeError(
             "a pass added to gradients that were there before: clear them at the beginning of each "
             "pass, and let one pass go over all batches that a step accumulates (a trainer that "
@@ -57,14 +60,15 @@ def adding_refused(params: Sequence[Tensor]) -> Iterator[None]:
 
 
 def marks(params: Sequence[Tensor]) -> Marks:
-    """What gradients look like, to be compared by :func:`computed_since`."""
-    return [(p.grad, 0 if p.grad is None else p.grad._version) for p in params]
+    """What gradients look like, to be compared by :func:`computed_since`; none is kept alive."""
+    grads = (param.grad for param in params)
+    return [(None, 0) if grad is None else (weakref.ref(grad), grad._version) for grad in grads]
 
 
 def computed_since(before: Marks, params: Sequence[Tensor]) -> bool:
     """Whether any gradient was computed since ``before`` (or written by other means)."""
     for param, (older, version) in zip(params, before, strict=True):
-        gradient = param.grad
-        if gradient is not None and (gradient is not older or gradient._version != version):
+        grad = param.grad
+        if grad is not None and not (older and older() is grad and grad._version == version):
             return True
     return False

@@ -44,7 +44,7 @@ class Passes:
 class Block(AbstractContextManager[None]):
     """One stay at ``w + v``, to be entered by ``with``."""
 
-    def __init__(self, context: AbstractContextManager[None]) -> None:
+    def __init__(self, context: AbstractContextManager[object]) -> None:
         self._context = context
         self._used = False
 

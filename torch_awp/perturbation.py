@@ -58,6 +58,7 @@ class Layer:
 
     @classmethod
     def of(cls, param: Tensor) -> Layer:
+        groups = shard_groups(param)
         home = local_part(param.detach())
         if home.layout != torch.strided:
             raise RuntimeError(
@@ -65,7 +66,7 @@ class Layer:
                 "strided ones can be perturbed, leave it out with select"
             )
         place = (home.data_ptr(), home.shape)
-        return cls(param, home, _as_real(home, home), shard_groups(param), place)
+        return cls(param, home, _as_real(home, home), groups, place)
 
     def is_there(self) -> bool:
         """Whether the parameter still lies where it did."""
@@ -101,21 +102,15 @@ class Layer:
 
 @dataclass(eq=False)
 class Batch:
-    """Layers that one call can move: same place, dtype, magnitudes and past."""
+    """Moves that one call can make: same place, dtype, magnitudes and past."""
 
     gamma: float
     step_size: float
+    groups: tuple[ProcessGroup, ...]
+    travelled: float
     layers: list[Layer] = field(default_factory=list)
     weights: list[Tensor] = field(default_factory=list)
     directions: list[Tensor] = field(default_factory=list)
-
-    @property
-    def groups(self) -> tuple[ProcessGroup, ...]:
-        return self.layers[0].groups
-
-    @property
-    def travelled(self) -> float:
-        return self.layers[0].travelled
 
     @property
     def backups(self) -> list[Tensor]:
@@ -264,19 +259,23 @@ class Perturbation:
         self._layers.update((id(layer.param), layer) for layer in layers)
 
     def _project(self, batch: Batch) -> None:
+        travelled = batch.travelled + abs(batch.step_size)
         for layer in batch.layers:
-            layer.travelled += abs(batch.step_size)
+            layer.travelled = travelled
         if self.constraint == "element":
             project_element_(batch.weights, batch.backups, batch.gamma)
         # A way no longer than the radius cannot have left the ball, unless epsilon stretched it.
-        elif self.epsilon > 0 or batch.travelled > batch.gamma * _ROUNDING:
+        elif self.epsilon > 0 or travelled > batch.gamma * _ROUNDING:
             norms = batch.weight_norms
             radii = (
                 [batch.gamma * norm for norm in norms]
                 if isinstance(norms, list)
                 else batch.gamma * norms
             )
-            whole = _whole_norms_over(batch.groups) if batch.groups else None
+            # Of layers whose parts lie elsewhere, too.
+            whole = (
+                (lambda parts: whole_norms([parts], [batch.groups])[0]) if batch.groups else None
+            )
             project_layer_(batch.weights, batch.backups, radii, whole)
 
     def _restore(self) -> None:
@@ -317,18 +316,15 @@ def _batches(moves: Sequence[Move], layers: list[Layer]) -> list[Batch]:
     batches: dict[object, Batch] = {}
     for (_, direction, gamma, step_size), layer in zip(moves, layers, strict=True):
         weight = layer.weight
-        key = (weight.dtype, weight.device, layer.groups, gamma, step_size, layer.travelled)
+        common = (gamma, step_size, layer.groups, layer.travelled)
+        key = (weight.dtype, weight.device, *common)
         batch = batches.get(key)
         if batch is None:
-            batch = batches[key] = Batch(gamma, step_size)
+            batch = batches[key] = Batch(*common)
         batch.layers.append(layer)
         batch.weights.append(weight)
         batch.directions.append(layer.along(direction))
     return list(batches.values())
-
-
-def _whole_norms_over(groups: tuple[ProcessGroup, ...]) -> Callable[[list[Tensor]], Numbers]:
-    return lambda parts: whole_norms([parts], [groups])[0]
 
 
 def _as_real(tensor: Tensor, home: Tensor) -> Tensor:

@@ -96,20 +96,10 @@ class RandomWeightPerturbation(WeightPerturbation):
         return part_like(noise, param).to(param.device)
 
     def state_dict(self) -> dict[str, Any]:
-        """The base's state, with the few values of the wrapper in its parameter groups.
-
-        Raises:
-            RuntimeError: while weights are perturbed.
-        """
         self._publish_generator_state()
         return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a checkpoint of this wrapper or of the plain base.
-
-        Without values of a wrapper in it, gammas and generator stay as they are and steps count
-        from 0 again; gammas of the other wrapper are not taken over. Names of parameters stay.
-        """
         super().load_state_dict(state_dict)
         state = self.param_groups[0].get(GENERATOR_KEY)
         if self.generator is not None and state is not None:

@@ -1,11 +1,13 @@
 """What both wrappers share: when and how to perturb, and what a checkpoint holds of it."""
 
+import math
 import sys
 import warnings
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -45,27 +47,17 @@ class RealisedGamma(NamedTuple):
     realised: float
 
 
+@dataclass(eq=False)
 class Progress:
-    """What changes while training: one object, since trainers copy an optimizer's ``__dict__``.
+    """What changes while training: one object, since trainers copy an optimizer's ``__dict__``."""
 
-    Attributes:
-        visit: the form that is open now (``"a perturb() block"``), if one is.
-        perturbation: a weak reference to the last stay at ``w + v``; who opened it owns it.
-        visited: whether a block or loop has been gone through since the last step.
-        scaler: a weak reference to the GradScaler that stepped last, if one did.
-        steps: successful steps, where no group tells.
-        places: layers of the last stay.
-        warned: the warnings given.
-    """
-
-    def __init__(self) -> None:
-        self.visit: str | None = None
-        self.perturbation: Callable[[], Perturbation | None] = lambda: None
-        self.visited = False
-        self.scaler: Callable[[], GradScaler | None] = lambda: None
-        self.steps = 0
-        self.places: dict[int, Layer] = {}
-        self.warned: set[str] = set()
+    visit: str | None = None  # the form that is open now
+    perturbation: Callable[[], Perturbation | None] = lambda: None  # weak: who opened it owns it
+    visited: bool = False  # a block or loop has been gone through since the last step
+    scaler: Callable[[], GradScaler | None] = lambda: None  # weak: the one that stepped last
+    steps: int = 0  # successful ones, where no group tells
+    places: dict[int, Layer] = field(default_factory=dict)  # of the last stay
+    warned: set[str] = field(default_factory=set)
 
 
 class WeightPerturbation(DelegatingOptimizer):
@@ -116,8 +108,8 @@ class WeightPerturbation(DelegatingOptimizer):
         """Whether a tensor would move if weights were perturbed now."""
         return next(self._selected(), None) is not None
 
-    def _step_begins(self) -> None:
-        """Called before the base steps."""
+    def _forget_copies(self) -> None:
+        """Called before the base steps, and after it did not."""
 
     def _gradients_ready(self, is_probe: bool) -> None:
         """Called when the gradients that the base is about to use are there."""
@@ -162,8 +154,14 @@ class WeightPerturbation(DelegatingOptimizer):
             for index in range(self._climbs + 1):
                 if index > 0 or self._climbs == 0:
                     self._climb(perturbation)
-                with adding_refused(params):
-                    yield Pass(index, index < self._climbs, perturbation.away)
+                is_last = index == self._climbs
+                before = marks(params) if is_last else []
+                try:
+                    with adding_refused(params):
+                        yield Pass(index, not is_last, perturbation.away)
+                except GeneratorExit:  # break or return, which an exception looks like too
+                    self._progress.visited = is_last and computed_since(before, params)
+                    raise
 
     def perturb(self) -> AbstractContextManager[None]:
         """Context in which the weights are at ``w + v``; on leaving they are back bit for bit.
@@ -175,17 +173,10 @@ class WeightPerturbation(DelegatingOptimizer):
             RuntimeError: inside another block or loop of this optimizer.
         """
         self._refuse_while_away("perturb")
-        return Block(self._block())
+        return Block(self._visit(BLOCK, climbs=True))
 
     @contextmanager
-    def _block(self) -> Iterator[None]:
-        with self._visit(BLOCK) as perturbation:
-            if self._perturbs_now():
-                self._climb(perturbation)
-            yield
-
-    @contextmanager
-    def _visit(self, name: str) -> Iterator[Perturbation]:
+    def _visit(self, name: str, climbs: bool = False) -> Iterator[Perturbation]:
         """The one way to ``w + v`` and home again."""
         self._refuse_while_away(name)
         self._refuse_unscaled_gradients()
@@ -196,6 +187,8 @@ class WeightPerturbation(DelegatingOptimizer):
         progress.visit, progress.perturbation = name, weakref.ref(perturbation)
         try:
             with perturbation:
+                if climbs and self._perturbs_now():
+                    self._climb(perturbation)
                 yield perturbation
         finally:
             progress.visit = None
@@ -220,7 +213,7 @@ class WeightPerturbation(DelegatingOptimizer):
                 the base differentiates gradients that belong to perturbed weights.
         """
         self._refuse_while_away("step")
-        self._step_begins()
+        self._forget_copies()
         is_probe = closure is None and self._is_state_probe()
         perturbs = self._perturbs_now()
         if closure is None:
@@ -250,6 +243,8 @@ class WeightPerturbation(DelegatingOptimizer):
             self._progress.visited = False
             if not is_probe:
                 self._count(self._step_number() + 1)
+        else:
+            self._forget_copies()
         return loss
 
     def _closure_for_base(
@@ -355,10 +350,11 @@ class WeightPerturbation(DelegatingOptimizer):
         return [param for group in self.param_groups for param in group["params"]]
 
     def _group_gammas(self) -> list[float]:
-        return [
-            checked_real(f"param_groups[{i}]['{GAMMA_KEY}']", group.get(GAMMA_KEY, self.gamma))
-            for i, group in enumerate(self.param_groups)
-        ]
+        gammas = [group.get(GAMMA_KEY, self.default_gamma) for group in self.param_groups]
+        for i, gamma in enumerate(gammas):
+            if not (type(gamma) is float and 0 <= gamma < math.inf):
+                gammas[i] = checked_real(f"param_groups[{i}]['{GAMMA_KEY}']", gamma)
+        return gammas
 
     def _selected(self) -> Iterator[tuple[Tensor, float, dict[str, Any]]]:
         """Every trainable tensor that may move, once, with its group's gamma and its group."""
@@ -449,12 +445,18 @@ class WeightPerturbation(DelegatingOptimizer):
             )
 
     @property
-    def _step_supports_amp_scaling(self) -> bool:
-        """Asked by a GradScaler when it steps, which has to unscale the gradients itself."""
-        scaler = sys._getframe(1).f_locals.get("self")
-        if isinstance(scaler, GradScaler):
-            self._progress.scaler = weakref.ref(scaler)
-        return False
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The base's; a GradScaler reads them where it unscales, of which nothing else tells."""
+        caller = sys._getframe(1)
+        if caller.f_code.co_name == "_unscale_grads_":
+            scaler = caller.f_locals.get("self")
+            if isinstance(scaler, GradScaler):
+                self._progress.scaler = weakref.ref(scaler)
+        return self.base.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        self.base.param_groups = groups
 
     # -- state -----------------------------------------------------------------------------------
 
@@ -477,8 +479,8 @@ class WeightPerturbation(DelegatingOptimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint of this wrapper or of the plain base.
 
-        Without values of a wrapper in it, gammas stay as they are and steps count from 0 again;
-        gammas of the other wrapper are not taken over. Names of parameters stay.
+        Without values of a wrapper in it, gammas and generator stay as they are and steps count
+        from 0 again; gammas of the other wrapper are not taken over. Names of parameters stay.
         """
         self._refuse_while_away("load_state_dict")
         before = [(group.get(GAMMA_KEY), group.get("param_names")) for group in self.param_groups]

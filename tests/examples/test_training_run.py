@@ -164,6 +164,7 @@ def test_an_overflow_leaves_the_step_out_and_the_weights_alone():
     assert run.scaler.get_scale() < scale
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a single core
 def test_the_number_of_workers_does_not_show():
     alone = train(new_run(), 2)
 

@@ -6,8 +6,21 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from plain_loop import WRAPS, assert_same_weights, build, loader, network, plain_run, weights
+from plain_loop import (
+    BATCH,
+    WRAPS,
+    assert_same_weights,
+    build,
+    dataset,
+    loader,
+    network,
+    plain_run,
+    weights,
+)
 from torch import nn
+from torch.utils.data import DataLoader
+
+from torch_awp import AdversarialWeightPerturbation
 
 
 @pytest.fixture(autouse=True)
@@ -96,3 +109,40 @@ def test_save_state_and_load_state_bring_everything_back(wrap, tmp_path):
     fresh = again.prepare(plain, *_with_loader(*build(wrap, plain), 1))[1]
     again.load_state(tmp_path)
     torch.testing.assert_close(fresh.state_dict(), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("ascent", "passes"), [("current", [2, 1] * 3), ("update", [1] * 6), ("previous", [1] * 6)]
+)
+def test_around_its_optimizer_steps_count_where_they_are_taken(ascent, passes):
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    model, base = accelerator.prepare(plain := network(), torch.optim.SGD(plain.parameters(), 0.1))
+    twin = network()
+    whole, optimizer = (
+        AdversarialWeightPerturbation(each, 0.1, ascent=ascent, interval=2)
+        for each in (torch.optim.SGD(twin.parameters(), 0.1), base)
+    )
+    hooked: list[None] = []
+    optimizer.register_step_post_hook(lambda *_: hooked.append(None))
+    held, taken = [], []
+    for x, y in loader(pieces=2):
+        held.append((x, y))
+        with accelerator.accumulate(model):
+            if accelerator.sync_gradients:
+                taken.append(0)
+                for _ in optimizer.passes():
+                    taken[-1] += 1
+                    optimizer.zero_grad()
+                    for piece in held:
+                        accelerator.backward(nn.functional.mse_loss(model(piece[0]), piece[1]))
+                held.clear()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert optimizer.param_groups[0]["perturb_step"] == len(hooked) == len(taken)
+    assert taken == passes
+    for x, y in DataLoader(dataset(2), batch_size=2 * BATCH):
+        for _ in whole.passes():
+            whole.zero_grad()
+            nn.functional.mse_loss(twin(x), y).backward()
+        whole.step()
+    assert_same_weights(weights(model), weights(twin))

@@ -22,6 +22,11 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
 from torch.optim import Optimizer
 
 from torch_awp import AdversarialWeightPerturbation, RandomWeightPerturbation
@@ -109,6 +114,31 @@ def test_a_sharded_run_equals_the_one_in_one_process(two_ranks, wrap, form):
 @pytest.mark.parametrize("wrap", WRAPS)
 def test_replicas_of_shards_equal_the_run_in_one_process(four_ranks, wrap):
     assert_equal_to_one_process(four_ranks, (2, 2), wrap, "closure")
+
+
+def even_net() -> nn.Sequential:
+    """Tensor parallelism wants layers that it can halve; FSDP2 no view as the output."""
+    return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3), nn.Tanh()).double()
+
+
+def tensor_parallel_run(rank: int, wrap: str) -> list[Tensor]:
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("shard", "tensor"))
+    model = even_net()
+    parallelize_module(model, mesh["tensor"], {"0": ColwiseParallel(), "2": RowwiseParallel()})
+    fully_shard(model, mesh=mesh["shard"])
+    optimizer = WRAPS[wrap](torch.optim.AdamW(model.parameters(), **ADAMW))
+    train(optimizer, model, my_share(mesh.get_local_rank("shard"), 2), "loop")
+    return full_weights(model)
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_tensor_parallelism_under_it_equals_the_run_in_one_process(four_ranks, wrap):
+    torch.manual_seed(0)  # as every rank does
+    model = even_net()
+    optimizer = WRAPS[wrap](torch.optim.AdamW(model.parameters(), **ADAMW))
+    train(optimizer, model, wide_batch(), "loop")
+    for weights in four_ranks.run(tensor_parallel_run, wrap):
+        torch.testing.assert_close(weights, weights_of(model), rtol=1e-9, atol=1e-11)
 
 
 def restored(rank: int, **options: Any) -> bool:

@@ -1,6 +1,7 @@
 """Random directions in the space of the weights, on the scale of the weights."""
 
 from collections.abc import Iterable, Mapping
+from typing import cast
 
 import torch
 from torch import Generator, Tensor, nn
@@ -112,7 +113,8 @@ def normal_like(weight: Tensor, generator: Generator | None) -> Tensor:
 
 def _normalized(vector: Tensor, weight: Tensor) -> Tensor:
     """The vector with every filter rescaled to the length of the weight's."""
-    scales = step_scales(_filter_norms(weight), _filter_norms(vector), 1.0).to(vector.dtype)
+    scales = step_scales(_filter_norms(weight), _filter_norms(vector), 1.0)
+    scales = cast("Tensor", scales).to(vector.dtype)
     return (_filters(vector) * scales.unsqueeze(1)).reshape(vector.shape)
 
 
