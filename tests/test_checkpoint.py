@@ -5,6 +5,7 @@ import io
 
 import pytest
 import torch
+from pytorch_optimizer import Lookahead
 from reference import batch, closure_for, same_bits, small_net, weights_of
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -73,6 +74,11 @@ def test_a_run_resumes_bitwise(build, wrap, steps_before):
         resumed.generator.manual_seed(99)
     resumed.load_state_dict(saved)
     continue_both(optimizer, model, resumed, resumed_model, data)
+
+
+@pytest.mark.parametrize("wrap", WRAPS.values(), ids=WRAPS)
+def test_a_base_that_saves_the_optimizer_inside_it_resumes_bitwise(wrap):
+    test_a_run_resumes_bitwise(lambda params: Lookahead(BASES[2](params)), wrap, 4)
 
 
 @pytest.mark.parametrize("build", BASES)

@@ -89,10 +89,9 @@ def test_a_tensor_without_a_gradient_in_the_last_step_does_not_move():
     base = torch.optim.Adam(params)
     optimizer = AdversarialWeightPerturbation(base, 0.1, ascent="previous")
     for present in [(0, 1), (0,)]:
-        for i, param in enumerate(params):
-            param.grad = torch.randn(2, 2) if i in present else None
         with optimizer.perturb():
-            pass
+            for i, param in enumerate(params):
+                param.grad = torch.randn(2, 2) if i in present else None
         optimizer.step()
     before = params[1].detach().clone()
     with optimizer.perturb():

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import gc
 import pickle
+from collections.abc import Iterator
 
 import pytest
 import pytorch_optimizer
@@ -129,6 +130,28 @@ def test_a_step_after_leaving_the_loop_before_the_last_gradients_is_named(way, a
         optimizer.step()
 
 
+@pytest.mark.parametrize("wrapper", [AdversarialWeightPerturbation, RandomWeightPerturbation])
+def test_a_block_without_a_backward_pass_is_named(wrapper):
+    model, data = small_net(), batch()
+    optimizer = wrapper(torch.optim.SGD(model.parameters(), lr=0.1), 0.1)
+    closure_for(model, data)()
+    with optimizer.perturb():
+        loss_of(model, data)
+    with pytest.warns(UserWarning, match="none was computed in a loop"):
+        optimizer.step()
+
+
+def test_a_loop_gone_through_before_the_backward_pass_is_named():
+    model, data = small_net(), batch()
+    optimizer = awp(model, ascent="previous")
+    for _ in range(2):
+        one_step(optimizer, closure_for(model, data), "loop")
+    assert len(list(optimizer.passes())) == 1
+    closure_for(model, data)()
+    with pytest.warns(UserWarning, match="none was computed in a loop"):
+        optimizer.step()
+
+
 @pytest.mark.parametrize("call", ["passes", "perturb"])
 def test_a_form_that_is_not_used_is_named(call):
     optimizer = awp(small_net())
@@ -210,6 +233,28 @@ def test_maximising_minus_the_loss_takes_the_steps_of_minimising_it(cls, ascent,
     torch.testing.assert_close(*ends, rtol=1e-12, atol=1e-14)
 
 
+class Around(torch.optim.Optimizer):
+    """An optimizer around another, kept under a name of its own (timm's Lookahead does so)."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self._base_optimizer = inner
+
+    param_groups = property(lambda self: self._base_optimizer.param_groups)
+    state = property(lambda self: self._base_optimizer.state)
+    defaults = property(lambda self: self._base_optimizer.defaults)
+
+    def step(self, closure=None):
+        return self._base_optimizer.step(closure)
+
+
+def test_the_sign_of_a_base_inside_the_base_counts():
+    param = nn.Parameter(torch.ones(2, 2).double())
+    param.grad = torch.full((2, 2), 3.0).double()
+    base = Around(pytorch_optimizer.Lion([param], lr=0.1, maximize=True))
+    with AdversarialWeightPerturbation(base, 0.5).perturb():
+        torch.testing.assert_close(param.detach(), torch.full((2, 2), 0.5).double())
+
+
 def test_a_base_that_maximises_climbs_against_the_gradient():
     param = nn.Parameter(torch.ones(2, 2).double())
     param.grad = torch.full((2, 2), 3.0).double()
@@ -277,7 +322,7 @@ def test_what_is_kept_of_another_shape_is_not_climbed_along(ascent, rows):
     old = nn.Parameter(torch.randn(rows, 3))
     base = torch.optim.Adam([old], lr=1e-2)
     optimizer = AdversarialWeightPerturbation(base, 0.1, ascent=ascent)
-    for _ in optimizer.passes():
+    with optimizer.perturb():
         old.grad = torch.randn(rows, 3)
     optimizer.step()
     new = nn.Parameter(torch.cat([old.detach(), torch.randn(3, 3)]))
@@ -287,7 +332,7 @@ def test_what_is_kept_of_another_shape_is_not_climbed_along(ascent, rows):
     optimizer.param_groups[0]["params"] = [new]
     optimizer.state[new] = state
     assert relative_move(new, optimizer) == 0
-    for _ in optimizer.passes():
+    with optimizer.perturb():
         new.grad = torch.randn_like(new)
     optimizer.step()
     assert relative_move(new, optimizer) == pytest.approx(0.1, rel=1e-5)
@@ -374,31 +419,73 @@ def test_a_lazy_view_moves_and_comes_home(view):
 
 # -- what lies around it ---------------------------------------------------------------------------
 
+
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 AROUND = {
     "inference mode": torch.inference_mode,
     "no grad": torch.no_grad,
     "default device": lambda: torch.device("meta"),
+    "default dtype": lambda: default_dtype(torch.float16),
     "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
 }
 
 
+WRAPS = {
+    "layer": lambda base: AdversarialWeightPerturbation(base, 0.1),
+    "3 steps": lambda base: AdversarialWeightPerturbation(base, 0.1, steps=3, step_size=0.07),
+    "element": lambda base: AdversarialWeightPerturbation(base, 0.1, constraint="element"),
+    "update": lambda base: AdversarialWeightPerturbation(base, 0.1, ascent="update"),
+    "previous": lambda base: AdversarialWeightPerturbation(base, 0.1, ascent="previous"),
+    "random": lambda base: RandomWeightPerturbation(
+        base, 0.1, generator=torch.Generator().manual_seed(5)
+    ),
+}
+
+
+def set_gradients(params: list[nn.Parameter], gradients: list[Tensor]) -> None:
+    for param, gradient in zip(params, gradients, strict=True):
+        param.grad = gradient.clone()
+
+
 @pytest.mark.parametrize("around", AROUND)
-@pytest.mark.parametrize("steps", [1, 3])
-def test_ambient_modes_change_nothing_and_leave_nothing(around, steps):
-    model, data = small_net(torch.float32), batch(torch.float32)
-    twin = copy.deepcopy(model)
-    optimizer, reference = awp(model, steps=steps), awp(twin, steps=steps)
-    for module in (model, twin):
-        loss_of(module, data).backward()
-    with AROUND[around](), optimizer.perturb():
-        moved = [p.data_ptr() for p in model.parameters()]
-        inside = [p.detach() for p in model.parameters()]
-        with reference.perturb():
-            assert same_bits(inside, [p.detach() for p in twin.parameters()])
-    assert moved == [p.data_ptr() for p in model.parameters()]
-    optimizer.step(closure_for(model, data))
-    reference.step(closure_for(twin, data))
-    assert same_bits(weights_of(model), weights_of(twin))
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_ambient_modes_change_nothing_and_leave_nothing(wrap, around):
+    """Of a long tensor too, which the host goes through in pieces."""
+    weights = [torch.randn(600, 300), torch.randn(3, 4)]
+    params = [[nn.Parameter(w.clone()) for w in weights] for _ in range(2)]
+    bases = [torch.optim.SGD(each, lr=0.1, momentum=0.9) for each in params]
+    optimizers = [WRAPS[wrap](base) for base in bases]
+    for _ in range(3):
+        gradients = [torch.randn_like(w) for w in weights]
+        away = []
+        for each, optimizer, context in zip(
+            params, optimizers, (AROUND[around], contextlib.nullcontext), strict=True
+        ):
+            set_gradients(each, gradients)
+            with context():
+                with optimizer.perturb():
+                    for _ in range(1, getattr(optimizer, "steps", 1)):
+                        optimizer.ascend()
+                    realised = optimizer.realised_gammas()
+                    away.append(([p.detach().clone() for p in each], realised))
+                    set_gradients(each, gradients)
+                optimizer.step()
+        (inside, realised), (expected, as_realised) = away
+        assert same_bits(inside, expected)
+        assert realised == as_realised
+    assert same_bits(*params)
+    kept = [v for values in bases[0].state.values() for k, v in values.items() if "perturb" in k]
+    assert len(kept) == (2 if wrap in ("update", "previous") else 0)
+    assert not any(tensor.is_inference() for tensor in kept)
 
 
 # -- being the base --------------------------------------------------------------------------------
@@ -409,10 +496,7 @@ def test_attributes_and_methods_of_the_base_are_the_wrappers():
     base = pytorch_optimizer.ScheduleFreeAdamW(model.parameters(), lr=0.1)
     optimizer = AdversarialWeightPerturbation(base, 0.1)
     optimizer.train()
-    closure_for(model, batch())()
-    with optimizer.perturb():
-        pass
-    optimizer.step()
+    one_step(optimizer, closure_for(model, batch()), "block")
     optimizer.eval()
     assert base.param_groups[0]["train_mode"] is False
     assert not hasattr(optimizer, "no_such_thing")

@@ -308,10 +308,9 @@ def test_a_state_dict_is_not_changed_by_later_steps():
     untouched = copy.deepcopy(loaded)
     other = update(torch.optim.SGD(copy.deepcopy(model).parameters(), lr=0.1))
     other.load_state_dict(loaded)
-    for p in other.param_groups[0]["params"]:
-        p.grad = torch.ones_like(p)
     with other.perturb():
-        pass
+        for p in other.param_groups[0]["params"]:
+            p.grad = torch.ones_like(p)
     other.step()
     for index, values in untouched["state"].items():
         for key, value in values.items():

@@ -184,7 +184,7 @@ class AdversarialWeightPerturbation(WeightPerturbation):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         params = self._params()
         key = _KEYS.get(self.ascent, "")
-        directions = load_kept(key, params, state_dict)
+        directions = load_kept(key, params, state_dict) if key else {}
         super().load_state_dict(state_dict)
         drop(self.state, _KEYS.values())
         keep(self.state, key, directions, params)

@@ -83,28 +83,31 @@ class DelegatingOptimizer(Optimizer):
 
 
 def optimizers_of(base: Optimizer) -> Iterator[Optimizer]:
-    """The base and, where it is one around another (Accelerate's, Lookahead), those inside."""
-    optimizer: object = base
-    while isinstance(optimizer, Optimizer):
-        yield optimizer
-        optimizer = getattr(optimizer, "optimizer", None)
+    """The base and, where it is one around others (Accelerate's, Lookahead), those inside."""
+    yield base
+    for value in vars(base).values():
+        if isinstance(value, Optimizer):
+            yield from optimizers_of(value)
 
 
 def step_of(base: Optimizer, *args: Any, **kwargs: Any) -> tuple[Any, bool]:
     """Let the base step; return what it returns, and whether it did step.
 
-    One around another decides that itself, as Accelerate's does between micro-batches.
+    One around others decides that itself, as Accelerate's does between micro-batches.
     """
-    *_, inner = optimizers_of(base)
-    if inner is base or not hasattr(type(inner).step, "hooked"):
-        return base.step(*args, **kwargs), True
+    _, *inside = optimizers_of(base)
     steps: list[None] = []
-    handle = inner.register_step_post_hook(lambda *_: steps.append(None))
+    handles = [
+        optimizer.register_step_post_hook(lambda *_: steps.append(None))
+        for optimizer in inside
+        if hasattr(type(optimizer).step, "hooked")
+    ]
     try:
         loss = base.step(*args, **kwargs)
     finally:
-        handle.remove()
-    return loss, bool(steps)
+        for handle in handles:
+            handle.remove()
+    return loss, bool(steps) or not handles
 
 
 def maximizes(base: Optimizer, group: dict[str, Any]) -> bool:

@@ -85,16 +85,18 @@ def save_kept(
     Those of ``named`` have zeros where nothing is kept: distributed checkpoints are read into what
     a fresh optimizer has, and want every name of that.
     """
-    saved = dict(state_dict["state"])
+    own = _of_torch(state_dict)
+    saved = dict(own["state"])
     stateless = not any(saved.values())
-    for index, param in zip(_indices(state_dict), params, strict=True):
+    for index, param in zip(_indices(own), params, strict=True):
         value, values = kept(state, key, param), saved.get(index) or {}
         if value is None and param in named and (values or stateless):
             value = torch.zeros_like(param, requires_grad=False)
         if value is not values.get(key):
             others = {name: v for name, v in values.items() if name != key}
             saved[index] = others if value is None else {**others, key: value}
-    return {**state_dict, "state": saved}
+    own["state"] = saved
+    return state_dict
 
 
 def load_kept(
@@ -102,12 +104,21 @@ def load_kept(
 ) -> dict[Tensor, Tensor]:
     """Return copies of what a checkpoint kept, by parameter; read before the base changes it."""
     loaded = {}
-    for index, param in zip(_indices(state_dict), params, strict=False):
-        values = state_dict["state"].get(index)
+    own = _of_torch(state_dict)
+    for index, param in zip(_indices(own), params, strict=False):
+        values = own["state"].get(index)
         value = values.get(key) if isinstance(values, dict) else None
         if isinstance(value, Tensor):
             loaded[param] = value.to(param.device, param.dtype, copy=True)
     return loaded
+
+
+def _of_torch(state_dict: Mapping[str, Any]) -> Any:
+    """The part in torch's format, also in what an optimizer around another saves (Lookahead)."""
+    for part in (state_dict, *state_dict.values()):
+        if isinstance(part, Mapping) and "param_groups" in part:
+            return part
+    raise ValueError(f"no parameter groups in an optimizer's state_dict of {list(state_dict)}")
 
 
 def _indices(state_dict: Mapping[str, Any]) -> list[Any]:

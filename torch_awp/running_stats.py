@@ -13,9 +13,9 @@ def freeze_running_stats(model: nn.Module, enabled: bool = True) -> Iterator[Non
     """Context in which running statistics do not move, while layers still normalise by the batch.
 
     Those of BatchNorm and SyncBatchNorm of any dimension, which then do not move inside either, and
-    by putting the old values back on leaving every other buffer: InstanceNorm's statistics, the
-    vectors of spectral norm, the ranges of quantisation observers. Contexts nest; everything is as
-    before after an exception.
+    by putting the old values back on leaving every other buffer: InstanceNorm's statistics, those
+    of layers made from BatchNorm, the vectors of spectral norm, the ranges of observers. Contexts
+    nest; everything is as before after an exception.
 
     Args:
         model: a module that may contain such layers, or be one.
@@ -36,7 +36,8 @@ def freeze_running_stats(model: nn.Module, enabled: bool = True) -> Iterator[Non
             if isinstance(module, _BatchNorm):
                 # Read only while training: it then neither uses, updates nor counts.
                 stack.enter_context(_attribute(module, "track_running_stats", False))
-                continue
+                if type(module).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
+                    continue  # others may not ask, as detectron2's NaiveSyncBatchNorm does not
             stack.enter_context(_buffers_restored(module))
             if isinstance(getattr(module, "running_mean", None), Tensor) and hasattr(
                 module, "momentum"

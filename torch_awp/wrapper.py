@@ -24,7 +24,7 @@ from torch_awp.arguments import (
     is_selected,
 )
 from torch_awp.delegation import DelegatingOptimizer, step_of
-from torch_awp.gradients import adding_refused, computed_since, marks
+from torch_awp.gradients import Marks, adding_refused, computed_since, marks
 from torch_awp.passes import Block, Pass, Passes
 from torch_awp.perturbation import Layer, Perturbation
 from torch_awp.sharding import any_nonzero
@@ -53,7 +53,8 @@ class Progress:
 
     visit: str | None = None  # the form that is open now
     perturbation: Callable[[], Perturbation | None] = lambda: None  # weak: who opened it owns it
-    visited: bool = False  # a block or loop has been gone through since the last step
+    marks: Marks | None = None  # gradients before those to step on, once these are due
+    visited: bool = False  # the last block or loop since the last step computed these
     scaler: Callable[[], GradScaler | None] = lambda: None  # weak: the one that stepped last
     steps: int = 0  # successful ones, where no group tells
     places: dict[int, Layer] = field(default_factory=dict)  # of the last stay
@@ -155,13 +156,9 @@ class WeightPerturbation(DelegatingOptimizer):
                 if index > 0 or self._climbs == 0:
                     self._climb(perturbation)
                 is_last = index == self._climbs
-                before = marks(params) if is_last else []
-                try:
-                    with adding_refused(params):
-                        yield Pass(index, not is_last, perturbation.away)
-                except GeneratorExit:  # break or return, which an exception looks like too
-                    self._progress.visited = is_last and computed_since(before, params)
-                    raise
+                self._progress.marks = marks(params) if is_last else None
+                with adding_refused(params):
+                    yield Pass(index, not is_last, perturbation.away)
 
     def perturb(self) -> AbstractContextManager[None]:
         """Context in which the weights are at ``w + v``; on leaving they are back bit for bit.
@@ -185,6 +182,8 @@ class WeightPerturbation(DelegatingOptimizer):
             self.constraint, self.epsilon, progress.places, self._keeps_memory
         )
         progress.visit, progress.perturbation = name, weakref.ref(perturbation)
+        params = self._params()
+        progress.marks = marks(params) if climbs else None
         try:
             with perturbation:
                 if climbs and self._perturbs_now():
@@ -192,7 +191,7 @@ class WeightPerturbation(DelegatingOptimizer):
                 yield perturbation
         finally:
             progress.visit = None
-        progress.visited = True
+            progress.visited = progress.marks is not None and computed_since(progress.marks, params)
 
     def step(self, closure: Closure | None = None, *args: Any, **kwargs: Any) -> Any:
         """Let the base step, with a closure on the gradients at perturbed weights.
@@ -223,8 +222,8 @@ class WeightPerturbation(DelegatingOptimizer):
             if stepped and missed:
                 self._warn_once(
                     "step",
-                    "step() on gradients of unperturbed weights: no loop over passes(), no "
-                    "perturb() block and no closure came before it, as in a trainer's own loop. "
+                    "step() on gradients of unperturbed weights: none was computed in a loop over "
+                    "passes(), a perturb() block or a closure, as in a trainer's own loop. "
                     "Override its training step (README, recipes), or set gamma to 0",
                 )
         else:

@@ -237,7 +237,7 @@ def _first_ranks(direction: dict[str, Tensor], process_group: "ProcessGroup") ->
 
 
 def _checked_positions(argument: str, positions: Positions) -> list[float]:
-    values = torch.as_tensor(positions, dtype=torch.float64)
+    values = torch.as_tensor(positions, dtype=torch.float64, device="cpu")
     if values.ndim != 1 or values.numel() == 0 or not values.isfinite().all():
         raise ValueError(f"{argument} must be finite numbers in one dimension, got {positions!r}")
     numbers: list[float] = values.tolist()

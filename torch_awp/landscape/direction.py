@@ -12,6 +12,7 @@ from torch_awp.functional import step_scales, wide
 Direction = Mapping[str, Tensor]
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def filter_normalized_direction(
     model: nn.Module,
@@ -132,7 +133,7 @@ def _filters(tensor: Tensor) -> Tensor:
 
 def _dot(first: Direction, second: Direction, names: Iterable[str]) -> Tensor:
     """The real inner product over the given tensors, on the device of one of them."""
-    total = torch.zeros(())
+    total = torch.zeros((), dtype=torch.float32, device="cpu")
     for name in names:
         product = (first[name].conj() * second[name]).real
         product = product.sum(dtype=_accumulator(product.device))

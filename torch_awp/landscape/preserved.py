@@ -69,12 +69,14 @@ def preserved(model: nn.Module, weights: Sequence[Tensor]) -> Iterator[Snapshot]
     """Context that ends with the model and torch's random state bit for bit as they were.
 
     Inside, gradients are set aside, so that a backward pass finds and leaves none of the caller's.
+    Inference mode is off, which would let no gradient be taken and mark what is returned.
     """
     snapshot = Snapshot(model, weights)
     try:
         for param in model.parameters():
             param.grad = None
-        yield snapshot
+        with torch.inference_mode(False):
+            yield snapshot
     finally:
         insist(snapshot.restore)
 
@@ -92,7 +94,7 @@ def evaluate(model: nn.Module, loss_fn: LossFunction) -> Tensor:
 def scalar(loss: Tensor | float) -> Tensor:
     """Return a loss as a tensor without dimensions; Python's floats become float64."""
     if isinstance(loss, Real):
-        return torch.tensor(float(loss), dtype=torch.float64)
+        return torch.tensor(float(loss), dtype=torch.float64, device="cpu")
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
         raise ValueError(f"loss_fn(model) must be a scalar, got {found}")

@@ -148,7 +148,8 @@ class _Ball:
     def _uphill(self, loss: Tensor, step_size: float) -> list[Move]:
         for param in self.model.parameters():
             param.grad = None
-        torch.autograd.backward(loss)
+        with torch.autocast(loss.device.type, enabled=False):  # would round what it multiplies
+            torch.autograd.backward(loss)
         return [
             Move(weight, weight.grad, self.gamma, step_size)
             for weight in self.weights
