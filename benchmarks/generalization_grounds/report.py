@@ -100,7 +100,7 @@ def write_figure(path: Path, rows: Mapping[str, Sequence[Row]]) -> None:
     for axes, (ground, own) in zip(panels, rows.items(), strict=True):
         draw_benefit(axes, own)
         axes.set_title(f"{ground}, {own[0].n} seeds", fontsize="medium")
-    figure.supylabel("test score minus plain's, mean and paired 95 % interval")
+    panels[0].set_ylabel("test score minus plain's, mean and paired 95 % interval")
     _save(path, figure, panels)
 
 
@@ -156,7 +156,7 @@ def write_transfer_figure(
     for axes, (ground, further) in zip(panels, also.items(), strict=True):
         draw_transfer(axes, rows[ground], across(further))
         axes.set_title(f"trained on {ground}, {rows[ground][0].n} seeds", fontsize="medium")
-    figure.supylabel("SRCC minus plain's on the data sets never seen, mean of both")
+    panels[0].set_ylabel("the same on both data sets never seen, mean")
     _save(path, figure, panels)
 
 
