@@ -1,8 +1,12 @@
-"""Does weight perturbation generalise better, and at what price? Three grounds, many methods.
+"""Does weight perturbation generalise better, and at what price? Many methods on some grounds.
 
 * `biq2021`: real opinion scores of photographs, from features that `benchmarks/data` carries;
 * `digits`: real handwritten digits, a fifth of the labels wrong;
-* `mini-ugc`: small real videos with synthetic scores, built on first use.
+* `mini-ugc`: small real videos with synthetic scores, built on first use;
+* `konvid-1k`, `live-vqc`, `youtube-ugc`: real opinion scores of videos, from features in a clone of
+  the repository vztu/VIDEVAL: trained on the one, tested on it and on both others, before and
+  after fine-tuning;
+* `biq2021-sgd`, `digits-sgd`: the first two under SGD with momentum instead of AdamW.
 
 Whatever a method leaves open (gamma, dropout rate, ...) is decided on validation data of tuning
 seeds, which nothing else uses. Then every method is trained from fresh seeds and scored on the test
@@ -15,7 +19,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -32,8 +36,15 @@ from benchmarks.generalization_grounds.report import (
     sentences,
     write_csv,
     write_figure,
+    write_transfer_figure,
 )
-from benchmarks.generalization_grounds.rows import ReportRow, compared_with_plain, contrasts
+from benchmarks.generalization_grounds.rows import (
+    ReportRow,
+    compared_with_plain,
+    contrasts,
+    further_scores,
+    over_items,
+)
 from benchmarks.generalization_grounds.runs import GroundName, Job, Runner, build_ground
 from benchmarks.generalization_grounds.selection import Choice, best_ordinary, choose_all
 from vqa.io.files import write_json
@@ -64,6 +75,8 @@ class Generalization:
     """Where finished runs are kept."""
     data_dir: Path = DEFAULT_FOLDER
     """Where mini-UGC is, or is built."""
+    videval: Path | None = None
+    """Folder of a clone of vztu/VIDEVAL, which the grounds of videos need."""
 
     def __post_init__(self) -> None:
         for name, number, least in (
@@ -75,25 +88,34 @@ class Generalization:
 
 
 def main(
-    benchmark: Generalization, build: Callable[[GroundName, Path], Ground] = build_ground
+    benchmark: Generalization,
+    build: Callable[[GroundName, Path, Path | None], Ground] = build_ground,
 ) -> None:
     """Tune, train, compare, print and write.
 
     Args:
         benchmark: the settings.
-        build: a ground from its name and the folder of mini-UGC.
+        build: a ground from its name and the folders of mini-UGC and VIDEVAL.
     """
     path = benchmark.output / "generalization.json"
     document = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for name in benchmark.grounds:
-        runner = Runner(
-            name, partial(build, name, benchmark.data_dir), benchmark.runs, benchmark.processes
+        ground = partial(build, name, benchmark.data_dir, benchmark.videval)
+        document[name] = measure(
+            Runner(name, ground, benchmark.runs, benchmark.processes), benchmark
         )
-        document[name] = measure(runner, benchmark)
         write_json(path, document)
     rows = {name: [ReportRow(**row) for row in own["rows"]] for name, own in document.items()}
-    write_csv(path.with_suffix(".csv"), [row for own in rows.values() for row in own])
+    also = {
+        name: {what: [ReportRow(**row) for row in further] for what, further in own["also"].items()}
+        for name, own in document.items()
+        if own.get("also")
+    }
+    every = [*rows.values(), *(further for own in also.values() for further in own.values())]
+    write_csv(path.with_suffix(".csv"), [row for own in every for row in own])
     write_figure(path.with_suffix(".png"), rows)
+    if also:
+        write_transfer_figure(path.with_name("transfer.png"), rows, also)
     print(f"\nWritten: {path} and, beside it, .csv and .png")
 
 
@@ -109,10 +131,13 @@ def measure(runner: Runner, benchmark: Generalization) -> dict[str, object]:
         choices = read_choices(benchmark.chosen, name)
     outcomes = run_all(runner, choices, range(benchmark.seeds or ground.seeds))
     rows, ordinary = compared_with_plain(name, choices, outcomes), best_ordinary(choices)
+    also = further_scores(name, choices, outcomes)
     tests = contrasts(outcomes, ordinary)
     titles = {method: choice.title for method, choice in choices.items()}
     print(f"\n{name}\n\n{markdown_table(rows, ground.metric)}\n")
     print("\n".join(f"* {sentence}" for sentence in sentences(tests, titles)))
+    for what, further in also.items():
+        print(f"\n{name}, {what}\n\n{markdown_table(further, ground.metric)}\n")
     return {
         "environment": _environment(),
         "settings": ground.describe(),
@@ -122,9 +147,15 @@ def measure(runner: Runner, benchmark: Generalization) -> dict[str, object]:
         "chosen_from": None if benchmark.chosen is None else benchmark.chosen.name,
         "best_ordinary": ordinary,
         "rows": [asdict(row) for row in rows],
+        "also": {what: [asdict(row) for row in further] for what, further in also.items()},
+        "over_items": over_items(outcomes, ground.opinion),
         "contrasts": [asdict(test) for test in tests],
         "choices": {method: asdict(choice) for method, choice in choices.items()},
-        "runs": {method: [asdict(o) for o in own] for method, own in outcomes.items()},
+        "runs": {
+            # Predictions would be the larger part of the file; they are with the finished runs.
+            method: [asdict(replace(o, predicted={})) for o in own]
+            for method, own in outcomes.items()
+        },
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,8 +28,13 @@ _GRIDS: Mapping[str, tuple[float, ...]] = {
     "rho": (0.05, 0.1, 0.2, 0.5, 1.0),
     "dropout": (0.2, 0.35, 0.5, 0.65, 0.8),
     "weight_decay": (0.3, 1.0, 3.0, 10.0),
+    "climb_share": (0.25,),
     "length": (0.1, 0.2, 0.3, 0.5, 0.7),
 }
+
+# The learning rate is the best of 0.01, 0.03, 0.1, 0.3, 1, 3 by validation of plain training.
+SGD = PlainTraining(epochs=20, learning_rate=3.0, weight_decay=0.0, base="sgd")
+SGD_GRIDS = {**_GRIDS, "weight_decay": (1e-4, 1e-3, 3e-3, 1e-2, 3e-2)}
 
 
 @dataclass(frozen=True)
@@ -58,9 +63,9 @@ class Biq2021:
     """SRCC of an MLP of 97,537 parameters with 120 inputs, fitted to 700 of 900 photographs."""
 
     metric = "SRCC"
-    grids = _GRIDS
     seeds = 10
     tuning_seeds = 4
+    opinion: Mapping[str, Sequence[float]] = {}
 
     def __init__(
         self,
@@ -68,7 +73,9 @@ class Biq2021:
         plain: PlainTraining = PlainTraining(epochs=20),  # noqa: B008
         fitted: int = 700,
         width: int = 256,
+        grids: Mapping[str, tuple[float, ...]] = _GRIDS,
     ) -> None:
+        self.grids = grids
         self._table, self._plain, self._fitted, self._width = table, plain, fitted, width
 
     def describe(self) -> dict[str, object]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 import torch
@@ -25,8 +25,12 @@ _GRIDS: Mapping[str, tuple[float, ...]] = {
     "rho": (0.1, 0.2, 0.5, 1.0),
     "dropout": (0.2, 0.35, 0.5, 0.65, 0.8),
     "weight_decay": (0.3, 1.0, 3.0, 10.0),
+    "climb_share": (0.25,),
     "length": (0.05, 0.1, 0.2, 0.3, 0.5),
 }
+# The learning rate is the best of 0.01, 0.03, 0.1, 0.3, 1, 3 by validation of plain training.
+SGD = PlainTraining(epochs=40, learning_rate=0.01, weight_decay=0.0, base="sgd")
+SGD_GRIDS = {**_GRIDS, "weight_decay": (1e-4, 1e-3, 3e-3, 1e-2, 3e-2)}
 
 
 class Digits:
@@ -38,9 +42,9 @@ class Digits:
     """
 
     metric = "accuracy"
-    grids = _GRIDS
     seeds = 10
     tuning_seeds = 4
+    opinion: Mapping[str, Sequence[float]] = {}
 
     def __init__(
         self,
@@ -48,7 +52,9 @@ class Digits:
         fitted: int = 300,
         noise: float = 0.2,
         width: int = 256,
+        grids: Mapping[str, tuple[float, ...]] = _GRIDS,
     ) -> None:
+        self.grids = grids
         self._plain, self._fitted, self._noise, self._width = plain, fitted, noise, width
         digits = load_digits()
         order = torch.randperm(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.generalization_grounds.methods import Recipe
 
 HeldOut = Literal["validation", "test"]
+UNSEEN = "zero-shot on "
+"""How further scores begin that are of data sets which a training has not seen."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +25,14 @@ class Outcome:
     """On the part asked for."""
     train_score: float
     """On what the model was fitted to, labels as it saw them."""
-    passes: int
-    """Forward (and backward) passes of the training."""
+    passes: float
+    """Forward (and backward) passes of the training; one on half a batch is half a pass."""
     cpu_seconds: float
     """Processor time of the training, all of its steps, on one thread."""
+    also: Mapping[str, float] = field(default_factory=dict)
+    """Further scores of the same model, by what they are."""
+    predicted: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Predictions behind such scores, where the items are the same for every seed."""
 
 
 class Ground(Protocol):
@@ -37,6 +43,8 @@ class Ground(Protocol):
     seeds: int
     """How many seeds are reported unless asked otherwise."""
     tuning_seeds: int
+    opinion: Mapping[str, Sequence[float]]
+    """What `Outcome.predicted` predicts, by the same names; often nothing."""
 
     def describe(self) -> dict[str, object]:
         """Everything next to recipe, seed and part that decides an outcome."""
@@ -56,17 +64,22 @@ class Meter:
     """Passes and processor time of a training."""
 
     def __init__(self) -> None:
-        self.passes = 0
+        self.passes = 0.0
         self.cpu_seconds = 0.0
 
 
 @contextmanager
-def metered(model: nn.Module) -> Iterator[Meter]:
-    """Count the forward passes of a model, each of which has its backward pass, and time them."""
+def metered(model: nn.Module, batch: int) -> Iterator[Meter]:
+    """Count the forward passes of a model, each of which has its backward pass, and time them.
+
+    Args:
+        model: gives its outputs for a batch [B, ...].
+        batch: samples of a whole pass.
+    """
     meter = Meter()
 
-    def count(*_: object) -> None:
-        meter.passes += 1
+    def count(_: nn.Module, inputs: tuple[Tensor, ...], __: object) -> None:
+        meter.passes += len(inputs[0]) / batch
 
     hook = model.register_forward_hook(count)
     began = time.thread_time()  # what runs beside on a shared machine costs no time of this thread

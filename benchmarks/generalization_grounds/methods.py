@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 Kind = Literal["none", "rwp", "awp", "sam"]
-Tuned = Literal["magnitude", "dropout", "weight_decay", "length"]
+Tuned = Literal["magnitude", "dropout", "weight_decay", "length", "climb_share"]
+Learner = Literal["network", "ridge", "svr"]
 
 
 @dataclass(frozen=True)
@@ -16,16 +17,21 @@ class Recipe:
 
     perturbation: Kind = "none"
     magnitude: float = 0.0
-    """gamma of RWP and AWP, rho of SAM."""
+    """gamma of RWP and AWP, rho of SAM, alpha of ridge regression, C of the SVR."""
     steps: int = 1
     interval: int = 1
-    ascent: Literal["current", "previous"] = "current"
+    ascent: Literal["current", "update", "previous"] = "current"
     constraint: Literal["layer", "element"] = "layer"
     dropout: float = 0.0
     weight_decay: float | None = None
     """None: the ground's."""
     length: float = 1.0
     """Optimizer steps in units of plain training's."""
+    start: float = 0.0
+    """Share of the steps that come before the first perturbed one."""
+    climb_share: float = 1.0
+    """Share of a batch whose gradient AWP climbs."""
+    learner: Learner = "network"
 
     @property
     def passes(self) -> float:
@@ -34,10 +40,13 @@ class Recipe:
         >>> Recipe("awp", 0.01, steps=3, interval=2, length=0.5).passes
         1.25
         """
+        if self.learner != "network":
+            return 0.0
         if self.perturbation == "sam":
             return 2 * self.length
         climbs = self.perturbation == "awp" and self.ascent == "current"
-        return self.length * (1 + climbs * self.steps / self.interval)
+        perturbed = (1 - self.start) / self.interval
+        return self.length * (1 + climbs * self.steps * self.climb_share * perturbed)
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,10 @@ class Method:
     """Which of the ground's grids the open value comes from."""
 
     def candidates(self, grids: Mapping[str, tuple[float, ...]]) -> dict[float, Recipe]:
-        """Value -> recipe with that value; empty where nothing is open."""
+        """Value -> recipe with that value; empty where nothing is open.
+
+        A method whose grid the ground lacks cannot be had there.
+        """
         if self.tuned is None:
             return {}
         changes: list[dict[str, Any]] = [{self.tuned: value} for value in grids[self.grid]]
@@ -79,9 +91,14 @@ INDEPENDENT: dict[str, Method] = {
     "awp-previous": Method(
         'AWP, ascent="previous"', Recipe("awp", ascent="previous"), "magnitude", "previous"
     ),
+    "awp-update": Method(
+        'AWP, ascent="update"', Recipe("awp", ascent="update"), "magnitude", "previous"
+    ),
     "awp-element": Method(
         "AWP, element constraint", Recipe("awp", constraint="element"), "magnitude", "element"
     ),
+    "ridge": Method("ridge regression", Recipe(learner="ridge"), "magnitude", "ridge"),
+    "svr": Method("support vector regression", Recipe(learner="svr"), "magnitude", "svr"),
 }
 """Methods that can be tuned before anything is known of the others."""
 
@@ -101,9 +118,16 @@ def dependent(chosen: Mapping[str, Recipe], ordinary: str) -> dict[str, Method]:
         "awp-every-2": Method("AWP, interval 2", Recipe("awp", gamma, interval=2)),
         "awp-every-4": Method("AWP, interval 4", Recipe("awp", gamma, interval=4)),
         "awp-every-8": Method("AWP, interval 8", Recipe("awp", gamma, interval=8)),
+        "awp-late": Method("AWP in the last 30 %", Recipe("awp", gamma, start=0.7)),
+        "awp-quarter": Method(
+            "AWP, climbing on a quarter", Recipe("awp", gamma), "climb_share", "climb_share"
+        ),
         "ordinary+awp": _awp(f"{on_top} + AWP", replace(base, perturbation="awp")),
         "ordinary+previous": _awp(
             f'{on_top} + AWP, ascent="previous"',
             replace(base, perturbation="awp", ascent="previous"),
+        ),
+        "ordinary+update": _awp(
+            f'{on_top} + AWP, ascent="update"', replace(base, perturbation="awp", ascent="update")
         ),
     }

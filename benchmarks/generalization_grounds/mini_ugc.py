@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -78,6 +78,7 @@ class MiniUgc:
     grids = _GRIDS
     seeds = 10
     tuning_seeds = 3
+    opinion: Mapping[str, Sequence[float]] = {}
 
     def __init__(
         self,
@@ -113,7 +114,7 @@ class MiniUgc:
         add_dropout(model, recipe.dropout)
         training, steps = self._training, round(recipe.length * self._training.steps)
         optimizer = build_optimizer(
-            model, recipe, training.learning_rate, training.weight_decay, seed
+            model, recipe, training.learning_rate, training.weight_decay, seed, steps
         )
         rise = max(1, round(training.warm_up * steps))
         meter = take_steps(
@@ -121,6 +122,7 @@ class MiniUgc:
             optimizer,
             self._batches(fitted, steps, torch.Generator().manual_seed(seed)),
             partial(quality_loss, rank_weight=training.rank_weight),
+            training.batch,
             lambda step: warm_up_cosine(step, steps, rise),
         )
         return Outcome(

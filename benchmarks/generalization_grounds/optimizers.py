@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import torch
 from pytorch_optimizer import SAM
@@ -10,6 +11,17 @@ from torch import nn
 
 from benchmarks.generalization_grounds.methods import Recipe
 from torch_awp import AdversarialWeightPerturbation, RandomWeightPerturbation
+
+Base = Literal["adamw", "sgd"]
+
+_BASES: Mapping[Base, Any] = {
+    "adamw": torch.optim.AdamW,
+    "sgd": torch.optim.SGD,
+}
+_SETTINGS: Mapping[Base, Mapping[str, Any]] = {
+    "adamw": {"fused": True},
+    "sgd": {"fused": True, "momentum": 0.9},
+}
 
 
 class ClosureSam(SAM):
@@ -32,38 +44,52 @@ class ClosureSam(SAM):
 
 
 def build_optimizer(
-    model: nn.Module, recipe: Recipe, learning_rate: float, weight_decay: float, seed: int
+    model: nn.Module,
+    recipe: Recipe,
+    learning_rate: float,
+    weight_decay: float,
+    seed: int,
+    steps: int,
+    base: Base = "adamw",
 ) -> torch.optim.Optimizer:
-    """AdamW, perturbed as the recipe says.
+    """The base optimizer, perturbed as the recipe says.
 
     Args:
         model: whose parameters are trained.
         recipe: its own weight decay goes before `weight_decay`.
-        learning_rate: of AdamW.
-        weight_decay: of AdamW, decoupled.
+        learning_rate: of the base.
+        weight_decay: of the base; that of AdamW is decoupled, that of SGD a term of the gradient.
         seed: of the random perturbation.
+        steps: of the whole training.
+        base: `"sgd"` has a momentum of 0.9.
     """
+    start_step = round(recipe.start * steps)
     decay = weight_decay if recipe.weight_decay is None else recipe.weight_decay
     if recipe.perturbation == "sam":
         return ClosureSam(
             model.parameters(),
-            torch.optim.AdamW,
+            _BASES[base],
             rho=recipe.magnitude,
             lr=learning_rate,
             weight_decay=decay,
-            fused=True,
+            **_SETTINGS[base],
         )
-    base = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=decay, fused=True)
+    plain: torch.optim.Optimizer = _BASES[base](
+        model.parameters(), lr=learning_rate, weight_decay=decay, **_SETTINGS[base]
+    )
     if recipe.perturbation == "rwp":
         generator = torch.Generator().manual_seed(seed)
-        return RandomWeightPerturbation(base, recipe.magnitude, generator=generator)
+        return RandomWeightPerturbation(
+            plain, recipe.magnitude, generator=generator, start_step=start_step
+        )
     if recipe.perturbation == "awp":
         return AdversarialWeightPerturbation(
-            base,
+            plain,
             recipe.magnitude,
+            start_step=start_step,
             steps=recipe.steps,
             interval=recipe.interval,
             ascent=recipe.ascent,
             constraint=recipe.constraint,
         )
-    return base
+    return plain

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.generalization_grounds.comparison import Comparison
+from benchmarks.generalization_grounds.ground import UNSEEN
 from benchmarks.generalization_grounds.methods import PLAIN
 from benchmarks.generalization_grounds.rows import ReportRow
 from vqa.io.files import replacing
@@ -19,6 +21,7 @@ from vqa.io.files import replacing
 _GREY, _ORANGE, _GREEN, _BLUE, _SKY, _PINK = (
     "#555555", "#e69f00", "#009e73", "#0072b2", "#56b4e9", "#cc79a7",
 )  # fmt: skip
+_MOST_BESIDE = 4
 _STYLES: Mapping[str, tuple[str, str]] = {
     "fewer-steps": (_GREY, "v"),
     "double": (_GREY, ">"),
@@ -33,9 +36,15 @@ _STYLES: Mapping[str, tuple[str, str]] = {
     "awp-every-4": (_BLUE, "D"),
     "awp-every-8": (_BLUE, "v"),
     "awp-element": (_BLUE, "P"),
+    "awp-late": (_BLUE, "x"),
+    "awp-quarter": (_BLUE, ">"),
     "awp-previous": (_SKY, "o"),
+    "awp-update": (_SKY, "^"),
     "ordinary+awp": (_PINK, "o"),
     "ordinary+previous": (_PINK, "s"),
+    "ordinary+update": (_PINK, "^"),
+    "ridge": (_GREY, "_"),
+    "svr": (_GREY, "1"),
 }
 
 
@@ -87,36 +96,92 @@ def write_csv(path: Path, rows: Sequence[ReportRow]) -> None:
 
 def write_figure(path: Path, rows: Mapping[str, Sequence[ReportRow]]) -> None:
     """Benefit against cost with paired 95 % intervals, one panel for each ground."""
-    figure = Figure(figsize=(1.5 + 4.2 * len(rows), 6.5), layout="constrained")
-    panels = figure.subplots(1, len(rows), squeeze=False)[0]
+    figure, panels = _panels(len(rows))
     for axes, (ground, own) in zip(panels, rows.items(), strict=True):
         draw_benefit(axes, own)
         axes.set_title(f"{ground}, {own[0].n} seeds", fontsize="medium")
     panels[0].set_ylabel("test score minus plain's, mean and paired 95 % interval")
-    handles, labels = panels[0].get_legend_handles_labels()
-    if len({tuple(row.title for row in own) for own in rows.values()}) > 1:
-        labels = [_general(row) for row in next(iter(rows.values())) if row.method != PLAIN]
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=2 * len(rows), fontsize="small"
-    )
-    with replacing(path) as unfinished:
-        figure.savefig(unfinished, dpi=110, format="png")
+    _save(path, figure, panels)
 
 
 def draw_benefit(axes: Axes, rows: Sequence[ReportRow]) -> None:
     """Difference to plain over passes for the rows of one ground."""
     axes.axhline(0, color="black", linewidth=0.8)
-    others = [row for row in rows if row.method != PLAIN]
+    others = [row for row in rows if row.method != PLAIN and row.passes > 0]
     for row, place in zip(others, _places(others), strict=True):
         colour, marker = _STYLES[row.method]
         reach = [[row.difference - row.low], [row.high - row.difference]]
         axes.errorbar(
-            place, row.difference, reach, fmt=marker, color=colour, label=row.title,
+            place, row.difference, reach, fmt=marker, color=colour, label=_general(row),
             markersize=6, capsize=2, linewidth=0.8,
         )  # fmt: skip
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("forward and backward passes of the training, plain = 1")
+
+
+def _panels(number: int) -> tuple[Figure, list[Axes]]:
+    """A figure with so many panels, at most four beside each other."""
+    columns = min(number, _MOST_BESIDE)
+    lines = -(-number // columns)
+    figure = Figure(figsize=(1.5 + 4.2 * columns, 1.5 + 5 * lines), layout="constrained")
+    every = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for axes in every[number:]:
+        axes.remove()
+    return figure, every[:number]
+
+
+def _save(path: Path, figure: Figure, panels: Sequence[Axes]) -> None:
+    """With one legend for all panels."""
+    by_label = {
+        label: handle
+        for axes in panels
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    columns = 2 * min(len(panels), _MOST_BESIDE)
+    figure.legend(
+        by_label.values(), by_label, loc="outside lower center", ncols=columns, fontsize="small"
+    )
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, dpi=110, format="png")
+
+
+def write_transfer_figure(
+    path: Path,
+    rows: Mapping[str, Sequence[ReportRow]],
+    also: Mapping[str, Mapping[str, Sequence[ReportRow]]],
+) -> None:
+    """Benefit within against benefit across: a panel for each source, a point for each method."""
+    figure, panels = _panels(len(also))
+    for axes, (ground, further) in zip(panels, also.items(), strict=True):
+        draw_transfer(axes, rows[ground], across(further))
+        axes.set_title(f"trained on {ground}, {rows[ground][0].n} seeds", fontsize="medium")
+    panels[0].set_ylabel("the same on both data sets never seen, mean")
+    _save(path, figure, panels)
+
+
+def across(also: Mapping[str, Sequence[ReportRow]]) -> dict[str, float]:
+    """By method, the difference to plain on unseen data sets, mean over them."""
+    unseen = [
+        own for what, own in also.items() if what.startswith(UNSEEN) and not what.endswith("PLCC")
+    ]
+    return {
+        same[0].method: statistics.mean(row.difference for row in same)
+        for same in zip(*unseen, strict=True)
+    }
+
+
+def draw_transfer(axes: Axes, rows: Sequence[ReportRow], differences: Mapping[str, float]) -> None:
+    """Difference to plain on unseen data sets over that on the source's test part."""
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.axvline(0, color="black", linewidth=0.8)
+    for row in rows:
+        if row.method != PLAIN:
+            colour, marker = _STYLES[row.method]
+            axes.plot(
+                row.difference, differences[row.method], marker, color=colour, label=_general(row)
+            )
+    axes.set_xlabel("SRCC minus plain's on the source's test part")
 
 
 def _places(rows: Sequence[ReportRow]) -> list[float]:

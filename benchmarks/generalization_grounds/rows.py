@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.generalization_grounds.comparison import Comparison, compare
 from benchmarks.generalization_grounds.ground import Outcome
+from benchmarks.generalization_grounds.items import interval, resampled_srcc
 from benchmarks.generalization_grounds.methods import PLAIN
 from benchmarks.generalization_grounds.selection import Choice
 from vqa.statistics import summarise
@@ -58,6 +59,45 @@ def compared_with_plain(
     return rows
 
 
+def further_scores(
+    ground: str, choices: Mapping[str, Choice], outcomes: Mapping[str, Sequence[Outcome]]
+) -> dict[str, list[ReportRow]]:
+    """The rows for each further score of the models, corrected for the methods of each alone."""
+    names = outcomes[PLAIN][0].also
+    return {
+        what: compared_with_plain(
+            f"{ground}, {what}",
+            choices,
+            {
+                method: [replace(outcome, score=outcome.also[what]) for outcome in own]
+                for method, own in outcomes.items()
+            },
+        )
+        for what in names
+    }
+
+
+def over_items(
+    outcomes: Mapping[str, Sequence[Outcome]], opinion: Mapping[str, Sequence[float]]
+) -> dict[str, dict[str, tuple[float, float]]]:
+    """By score and method, the interval of the difference to plain if other items were scored.
+
+    For scores whose items are the same for every seed, so that intervals over seeds ignore them.
+    """
+    found = {}
+    for what, scores in opinion.items():
+        samples = {
+            method: resampled_srcc([outcome.predicted[what] for outcome in own], scores)
+            for method, own in outcomes.items()
+        }
+        found[what] = {
+            method: interval(own - samples[PLAIN])
+            for method, own in samples.items()
+            if method != PLAIN
+        }
+    return found
+
+
 def contrasts(outcomes: Mapping[str, Sequence[Outcome]], ordinary: str) -> list[Comparison]:
     """Questions asked beforehand, of which plain is no side; corrected as a family of their own.
 
@@ -71,6 +111,12 @@ def contrasts(outcomes: Mapping[str, Sequence[Outcome]], ordinary: str) -> list[
         ("ordinary+awp", ordinary),
         ("ordinary+previous", ordinary),
         ("awp-previous", "awp"),
+        ("awp-update", ordinary),
+        ("ordinary+update", ordinary),
+        ("awp-update", "awp"),
+        ("awp-update", "awp-previous"),
+        ("awp-update", "rwp"),
+        ("awp-late", "awp"),
         ("awp-previous", "rwp"),
         ("awp", "rwp"),
         ("awp", "sam"),

@@ -11,16 +11,22 @@ from typing import Literal
 
 import torch
 
+from benchmarks.generalization_grounds import biq2021, digits
 from benchmarks.generalization_grounds.biq2021 import Biq2021, load_table
 from benchmarks.generalization_grounds.digits import Digits
 from benchmarks.generalization_grounds.ground import Ground, HeldOut, Outcome
 from benchmarks.generalization_grounds.methods import Recipe
 from benchmarks.generalization_grounds.mini_ugc import MiniUgc
+from benchmarks.generalization_grounds.videval import Videval
+from benchmarks.generalization_grounds.videval_tables import load_tables
 from vqa.io.files import digest, replacing
 from vqa.processes import process_pool
 from vqa.progress import progress_bar
 
-GroundName = Literal["biq2021", "digits", "mini-ugc"]
+GroundName = Literal[
+    "biq2021", "digits", "mini-ugc", "biq2021-sgd", "digits-sgd",
+    "konvid-1k", "live-vqc", "youtube-ugc",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -33,11 +39,30 @@ class Job:
 
 
 @cache
-def build_ground(name: GroundName, mini_ugc: Path) -> Ground:
-    """A ground with its data loaded; `mini_ugc` is where that set lies or is built."""
+def build_ground(name: GroundName, mini_ugc: Path, videval: Path | None = None) -> Ground:
+    """A ground with its data loaded.
+
+    Args:
+        name: which.
+        mini_ugc: where that set lies or is built.
+        videval: folder of a clone of vztu/VIDEVAL, for the grounds of videos.
+
+    Raises:
+        ValueError: there is no such folder, or it lacks a file.
+    """
     if name == "biq2021":
         return Biq2021(load_table())
-    return Digits() if name == "digits" else MiniUgc(mini_ugc)
+    if name == "biq2021-sgd":
+        return Biq2021(load_table(), biq2021.SGD, grids=biq2021.SGD_GRIDS)
+    if name == "digits":
+        return Digits()
+    if name == "digits-sgd":
+        return Digits(digits.SGD, grids=digits.SGD_GRIDS)
+    if name == "mini-ugc":
+        return MiniUgc(mini_ugc)
+    if videval is None:
+        raise ValueError(f"videval: expected a clone of vztu/VIDEVAL for the ground {name}")
+    return Videval(name, load_tables(videval))
 
 
 @dataclass(frozen=True)

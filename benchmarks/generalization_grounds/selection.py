@@ -15,6 +15,8 @@ from benchmarks.generalization_grounds.methods import (
 )
 from benchmarks.generalization_grounds.runs import Job, Runner
 
+_SIZES = {"rwp": "gamma", "awp": "gamma", "sam": "rho", "ridge": "alpha", "svr": "C"}
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -33,13 +35,17 @@ class Choice:
         'gamma 0.02, dropout 0.5'
         """
         recipe, parts = self.recipe, []
-        if recipe.perturbation != "none":
-            size = "rho" if recipe.perturbation == "sam" else "gamma"
+        if recipe.perturbation != "none" or recipe.learner != "network":
+            size = _SIZES.get(recipe.learner) or _SIZES[recipe.perturbation]
             parts.append(f"{size} {recipe.magnitude:g}")
         if recipe.dropout:
             parts.append(f"dropout {recipe.dropout:g}")
         if recipe.weight_decay is not None:
             parts.append(f"decay {recipe.weight_decay:g}")
+        if recipe.climb_share != 1:
+            parts.append(f"{recipe.climb_share:g} of the batch")
+        if recipe.start:
+            parts.append(f"after {recipe.start:g} of the steps")
         if recipe.length != 1:
             parts.append(f"{recipe.length:g} of the steps")
         return ", ".join(parts)
@@ -61,6 +67,9 @@ def _choose(
     runner: Runner, methods: Mapping[str, Method], seeds: Sequence[int]
 ) -> dict[str, Choice]:
     grids = runner.build().grids
+    methods = {
+        n: method for n, method in methods.items() if not method.grid or method.grid in grids
+    }
     candidates = {name: method.candidates(grids) for name, method in methods.items()}
     recipes = [recipe for own in candidates.values() for recipe in own.values()]
     jobs = [Job(recipe, seed, "validation") for seed in seeds for recipe in recipes]

@@ -17,7 +17,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from benchmarks.biq2021_features import image_features
 from benchmarks.generalization import Generalization, main, read_choices
-from benchmarks.generalization_grounds.biq2021 import TABLE, Biq2021, LabelledTable, load_table
+from benchmarks.generalization_grounds.biq2021 import SGD, TABLE, Biq2021, LabelledTable, load_table
 from benchmarks.generalization_grounds.comparison import compare, holm
 from benchmarks.generalization_grounds.digits import Digits, with_wrong_labels
 from benchmarks.generalization_grounds.fitting import PlainTraining
@@ -36,6 +36,9 @@ PERTURBED = [
     Recipe("awp", 0.3, steps=3),
     Recipe("awp", 0.3, interval=2),
     Recipe("awp", 0.3, ascent="previous"),
+    Recipe("awp", 0.3, ascent="update"),
+    Recipe("awp", 0.3, start=0.5),
+    Recipe("awp", 0.3, climb_share=0.5),
     Recipe("awp", 0.3, constraint="element"),
 ]
 RECIPES = [
@@ -54,7 +57,9 @@ def synthetic_table() -> LabelledTable:
 
 
 @cache
-def small(name: str = "biq2021", folder: Path | None = None) -> Biq2021:
+def small(
+    name: str = "biq2021", mini_ugc: Path | None = None, videval: Path | None = None
+) -> Biq2021:
     return Biq2021(synthetic_table(), PlainTraining(epochs=2, batch=8), fitted=32, width=8)
 
 
@@ -75,6 +80,14 @@ def trained_weights(ground: Ground, recipe: Recipe, seed: int) -> torch.Tensor:
     with register_module_forward_hook(lambda module, *_: trained.append(module)):
         ground.run(recipe, seed, "test")
     return torch.cat([p.detach().flatten() for p in trained[-1].parameters()])
+
+
+@pytest.mark.parametrize("recipe", [Recipe(), *PERTURBED], ids=str)
+def test_every_method_trains_with_sgd_too(recipe):
+    plain = replace(SGD, epochs=2, batch=8)
+    ground = Biq2021(synthetic_table(), plain, fitted=32, width=8)
+
+    assert not trained_weights(ground, recipe, 0).equal(trained_weights(small(), recipe, 0))
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=str)
@@ -225,7 +238,7 @@ def test_one_seed_is_not_compared():
 class Formula:
     """A ground whose validation score is highest at known values; it has no test data."""
 
-    metric, seeds, tuning_seeds = "score", 2, 1
+    metric, seeds, tuning_seeds, opinion = "score", 2, 1, {}
 
     def __init__(self) -> None:
         self.runs = 0
@@ -295,6 +308,7 @@ def test_every_method_is_in_table_and_document(benchmark, capsys):
     with (benchmark.output / "generalization.csv").open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
     methods = {*INDEPENDENT, *dependent({m: Recipe() for m in INDEPENDENT}, "dropout")}
+    methods -= {"ridge", "svr"}  # the ground has no grid for them
     assert {line["method"] for line in lines} == set(document["runs"]) == methods
     assert all(len(runs) == 3 for runs in document["runs"].values())
     assert {"versions", "device", "time"} <= set(document["environment"])

@@ -88,7 +88,7 @@ def read_sama_image(
     Raises:
         ImageError: the file is missing or damaged, or holds no 8-bit colours; names the file.
     """
-    pixels = _load(path, sampling.mosaic.side)
+    pixels = load_pixels(path, sampling.mosaic.side)
     if generator is not None:
         pixels = _mirror_and_rotate(pixels, generator)
     # Published code normalises first: the same, as the weights of the neighbours add up to one.
@@ -124,8 +124,12 @@ def mask_scales(
     return read_pixels(image, positions).view(-1, grid.side, grid.side)
 
 
-def _load(path: Path, smallest: int) -> Tensor:
-    """Pixels of a file, uint8 [3, H, W], enlarged if a side has fewer than `smallest` pixels."""
+def load_pixels(path: Path, smallest: int) -> Tensor:
+    """Pixels of a file, uint8 [3, H, W], enlarged if a side has fewer than `smallest` pixels.
+
+    Raises:
+        ImageError: as `read_sama_image`.
+    """
     try:
         with warnings.catch_warnings():
             # Of 90 million pixels, which phones make; at twice as many Pillow refuses.
