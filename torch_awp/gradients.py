@@ -6,7 +6,8 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-Marks = list[tuple[Callable[[], Tensor | None] | None, int]]
+Mark = tuple[Callable[[], Tensor | None] | None, int]
+Marks = list[Mark]
 
 
 @contextmanager
@@ -27,16 +28,15 @@ def adding_refused(params: Sequence[Tensor]) -> Iterator[None]:
     if param is None or param.grad is None:
         yield
         return
-    older, version = weakref.ref(param.grad), param.grad._version  # weak, so that it can be freed
+    older = weakref.ref(param.grad)  # weak, so that it can be freed
+    mark = (older, param.grad._version)
     last_computed: list[bool] = []
     added: list[bool] = []
 
     def computed(_: Tensor) -> None:
         now = param.grad
         # `grad.data.zero_()` leaves no trace but its zeros.
-        last_computed[:] = [
-            now is not None and now is older() and now._version == version and bool(now.any())
-        ]
+        last_computed[:] = [now is not None and _is_as_before(now, mark) and bool(now.any())]
 
     def accumulated(_: Tensor) -> None:  # torch.autograd.grad computes and accumulates nothing
         added.extend(last_computed)
@@ -67,8 +67,12 @@ def marks(params: Sequence[Tensor]) -> Marks:
 
 def computed_since(before: Marks, params: Sequence[Tensor]) -> bool:
     """Whether any gradient was computed since ``before`` (or written by other means)."""
-    for param, (older, version) in zip(params, before, strict=True):
-        grad = param.grad
-        if grad is not None and not (older and older() is grad and grad._version == version):
+    for param, mark in zip(params, before, strict=True):
+        if param.grad is not None and not _is_as_before(param.grad, mark):
             return True
     return False
+
+
+def _is_as_before(grad: Tensor, mark: Mark) -> bool:
+    older, version = mark
+    return older is not None and older() is grad and grad._version == version

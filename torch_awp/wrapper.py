@@ -262,7 +262,7 @@ class WeightPerturbation(DelegatingOptimizer):
             losses = []
             with torch.enable_grad():
                 for _ in self._run_passes():
-                    before = marks(params)
+                    before = self._progress.marks or marks(params)  # the last pass has made them
                     losses.append(closure())
                     if perturbs and not computed_since(before, params):
                         if self._progress.visited:  # Lightning's manual optimization brings an
