@@ -1,37 +1,17 @@
 """What surrounds a measurement (modes, defaults, autocast) changes neither it nor its results."""
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
 import torch
 from reference import same_bits, weights_of
+from surroundings import AROUND
 from torch import Tensor, nn
 
 from torch_awp import landscape
 
 POSITIONS = [-1.0, 0.0, 0.5]
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-AROUND = {
-    "inference mode": torch.inference_mode,
-    "no grad": torch.no_grad,
-    "default device": lambda: torch.device("meta"),
-    "default float64": lambda: default_dtype(torch.float64),
-    "default float16": lambda: default_dtype(torch.float16),
-    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
-}
 
 
 class Setting:

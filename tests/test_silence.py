@@ -4,7 +4,6 @@ import contextlib
 import copy
 import gc
 import pickle
-from collections.abc import Iterator
 
 import pytest
 import pytorch_optimizer
@@ -19,6 +18,7 @@ from reference import (
     small_net,
     weights_of,
 )
+from surroundings import AROUND
 from torch import Tensor, nn
 
 from torch_awp import AdversarialWeightPerturbation, RandomWeightPerturbation, perturbation
@@ -554,25 +554,6 @@ def test_a_lazy_view_moves_and_comes_home(view):
 
 
 # -- what lies around it ---------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-AROUND = {
-    "inference mode": torch.inference_mode,
-    "no grad": torch.no_grad,
-    "default device": lambda: torch.device("meta"),
-    "default dtype": lambda: default_dtype(torch.float16),
-    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
-}
 
 
 WRAPS = {
