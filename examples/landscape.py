@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from textwrap import fill
@@ -22,10 +22,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
 
-import fast_vqa
-import sama_iqa
-import sama_vqa
-import simple_vqa
+from training_scripts import script_and_settings
 from vqa.datasets import DataSet, Sample, load_dataset
 from vqa.errors import expected_errors_in_one_line
 from vqa.figures import draw_contours, draw_curves, draw_surface
@@ -46,18 +43,12 @@ from vqa.training.landscape import (
 )
 from vqa.training.optim import load_checkpoint_weights
 from vqa.training.perturbation import METHOD_NAMES
-from vqa.training.settings import Settings, restored
+from vqa.training.settings import Settings
 from vqa.training.split_samples import parts_of
 from vqa.training.task import Task
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 _NAME_WIDTH = 36  # characters of a line in legends and titles; longer names are broken
-_SCRIPTS: dict[str, tuple[type[Settings], Callable[[Any], Task]]] = {
-    "fast_vqa": (fast_vqa.FastVqa, fast_vqa.task),
-    "sama_vqa": (sama_vqa.SamaVqa, sama_vqa.task),
-    "sama_iqa": (sama_iqa.SamaIqa, sama_iqa.task),
-    "simple_vqa": (simple_vqa.SimpleVqa, simple_vqa.task),
-}
 # Settings by which the losses of one script differ.
 _OF_THE_LOSS = ("rank_weight", "loss", "batch")
 
@@ -200,19 +191,12 @@ def _check_same_loss(checkpoints: Mapping[Path, Checkpoint]) -> None:
 
 
 def _load_model(file: Path, checkpoint: Checkpoint, place: Place) -> Trained:
-    if checkpoint.script not in _SCRIPTS:
-        known = ", ".join(_SCRIPTS)
-        raise CheckpointError(f"{file}: expected one of {known}, got {checkpoint.script!r}")
-    kind, task_of = _SCRIPTS[checkpoint.script]
-    try:
-        trained = restored(kind, checkpoint.settings)
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{file}: its settings cannot be used, {error}") from error
+    script, trained = script_and_settings(file, checkpoint)
     # What the training began with plays no part any more.
     settings = replace(trained, pretrained=None, finetune_from=None)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    task = task_of(settings)
+    task = script.task(settings)
     model = task.build().to(place.device)
     load_checkpoint_weights(model, file, checkpoint)
     return Trained(file, checkpoint, settings, task, model.eval())

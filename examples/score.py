@@ -13,10 +13,10 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import torch
 import tyro
@@ -25,13 +25,13 @@ import fast_vqa
 import sama_iqa
 import sama_vqa
 import simple_vqa
+from training_scripts import SCRIPTS, TrainingScript, script_and_settings
 from vqa.datasets import SPECS
 from vqa.errors import expected_errors_in_one_line
 from vqa.features.cache import VERSION, FeatureCache
 from vqa.features.key_frames import FeatureSettings
 from vqa.features.motion import build_extractor
 from vqa.io.files import shown
-from vqa.io.media_names import MediaKind
 from vqa.progress import progress_bar
 from vqa.scoring.finding import find_files
 from vqa.scoring.report import report, score_table
@@ -40,31 +40,13 @@ from vqa.scoring.scorer import FileScore, Scorer
 from vqa.training.checkpoint import Checkpoint, CheckpointError, is_checkpoint, load_checkpoint
 from vqa.training.distributed import DeviceName, Place, own_device
 from vqa.training.optim import load_checkpoint_weights, load_weights
-from vqa.training.settings import Settings, restored
-from vqa.training.task import Task
+from vqa.training.settings import Settings
 
 AnyPath = str | os.PathLike[str]
 PublishedModel = Literal["fast_vqa", "fast_vqa_m", "sama_vqa", "sama_iqa", "simple_vqa"]
 
 # A worker takes some seconds to begin.
 _FILES_FOR_A_WORKER, _MOST_WORKERS = 32, 4
-
-
-@dataclass(frozen=True)
-class _Script:
-    """One of the training scripts."""
-
-    settings: type[Settings]
-    task: Callable[[Any], Task]
-    kind: MediaKind = "video"
-
-
-_SCRIPTS = {
-    "fast_vqa": _Script(fast_vqa.FastVqa, fast_vqa.task),
-    "sama_vqa": _Script(sama_vqa.SamaVqa, sama_vqa.task),
-    "sama_iqa": _Script(sama_iqa.SamaIqa, sama_iqa.task, "image"),
-    "simple_vqa": _Script(simple_vqa.SimpleVqa, simple_vqa.task),
-}
 
 
 @dataclass(frozen=True)
@@ -170,16 +152,7 @@ def load_scorer(
             raise
         names = ", ".join(get_args(PublishedModel))
         raise CheckpointError(f"{error}; published weights need --model ({names})") from error
-    if checkpoint.script not in _SCRIPTS:
-        names = ", ".join(_SCRIPTS)
-        raise CheckpointError(
-            f"{path}: expected a checkpoint of {names}, got one of {checkpoint.script!r}"
-        )
-    script = _SCRIPTS[checkpoint.script]
-    try:
-        settings = restored(script.settings, checkpoint.settings)
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: its settings cannot be used, {error}") from error
+    script, settings = script_and_settings(path, checkpoint)
     scale = own_scale() if raw else _scale_of(path, checkpoint, settings.dataset)
     features = _features_of(path, checkpoint, settings)
     name = f"{shown(path)}, of {checkpoint.script}.py, epoch {checkpoint.epoch}"
@@ -205,7 +178,7 @@ def _published(
     features = _Features(FeatureSettings()) if model == "simple_vqa" else None
     scorer = _scorer(
         f"{model}, weights of {shown(path)}",
-        _SCRIPTS[name],
+        SCRIPTS[name],
         paper,
         features,
         slowfast_weights,
@@ -218,7 +191,7 @@ def _published(
 
 def _scorer(
     name: str,
-    script: _Script,
+    script: TrainingScript,
     settings: Settings,
     features: _Features | None,
     slowfast_weights: Path | None,
