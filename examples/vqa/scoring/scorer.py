@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from vqa.scoring.reading import of_kind
 from vqa.scoring.scales import ScoreScale
 from vqa.training.distributed import Place
 from vqa.training.evaluate import score_each
+from vqa.training.loader import computing_threads
 from vqa.training.settings import Settings
 from vqa.training.task import Task
 
@@ -64,7 +64,7 @@ class Scorer:
         task = replace(self.task, read=of_kind(self.kind, self.task.read))
         settings = replace(self.settings, bad_files="skip", workers=workers)
         self.model.eval()
-        with _threads(settings.threads):
+        with computing_threads(settings.threads or torch.get_num_threads()):
             found_scores = score_each(self.model, task, samples, settings, self.place)
             for found in files:
                 if found.error is not None:
@@ -79,13 +79,3 @@ class Scorer:
         if not math.isfinite(score):
             return FileScore(path, None, f"the model gives {score}")
         return FileScore(path, self.scale.tell(score))
-
-
-@contextmanager
-def _threads(number: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -65,7 +65,8 @@ class LabelledFiles(Dataset[Batch]):
     def __getitem__(self, draw: Draw) -> Batch:
         sample = self.samples[draw.index]
         try:
-            with _one_thread():
+            # As in a worker, so that a file gives the same bits however many there are.
+            with computing_threads(1):
                 inputs = self._read(sample.path, draw.generator())
         except ValueError as error:  # what every reader of ours raises for a bad file
             if not self._skip:
@@ -131,11 +132,11 @@ def _begin_worker(worker: int) -> None:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Read as a worker does, so that a file gives the same bits however many there are."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def computing_threads(number: int) -> Iterator[None]:
+    """The block, in which torch computes on so many threads, which decides last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
