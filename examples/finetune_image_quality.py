@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import tyro
@@ -32,7 +32,9 @@ from vqa.metrics import Agreement, agreement
 from vqa.models.backbone import PACKAGED, Backbone
 from vqa.provenance import provenance
 from vqa.sampling.squares import Images, load_images
-from vqa.training.checkpoint import Checkpoint, Scale, save_checkpoint
+from vqa.training.checkpoint import Checkpoint, save_checkpoint
+from vqa.training.distributed import DeviceName, own_device
+from vqa.training.evaluate import scale_of
 from vqa.training.losses import quality_loss
 from vqa.training.optim import split_off_head, warm_up_cosine
 from vqa.training.perturbation import Method, Perturbed, perturbed
@@ -79,7 +81,7 @@ class Finetuning:
     """Take BatchNorm's statistics anew at the end, at the weights that are scored."""
     seed: int = 0
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: DeviceName = "auto"
     compile: bool = False
     """Train through `torch.compile`."""
     output: Path = _RUNS
@@ -97,8 +99,7 @@ class Finetuning:
     @property
     def place(self) -> torch.device:
         """The device that `device` names or finds."""
-        found = "cuda" if torch.cuda.is_available() else "cpu"
-        return torch.device(found if self.device == "auto" else self.device)
+        return own_device(self.device)
 
 
 def load_parts(settings: Finetuning) -> dict[str, Images]:
@@ -239,15 +240,6 @@ def clean_statistics(model: Backbone, images: Images, settings: Finetuning) -> N
     """
     generator = torch.Generator().manual_seed(settings.seed)
     update_bn(batches(images, settings, generator), model)
-
-
-def scale_of(predicted: Tensor, scores: Tensor) -> Scale | None:
-    """How predictions lie beside opinion scores, for whoever scores other images later."""
-    deviation, mean = torch.std_mean(predicted, correction=0)
-    opinion_deviation, opinion_mean = torch.std_mean(scores, correction=0)
-    if not 0 < deviation < math.inf:
-        return None
-    return Scale(*map(float, (mean, deviation, opinion_mean, opinion_deviation)))
 
 
 def main(settings: Finetuning) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import nn
 
 from vqa.datasets import Sample
@@ -131,11 +132,9 @@ def measured(predictions: Predictions, logistic_fit: bool) -> Agreement:
     return agreement(predicted, predictions.scores, logistic_fit=logistic_fit)
 
 
-def scale_of(predictions: Predictions) -> Scale | None:
-    """How the predictions lie beside the opinion scores; None where either come to nothing."""
-    predicted, scores = (
-        np.asarray(values, np.float64) for values in (predictions.predicted, predictions.scores)
-    )
+def scale_of(predicted: ArrayLike, scores: ArrayLike) -> Scale | None:
+    """How predictions [N] lie beside opinion scores [N]; None where either come to nothing."""
+    predicted, scores = (np.asarray(values, np.float64) for values in (predicted, scores))
     if len(predicted) < 2 or not np.isfinite(predicted).all():
         return None
     if np.ptp(predicted) == 0 or np.ptp(scores) == 0:

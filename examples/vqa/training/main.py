@@ -144,8 +144,8 @@ def _run_split(
     if scale is None:
         print(f"warning: {_NO_SCALE}")
     best = folder / "best.pt"
-    if place.is_first and load_checkpoint(best).scale != scale:
-        save_checkpoint(best, replace(load_checkpoint(best), scale=scale))
+    if place.is_first and (checkpoint := load_checkpoint(best)).scale != scale:
+        save_checkpoint(best, replace(checkpoint, scale=scale))
     kept = None if scale is None else scale._asdict()
     return replace(result, scale=kept), predictions
 
@@ -163,7 +163,7 @@ def _scale(
     if found is None:
         some = parts.train[:: -(-len(parts.train) // _ENOUGH)]  # lists are often sorted
         found = predict(model, task, some, settings, place, "scale")
-    return scale_of(found)
+    return scale_of(found.predicted, found.scores)
 
 
 def _score(
