@@ -14,7 +14,6 @@ it stopped.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import statistics
 import sys
@@ -32,6 +31,7 @@ from torch import Tensor
 sys.path.extend(str(Path(__file__).resolve().parents[1] / folder) for folder in (".", "examples"))
 
 from benchmarks.generalization_grounds.comparison import compare, holm
+from benchmarks.generalization_grounds.ground import HeldOut
 from benchmarks.generalization_grounds.items import interval, resampled_srcc
 from finetune_image_quality import (
     Finetuning,
@@ -42,7 +42,7 @@ from finetune_image_quality import (
     predict,
 )
 from vqa.errors import expected_errors_in_one_line
-from vqa.io.files import replacing, write_json
+from vqa.io.files import digest, replacing, write_json
 from vqa.metrics import Agreement
 from vqa.provenance import provenance
 from vqa.sampling.squares import Images
@@ -54,7 +54,6 @@ _FIRST_SEED, _FIRST_TUNING_SEED = 2, 1000
 _VERSION = 1
 
 Stage = Literal["planned", "tuning", "chosen"]
-Held = Literal["validation", "test"]
 Values = Mapping[str, Any]
 
 PLAIN: Values = {"perturb": "plain", "gamma": 0.0}
@@ -125,7 +124,7 @@ class Run:
 
     settings: Values
     """The training script's, folders aside."""
-    held: Held
+    held: HeldOut
     """What it is scored on: images left out of the training part, or the test part."""
     predicted: tuple[float, ...]
     """Scores of the held images with BatchNorm's statistics as trained."""
@@ -157,7 +156,7 @@ def main(benchmark: Pretrained) -> None:
     write_result(benchmark, folder)
 
 
-def trainings(benchmark: Pretrained, folder: Path) -> Iterator[tuple[Finetuning, Held]]:
+def trainings(benchmark: Pretrained, folder: Path) -> Iterator[tuple[Finetuning, HeldOut]]:
     """All trainings in the order of their importance; the chosen ones follow from the tuning."""
     for stage in benchmark.stages:
         if stage == "tuning":
@@ -209,7 +208,7 @@ def validation_scores(benchmark: Pretrained, folder: Path, method: str) -> list[
     return means
 
 
-def train_and_score(settings: Finetuning, held: Held, parts: Mapping[str, Images]) -> Run:
+def train_and_score(settings: Finetuning, held: HeldOut, parts: Mapping[str, Images]) -> Run:
     """One training and its scores, on the CPU."""
     torch.compiler.reset()  # each run has a model of its own
     own = parts_for(settings, held, parts)
@@ -233,7 +232,9 @@ def train_and_score(settings: Finetuning, held: Held, parts: Mapping[str, Images
     )
 
 
-def parts_for(settings: Finetuning, held: Held, parts: Mapping[str, Images]) -> dict[str, Images]:
+def parts_for(
+    settings: Finetuning, held: HeldOut, parts: Mapping[str, Images]
+) -> dict[str, Images]:
     """Images to train on, to choose the epoch on, and, as "test", to be scored on.
 
     Two ninths of the training images are left out to be scored on where the test part is not.
@@ -257,7 +258,7 @@ def save_run(folder: Path, settings: Finetuning, run: Run) -> None:
         unfinished.write_text(json.dumps(asdict(run)) + "\n", encoding="utf-8")
 
 
-def load_run(folder: Path, settings: Finetuning, held: Held) -> Run | None:
+def load_run(folder: Path, settings: Finetuning, held: HeldOut) -> Run | None:
     """A finished run with these settings, whatever the versions; None if there is none."""
     try:
         return Run(**json.loads(_path(folder, settings, held).read_text(encoding="utf-8")))
@@ -373,10 +374,9 @@ def _rounded(scores: Tensor) -> tuple[float, ...]:
     return tuple(float(f"{score:.7g}") for score in scores.tolist())
 
 
-def _path(folder: Path, settings: Finetuning, held: Held) -> Path:
+def _path(folder: Path, settings: Finetuning, held: HeldOut) -> Path:
     decides = {"version": _VERSION, "held": held, **_described(settings)}
-    digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-    return folder / f"{settings.perturb}-{settings.seed}-{digest[:12]}.json"
+    return folder / f"{settings.perturb}-{settings.seed}-{digest(decides)[:12]}.json"
 
 
 if __name__ == "__main__":
