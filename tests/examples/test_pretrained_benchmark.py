@@ -100,8 +100,7 @@ def test_the_seed_decides_what_is_left_out(benchmark):
     assert not first.equal(other)
 
 
-def test_everything_runs_once_and_every_method_has_a_row(benchmark, monkeypatch, capsys):
-    monkeypatch.setattr(pretrained, "PLANNED", {"plain": PLAIN, "awp 5": {"perturb": "awp"}})
+def test_everything_runs_once_and_every_method_has_a_row(benchmark, capsys):
     benchmark = replace(benchmark, tuning_seeds=1)
     main(benchmark)
     first = capsys.readouterr().out
@@ -112,28 +111,13 @@ def test_everything_runs_once_and_every_method_has_a_row(benchmark, monkeypatch,
     assert capsys.readouterr().out == ""
     document = json.loads((benchmark.output / "pretrained.json").read_text("utf-8"))
     ways = chosen_ways(benchmark, benchmark.output / "pretrained-runs")
-    assert [row["method"] for row in document["methods"]] == [*ways, "awp 5"]
+    assert [row["method"] for row in document["methods"]] == list(ways)
     for row in document["methods"]:
         assert row["seeds"] == [2, 3]
         assert all(seconds > 0 for seconds in row["cpu_seconds"])
     assert {"difference", "p_holm", "over_images"} <= document["methods"][-1].keys()
     kept = next((benchmark.output / "pretrained-runs").glob("*.json")).read_text("utf-8")
     assert {"versions", "device", "time"} <= json.loads(kept)["provenance"].keys()
-
-
-def test_a_planned_way_that_was_chosen_too_is_compared_once(benchmark, tmp_path, monkeypatch):
-    way = {"perturb": "awp", "gamma": 0.1}
-    monkeypatch.setattr(pretrained, "PLANNED", {"plain": PLAIN, "awp 0.1": way})
-    for settings in tuning_settings(benchmark):
-        good, bad = [0.0, 1.0, 2.0, 3.0], [1.0, 0.0, 2.0, 3.0]
-        run = replace(invented(good if settings.gamma == 0.1 else bad), held="validation")
-        save_run(tmp_path, settings, run)
-    for seed in (2, 3):
-        plain = replace(benchmark.plain, seed=seed)
-        for settings in (plain, replace(plain, **way)):
-            save_run(tmp_path, settings, invented([0.0, 1.0, 3.0, 2.0]))
-
-    assert [row["method"] for row in methods(benchmark, tmp_path)] == ["plain", "awp"]
 
 
 def test_the_best_value_by_validation_is_chosen(benchmark, tmp_path):
@@ -181,8 +165,10 @@ def test_a_run_is_kept_as_it_was_and_told_from_others(benchmark, tmp_path):
 
 def test_methods_are_compared_on_the_seeds_that_both_have(benchmark, tmp_path, monkeypatch):
     way = {"perturb": "awp", "gamma": 0.1}
-    monkeypatch.setattr(pretrained, "PLANNED", {"plain": PLAIN, "awp": way})
+    monkeypatch.setattr(pretrained, "GRIDS", {"awp": (way, [{}])})
     benchmark = replace(benchmark, seeds=3)
+    for settings in tuning_settings(benchmark):
+        save_run(tmp_path, settings, replace(invented([0.0, 1.0]), held="validation"))
     orders = {2: [0, 1, 2, 3], 3: [1, 0, 2, 3], 4: [3, 2, 1, 0]}
     for seed, order in orders.items():
         plain = replace(benchmark.plain, seed=seed)
