@@ -14,7 +14,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 import tyro
@@ -38,6 +37,7 @@ from vqa.training.evaluate import scale_of
 from vqa.training.losses import quality_loss
 from vqa.training.optim import split_off_head, warm_up_cosine
 from vqa.training.perturbation import Method, Perturbed, perturbed
+from vqa.training.settings import plain
 
 _RUNS = Path(__file__).resolve().parents[1] / "runs" / "finetune_image_quality"
 
@@ -254,10 +254,7 @@ def main(settings: Finetuning) -> None:
     scores = {part: agreement_of(own, parts[part].scores) for part, own in predicted.items()}
     for part, own in scores.items():
         print(f"{part}: SRCC {own.srcc:.3f}, PLCC {own.plcc:.3f}, {len(parts[part])} images")
-    values: dict[str, Any] = {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in asdict(settings).items()
-    }
+    values = plain(settings)
     weights = {name: tensor.cpu() for name, tensor in trained.model.state_dict().items()}
     scale = scale_of(predicted["train"], parts["train"].scores)
     checkpoint = Checkpoint("finetune_image_quality", values, trained.epoch, weights, scale)
@@ -273,7 +270,7 @@ def main(settings: Finetuning) -> None:
             "provenance": provenance(settings.place),
         },
     )
-    print(f"Written: {settings.output / 'best.pt'} and, beside it, results.json")
+    print(f"Written: {settings.output / 'best.pt'} (score.py takes it), results.json beside it")
 
 
 if __name__ == "__main__":

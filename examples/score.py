@@ -10,37 +10,45 @@ or the call was wrong.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import torch
 import tyro
+from torch import Tensor, nn
 
 import fast_vqa
 import sama_iqa
 import sama_vqa
 import simple_vqa
-from training_scripts import SCRIPTS, TrainingScript, script_and_settings
+from finetune_image_quality import Finetuning
+from training_scripts import SCRIPTS, TrainingScript, restored_settings, script_and_settings
 from vqa.datasets import SPECS
 from vqa.errors import expected_errors_in_one_line
 from vqa.features.cache import VERSION, FeatureCache
 from vqa.features.key_frames import FeatureSettings
 from vqa.features.motion import build_extractor
 from vqa.io.files import shown
+from vqa.models.backbone import Backbone
 from vqa.progress import progress_bar
+from vqa.sampling.squares import load_images
 from vqa.scoring.finding import find_files
 from vqa.scoring.report import report, score_table
 from vqa.scoring.scales import PUBLISHED, ScoreScale, own_scale
 from vqa.scoring.scorer import FileScore, Scorer
 from vqa.training.checkpoint import Checkpoint, CheckpointError, is_checkpoint, load_checkpoint
 from vqa.training.distributed import DeviceName, Place, own_device
+from vqa.training.loader import Inputs
 from vqa.training.optim import load_checkpoint_weights, load_weights
 from vqa.training.settings import Settings
+from vqa.training.task import Phase, ScoringTask
 
 AnyPath = str | os.PathLike[str]
 PublishedModel = Literal["fast_vqa", "fast_vqa_m", "sama_vqa", "sama_iqa", "simple_vqa"]
@@ -152,11 +160,14 @@ def load_scorer(
             raise
         names = ", ".join(get_args(PublishedModel))
         raise CheckpointError(f"{error}; published weights need --model ({names})") from error
-    script, settings = script_and_settings(path, checkpoint)
-    scale = own_scale() if raw else _scale_of(path, checkpoint, settings.dataset)
-    features = _features_of(path, checkpoint, settings)
+    scale = own_scale() if raw else _scale_of(path, checkpoint)
     name = f"{shown(path)}, of {checkpoint.script}.py, epoch {checkpoint.epoch}"
-    scorer = _scorer(name, script, settings, features, slowfast_weights, scale, where)
+    if checkpoint.script == "finetune_image_quality":
+        scorer = _finetuned(name, path, checkpoint, slowfast_weights, scale, where)
+    else:
+        script, settings = script_and_settings(path, checkpoint)
+        features = _features_of(path, checkpoint, settings)
+        scorer = _scorer(name, script, settings, features, slowfast_weights, scale, where)
     load_checkpoint_weights(scorer.model, path, checkpoint)
     return scorer
 
@@ -202,10 +213,7 @@ def _scorer(
     # What the training began with, how it went on and in which precision plays no part.
     settings = replace(settings, pretrained=None, finetune_from=None, evaluate=None, amp="none")
     if features is None or not isinstance(settings, simple_vqa.SimpleVqa):
-        if slowfast_weights is not None:
-            raise ValueError(
-                f"slowfast_weights: expected none but for SimpleVQA, got {slowfast_weights}"
-            )
+        _refuse(slowfast_weights)
         task = script.task(settings)
     else:
         extractor = build_extractor(features.settings.motion, slowfast_weights, device)
@@ -214,18 +222,61 @@ def _scorer(
                 f"slowfast_weights: expected those of the training, {slowfast_weights} holds others"
             )
         task = simple_vqa.task_without_cache(settings, features.settings, extractor)
+    return Scorer(name, _built(task, device), task, settings, script.kind, scale, Place(device))
+
+
+def _finetuned(
+    name: str,
+    path: Path,
+    checkpoint: Checkpoint,
+    slowfast_weights: Path | None,
+    scale: ScoreScale,
+    device: torch.device,
+) -> Scorer:
+    """A backbone of timm with weights that are still to be loaded."""
+    _refuse(slowfast_weights)
+    settings = restored_settings(Finetuning, path, checkpoint)
+    task = ScoringTask(
+        script=checkpoint.script,
+        build=partial(Backbone, settings.backbone, "none", settings.dropout),
+        read=partial(_read_middle_square, settings.size, settings.crop),
+        scores=_backbone_scores,
+    )
+    return Scorer(name, _built(task, device), task, Settings(), "image", scale, Place(device))
+
+
+def _read_middle_square(
+    size: int, crop: int, path: Path, generator: torch.Generator | None
+) -> Inputs:
+    return tuple(load_images([path], [math.nan], size).squares(torch.tensor([0]), crop))
+
+
+def _backbone_scores(model: nn.Module, inputs: Inputs, phase: Phase) -> Tensor:
+    (squares,) = inputs
+    scores: Tensor = model(squares.contiguous(memory_format=torch.channels_last))
+    return scores
+
+
+def _built(task: ScoringTask, device: torch.device) -> nn.Module:
     with torch.random.fork_rng(devices=[]):  # first weights are drawn, and then replaced
-        model = task.build().to(device)
-    return Scorer(name, model, task, settings, script.kind, scale, Place(device))
+        return task.build().to(device)
 
 
-def _scale_of(path: Path, checkpoint: Checkpoint, dataset: str) -> ScoreScale:
+def _refuse(slowfast_weights: Path | None) -> None:
+    if slowfast_weights is not None:
+        raise ValueError(
+            f"slowfast_weights: expected none but for SimpleVQA, got {slowfast_weights}"
+        )
+
+
+def _scale_of(path: Path, checkpoint: Checkpoint) -> ScoreScale:
     if checkpoint.scale is None:
         raise CheckpointError(
             f"{path}: expected the scale of the opinion scores, which is written when a training"
             " ends and its scores have come to something: run the command of the training again,"
             " or ask for the model's own scores with --raw"
         )
+    dataset = checkpoint.settings.get("dataset", "")
     scale, spec = checkpoint.scale, SPECS.get(dataset)
     kind = "synthetic opinion scores" if spec and spec.build else "opinion scores"
     name = (

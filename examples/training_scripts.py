@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fast_vqa
 import sama_iqa
@@ -15,6 +15,8 @@ from vqa.io.media_names import MediaKind
 from vqa.training.checkpoint import Checkpoint, CheckpointError
 from vqa.training.settings import Settings, restored
 from vqa.training.task import Task
+
+S = TypeVar("S")
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,16 @@ def script_and_settings(path: Path, checkpoint: Checkpoint) -> tuple[TrainingScr
             f"{path}: expected a checkpoint of {names}, got one of {checkpoint.script!r}"
         )
     script = SCRIPTS[checkpoint.script]
+    return script, restored_settings(script.settings, path, checkpoint)
+
+
+def restored_settings(kind: type[S], path: Path, checkpoint: Checkpoint) -> S:
+    """Settings of that kind from a checkpoint that was read from `path`.
+
+    Raises:
+        CheckpointError: there are no such settings any longer.
+    """
     try:
-        return script, restored(script.settings, checkpoint.settings)
+        return restored(kind, checkpoint.settings)
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: its settings cannot be used, {error}") from error

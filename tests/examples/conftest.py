@@ -1,4 +1,8 @@
+from pathlib import Path
+
 import pytest
+import torch
+from PIL import Image
 
 from vqa.synthetic.mini_iqa import MiniIqaSettings, build_mini_iqa
 from vqa.synthetic.mini_ugc import MiniUgcSettings, build_mini_ugc
@@ -22,3 +26,11 @@ def few_images(tmp_path_factory: pytest.TempPathFactory) -> Labels:
     build_mini_iqa(root, MiniIqaSettings(photographs=2, train_images=12, test_images=6))
     (csv,) = root.glob("*.csv")
     return {"dataset": "csv", "data_root": root, "annotations": csv}
+
+
+@pytest.fixture
+def photograph(tmp_path: Path) -> Path:
+    """File of a picture that nobody has rated."""
+    pixels = torch.randint(256, (200, 300, 3), dtype=torch.uint8).numpy()
+    Image.fromarray(pixels).save(tmp_path / "photograph.png")
+    return tmp_path / "photograph.png"

@@ -21,10 +21,11 @@ from finetune_image_quality import (
     load_parts,
     predict,
 )
+from score import score_files
 from vqa.metrics import agreement
 from vqa.models.backbone import Backbone, WeightsError
 from vqa.sampling.squares import Images, load_images
-from vqa.training.checkpoint import load_checkpoint
+from vqa.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "finetune_image_quality.py"
 METHODS = ["plain", "rwp", "awp", "awp-update", "awp-previous"]
@@ -63,15 +64,22 @@ def numbered_images(count: int = 5, height: int = 9, width: int = 7) -> Images:
     return Images([pixels + number for number in range(count)], torch.arange(float(count)))
 
 
-def test_the_command_writes_a_checkpoint_that_scores_as_it_says(settings, tmp_path):
+@pytest.fixture(scope="module")
+def finished(settings, tmp_path_factory) -> Path:
+    """Folder of a training that the command has made."""
+    folder = tmp_path_factory.mktemp("finished")
     done = run_command(
         *(SCRIPT, "--data-root", settings.data_root, "--backbone", settings.backbone),
         *("--weights", "none", "--size", 48, "--crop", 32, "--batch", 6, "--epochs", 2),
-        *("--device", "cpu", "--clean-statistics", "--output", tmp_path),
+        *("--device", "cpu", "--clean-statistics", "--output", folder),
     )
-
     assert done.returncode == 0, done.stderr
-    checkpoint = load_checkpoint(tmp_path / "best.pt")
+    (folder / "output.txt").write_text(done.stdout, "utf-8")
+    return folder
+
+
+def test_the_command_writes_a_checkpoint_that_scores_as_it_says(finished):
+    checkpoint = load_checkpoint(finished / "best.pt")
     own = Finetuning(
         **{
             **checkpoint.settings,
@@ -82,10 +90,12 @@ def test_the_command_writes_a_checkpoint_that_scores_as_it_says(settings, tmp_pa
     model = Backbone(own.backbone, "none", own.dropout).eval()
     model.load_state_dict(checkpoint.state_dict)
     images = load_parts(own)["test"]
-    results = json.loads((tmp_path / "results.json").read_text("utf-8"))
+    results = json.loads((finished / "results.json").read_text("utf-8"))
     wanted = agreement(predict(model, images, own), images.scores)
     assert results["scores"]["test"]["plcc"] == pytest.approx(wanted.plcc, abs=1e-4)
-    assert f"test: SRCC {results['scores']['test']['srcc']:.3f}," in done.stdout
+    assert f"test: SRCC {results['scores']['test']['srcc']:.3f}," in (
+        (finished / "output.txt").read_text("utf-8")
+    )
     assert results["epoch"] == checkpoint.epoch
     training = load_parts(own)["train"]
     scale, predicted = checkpoint.scale, predict(model, training, own).double()
@@ -93,6 +103,45 @@ def test_the_command_writes_a_checkpoint_that_scores_as_it_says(settings, tmp_pa
     moved = [scale.opinion(score) for score in predicted.tolist()]
     assert np.mean(moved) == pytest.approx(training.scores.mean().item(), rel=1e-3)
     assert np.std(moved) == pytest.approx(training.scores.std(correction=0).item(), rel=1e-3)
+
+
+def test_the_checkpoint_scores_files_that_nobody_has_rated(finished, settings, photograph):
+    checkpoint = load_checkpoint(finished / "best.pt")
+    model = Backbone(settings.backbone, "none", 0.0).eval()
+    model.load_state_dict(checkpoint.state_dict)
+    (wanted,) = predict(model, load_images([photograph], [0.0], settings.size), settings)
+
+    (raw,), (told,) = (
+        score_files(finished / "best.pt", photograph, raw=raw, device="cpu")
+        for raw in (True, False)
+    )
+
+    assert checkpoint.scale is not None
+    assert raw.score == pytest.approx(wanted.item(), abs=1e-5)
+    assert told.score == pytest.approx(checkpoint.scale.opinion(wanted.item()), rel=1e-4)
+
+
+def test_a_video_has_no_score_from_a_model_for_images(finished, few_videos):
+    video = next(Path(few_videos["data_root"]).rglob("*.mp4"))
+
+    (found,) = score_files(finished / "best.pt", video, device="cpu")
+
+    assert found.score is None
+    assert "expected an image, found a video" in str(found.error)
+
+
+def test_motion_weights_are_refused_by_name(finished, photograph):
+    with pytest.raises(ValueError, match=r"^slowfast_weights: expected none but for SimpleVQA"):
+        score_files(finished / "best.pt", photograph, slowfast_weights="weights.pyth")
+
+
+def test_settings_that_there_are_no_longer_are_an_error_of_the_file(finished, tmp_path, photograph):
+    checkpoint = load_checkpoint(finished / "best.pt")
+    old = replace(checkpoint, settings={**checkpoint.settings, "perturb": "sideways"})
+    save_checkpoint(tmp_path / "old.pt", old)
+
+    with pytest.raises(CheckpointError, match=r"old\.pt: .*perturb: expected one of"):
+        score_files(tmp_path / "old.pt", photograph)
 
 
 @pytest.mark.parametrize("method", METHODS)

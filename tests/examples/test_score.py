@@ -73,13 +73,6 @@ def image_model(few_videos, few_images, tmp_path_factory):
 
 
 @pytest.fixture
-def photograph(tmp_path):
-    pixels = torch.randint(256, (200, 300, 3), dtype=torch.uint8).numpy()
-    Image.fromarray(pixels).save(tmp_path / "photograph.png")
-    return tmp_path / "photograph.png"
-
-
-@pytest.fixture
 def clip(tmp_path):
     return write_stream(tmp_path / "clip.mp4", textured_clip(20, 120, 160), H264)
 

@@ -19,7 +19,7 @@ from vqa.training.distributed import Place
 from vqa.training.evaluate import score_each
 from vqa.training.loader import computing_threads
 from vqa.training.settings import Settings
-from vqa.training.task import Task
+from vqa.training.task import ScoringTask
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Scorer:
     name: str
     """Of the model and where it comes from, for people."""
     model: nn.Module
-    task: Task
+    task: ScoringTask
     settings: Settings
     """Of its training, whose number of threads decides the last bits of a score."""
     kind: MediaKind

@@ -21,7 +21,7 @@ from vqa.training.distributed import Place
 from vqa.training.loader import LabelledFiles, evaluation_loader
 from vqa.training.sampler import every_sample
 from vqa.training.settings import Settings
-from vqa.training.task import Task
+from vqa.training.task import ScoringTask
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def autocast(settings: Settings, device: torch.device) -> AbstractContextManager
 @torch.no_grad()
 def score_each(
     model: nn.Module,
-    task: Task,
+    task: ScoringTask,
     samples: Sequence[Sample],
     settings: Settings,
     place: Place,
@@ -85,7 +85,7 @@ def score_each(
 
 def predict(
     model: nn.Module,
-    task: Task,
+    task: ScoringTask,
     samples: Sequence[Sample],
     settings: Settings,
     place: Place,

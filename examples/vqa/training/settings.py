@@ -185,8 +185,8 @@ class Settings:
         return PerturbationRule(self.steps, self.constraint, self.named_weight, self.epsilon)
 
 
-def plain(settings: Settings) -> dict[str, Any]:
-    """The settings as plain values, paths as text."""
+def plain(settings: Any) -> dict[str, Any]:
+    """A dataclass of settings as plain values, paths as text."""
     values = asdict(settings)
     return {
         name: str(value) if isinstance(value, Path) else value for name, value in values.items()
@@ -194,9 +194,10 @@ def plain(settings: Settings) -> dict[str, Any]:
 
 
 S = TypeVar("S", bound=Settings)
+AnySettings = TypeVar("AnySettings")
 
 
-def restored(kind: type[S], values: Mapping[str, Any]) -> S:
+def restored(kind: type[AnySettings], values: Mapping[str, Any]) -> AnySettings:
     """Settings of that kind from what `plain` made of them; what is not there is as by default.
 
     Raises:

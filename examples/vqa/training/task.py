@@ -25,8 +25,8 @@ def _no_features() -> None:
 
 
 @dataclass(frozen=True)
-class Task:
-    """One model with its reading, its loss and its optimizer."""
+class ScoringTask:
+    """One model and how it is fed: all that scoring takes."""
 
     script: str
     """Name of the script, and of the folder of its runs."""
@@ -36,6 +36,12 @@ class Task:
     """One file as the model takes it: a random view with a generator, the test view without."""
     scores: Callable[[nn.Module, Inputs, Phase], Tensor]
     """Predicted scores [B] of a batch."""
+
+
+@dataclass(frozen=True)
+class Task(ScoringTask):
+    """The same with its loss and its optimizer."""
+
     loss: Callable[[Tensor, Tensor], Tensor]
     """From predicted and opinion scores, [B] each."""
     optimizer: Callable[[nn.Module], torch.optim.Optimizer]
