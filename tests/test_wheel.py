@@ -1,13 +1,17 @@
 """The wheel built from this tree works in an environment that holds torch and nothing else."""
 
+import re
 import subprocess
 import sys
 import venv
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 from packaging.requirements import Requirement
+
+import torch_awp
 
 ROOT = Path(__file__).parents[1]
 
@@ -92,3 +96,16 @@ def test_it_requires_torch_only(wheel):
     ).stdout  # fmt: skip
     required = [line for line in metadata.splitlines() if line.startswith("Requires-Dist:")]
     assert [line for line in required if "extra ==" not in line] == ["Requires-Dist: torch>=2.6"]
+
+
+def test_an_index_shows_links_and_pictures_that_lead_somewhere(wheel):
+    with ZipFile(wheel) as archive:
+        (name,) = (n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
+        shown = archive.read(name).decode()
+    version = torch_awp.__version__
+    targets = re.findall(r"\]\(([^)]+)\)", shown)
+
+    assert [target for target in targets if not re.match(r"#|https://", target)] == []
+    assert f"/raw/v{version}/benchmarks/results/generalization.png" in "".join(targets)
+    assert f"/blob/v{version}/examples/RECIPES.md" in "".join(targets)
+    assert all("/../" not in target for target in targets)

@@ -19,6 +19,8 @@ PAGES = sorted(
         *(p for f in FOLDERS for p in (REPOSITORY / f).rglob("*.md")),
     )
 )
+# Where the repository's host keeps the runs of its workflows, as seen from README.
+WORKFLOWS = "../../actions/workflows/"
 # What stands for something of the reader's.
 NOT_OURS = ("git", "pip", "uv", "mkdir", "cat", "END", "#SBATCH")
 
@@ -43,6 +45,8 @@ def test_every_link_leads_somewhere(page):
     links = re.findall(r"\]\((?!\w+:)([^)\s]+)\)", text_of(page))
     dead = []
     for link in links:
+        if link.startswith(WORKFLOWS):
+            link = f".github/workflows/{link.removeprefix(WORKFLOWS).removesuffix('/badge.svg')}"
         name, _, anchor = link.partition("#")
         target = (REPOSITORY / page).parent / name if name else REPOSITORY / page
         if not target.exists() or (anchor and anchor not in anchors(target)):
