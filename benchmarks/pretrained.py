@@ -151,8 +151,8 @@ def trainings(benchmark: Pretrained, folder: Path) -> Iterator[tuple[Finetuning,
     """All trainings in the order of their importance; the chosen ones follow from the tuning."""
     for settings in tuning_settings(benchmark):
         yield settings, "validation"
-    for seed in _seeds(benchmark):
-        for values in chosen_ways(benchmark, folder).values():
+    for values in chosen_ways(benchmark, folder).values():
+        for seed in _seeds(benchmark):
             yield replace(benchmark.plain, seed=seed, **values), "test"
 
 
@@ -169,16 +169,16 @@ def chosen_ways(benchmark: Pretrained, folder: Path) -> dict[str, Values]:
 
     Modes of one pass come twice, for as many epochs as AWP and for as many passes.
     """
-    ways: dict[str, Values] = {"plain": PLAIN, "plain, twice the epochs": _twice(benchmark, PLAIN)}
-    ways["plain, epoch chosen"] = {**PLAIN, "validation_share": 0.1}
-    for method in GRIDS:
-        scores = validation_scores(benchmark, folder, method)
-        if len(scores) < len(GRIDS[method][1]):
-            continue
-        ways[method] = best = _candidates(method)[int(np.nanargmax(scores))]
-        if best["perturb"] in ("rwp", "awp-update", "awp-previous"):
-            ways[f"{method}, twice the epochs"] = _twice(benchmark, best)
-    return ways
+    best = {
+        method: _candidates(method)[int(np.nanargmax(scores))]
+        for method in GRIDS
+        if len(scores := validation_scores(benchmark, folder, method)) == len(GRIDS[method][1])
+    }
+    ways: dict[str, Values] = {"plain": PLAIN, **best}
+    for name in ("plain", "awp-update", "rwp"):
+        if name in ways:
+            ways[f"{name}, twice the epochs"] = {**ways[name], "epochs": 2 * benchmark.epochs}
+    return {**ways, "plain, epoch chosen": {**PLAIN, "validation_share": 0.1}}
 
 
 def validation_scores(benchmark: Pretrained, folder: Path, method: str) -> list[float]:
@@ -338,10 +338,6 @@ def _candidates(method: str) -> list[Values]:
 def _tuned(benchmark: Pretrained, seed: int, values: Values) -> Finetuning:
     shorter: Values = {"epochs": benchmark.tuning_epochs, "crop": benchmark.tuning_crop}
     return replace(benchmark.plain, seed=seed, **shorter, **values)
-
-
-def _twice(benchmark: Pretrained, values: Values) -> Values:
-    return {**values, "epochs": 2 * benchmark.epochs}
 
 
 def _described(settings: Finetuning) -> dict[str, Any]:
