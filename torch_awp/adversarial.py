@@ -1,6 +1,5 @@
 """Adversarial weight perturbation: climb the loss, take the gradient there, step from below."""
 
-from collections.abc import Iterator
 from typing import Any, Literal
 
 from torch import Tensor
@@ -113,7 +112,7 @@ class AdversarialWeightPerturbation(WeightPerturbation):
         if self._progress.visit != BLOCK:
             raise RuntimeError(f"ascend() inside {self._progress.visit}, which climbs by itself")
         if self._perturbs_now():
-            perturbation.move(list(self._moves()))
+            perturbation.move(self._moves())
 
     @property
     def _climbs(self) -> int:  # type: ignore[override]
@@ -125,7 +124,7 @@ class AdversarialWeightPerturbation(WeightPerturbation):
         return self.ascent == "current"
 
     def _climb(self, perturbation: Perturbation) -> None:
-        moves = list(self._moves())
+        moves = self._moves()
         climbed = perturbation.move(moves)
         selected = self._is_anything_selected(bool(moves))
         if selected and self.ascent == "current" and not (moves and climbed):
@@ -139,9 +138,10 @@ class AdversarialWeightPerturbation(WeightPerturbation):
         return gamma / self.steps if self.step_size is None else self.step_size
 
     def _can_climb(self) -> bool:
-        return next(self._moves(), None) is not None
+        return bool(self._moves())
 
-    def _moves(self) -> Iterator[Move]:
+    def _moves(self) -> list[Move]:
+        moves = []
         for param, gamma, group in self._selected():
             if self.ascent == "current":
                 direction = param.grad
@@ -151,7 +151,8 @@ class AdversarialWeightPerturbation(WeightPerturbation):
                 step_size = self._step_size_of(gamma)
                 # What is kept of an update is the way back; a base that maximizes calls up down.
                 against = self.ascent == "update" or maximizes(self.base, group)
-                yield Move(param, direction, gamma, -step_size if against else step_size)
+                moves.append(Move(param, direction, gamma, -step_size if against else step_size))
+        return moves
 
     def _forget_copies(self) -> None:
         self._copies = None  # of a step that failed or was not taken

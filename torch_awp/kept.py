@@ -36,7 +36,6 @@ def copies_of(sources: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
     return copies
 
 
-@torch.no_grad()
 def subtract_params_(copies: Mapping[Tensor, Tensor]) -> None:
     """Take from each copy the parameter it belongs to."""
     targets = [local_part(copy) for copy in copies.values()]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import repeat
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -109,7 +110,7 @@ class WeightPerturbation(DelegatingOptimizer):
 
     def _can_climb(self) -> bool:
         """Whether a tensor would move if weights were perturbed now."""
-        return next(self._selected(), None) is not None
+        return bool(self._selected())
 
     def _step_size_of(self, gamma: float) -> float:
         """How far one move of a tensor with this gamma goes, relative to its norm."""
@@ -364,29 +365,33 @@ class WeightPerturbation(DelegatingOptimizer):
                 gammas[i] = checked_real(f"param_groups[{i}]['{GAMMA_KEY}']", gamma)
         return gammas
 
-    def _selected(self) -> Iterator[tuple[Tensor, float, dict[str, Any]]]:
+    def _selected(self) -> list[tuple[Tensor, float, dict[str, Any]]]:
         """Every trainable tensor that may move, once, with its group's gamma and its group."""
         checked_select(self.select, self.base)  # groups can have been assigned since
+        selected = []
         seen: set[int] = set()
         for group, gamma in zip(self.param_groups, self._group_gammas(), strict=True):
-            params = group["params"]
-            names = [""] * len(params) if self.select is None else group["param_names"]
+            params = group["params"] if gamma > 0 else []
+            names = group["param_names"] if params and self.select else repeat("", len(params))
             for param, name in zip(params, names, strict=True):
-                if gamma > 0 and param.requires_grad and id(param) not in seen:
+                if param.requires_grad and id(param) not in seen:
                     seen.add(id(param))
                     if is_selected(self.select, name, param):
-                        self._warn_if_too_small(gamma, param.dtype)
-                        yield param, gamma, group
+                        selected.append((param, gamma, group))
+        for gamma, dtype in dict.fromkeys((gamma, param.dtype) for param, gamma, _ in selected):
+            self._warn_if_too_small(gamma, dtype)
+        return selected
 
     def _is_state_probe(self) -> bool:
         """Whether this step only creates state, as torch.distributed.checkpoint does.
 
         It steps an optimizer without state on zero gradients with a zero learning rate.
         """
-        lrs = [group.get("lr", 0) for group in self.param_groups]
-        if self.state or any(isinstance(lr, Tensor) and lr.device.type != "cpu" for lr in lrs):
+        if self.state:
             return False
-        if any(lrs):
+        lrs = [group.get("lr", 0) for group in self.param_groups]
+        # Looking at one on an accelerator would wait.
+        if any(isinstance(lr, Tensor) and lr.device.type != "cpu" for lr in lrs) or any(lrs):
             return False
         grads = [param.grad for param in self._params() if param.grad is not None]
         return bool(grads) and not any(any_nonzero(grad) for grad in grads)
@@ -436,7 +441,7 @@ class WeightPerturbation(DelegatingOptimizer):
 
     def _is_anything_selected(self, known: bool) -> bool:
         """Whether a tensor may move; warns where none may though there are some to train."""
-        if known or next(self._selected(), None) is not None:
+        if known or self._selected():
             return True
         groups = zip(self.param_groups, self._group_gammas(), strict=True)
         params = [param for group, gamma in groups if gamma > 0 for param in group["params"]]
