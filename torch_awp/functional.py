@@ -17,6 +17,7 @@ slow: it works on long tensors piece by piece, each while it is in cache.
 
 import math
 from collections.abc import Callable, Iterator
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,7 @@ def on_host(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and type(tensor) in (Tensor, nn.Parameter)
 
 
+@cache
 def wide(dtype: torch.dtype) -> torch.dtype:
     """Return the type to compute in: float32 or wider."""
     return torch.promote_types(dtype, torch.float32)
