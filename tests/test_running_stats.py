@@ -210,12 +210,19 @@ def observed() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 3), fake_quantize)
 
 
+def spectrally_normalised() -> nn.Module:
+    layer = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 4))
+    for vector in layer.buffers():  # the constructor may have found them to the last bit
+        vector.copy_(nn.functional.normalize(torch.ones_like(vector), dim=0))
+    return layer
+
+
 UPDATED_BY_FORWARD = {
     "replaced": Reassigning,
     "written unseen": Unseen,
     "made from BatchNorm": lambda: Averaging(3),
     "quantisation observer": observed,
-    "spectral norm": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(3, 4)),
+    "spectral norm": spectrally_normalised,
     "old spectral norm": lambda: nn.utils.spectral_norm(nn.Linear(3, 4)),
 }
 

@@ -2,7 +2,6 @@
 
 from typing import Any, Literal
 
-from torch import Tensor
 from torch.optim import Optimizer
 
 from torch_awp.arguments import Select, checked_choice, checked_integer, checked_real
@@ -68,8 +67,6 @@ class AdversarialWeightPerturbation(WeightPerturbation):
 
     _default_key = "perturb_adversarial"
     _others_default_key = "perturb_random"
-    # What this step will keep; here, since copies of an optimizer bring no private values.
-    _copies: dict[Tensor, Tensor] | None = None
 
     def __init__(
         self,
@@ -154,25 +151,21 @@ class AdversarialWeightPerturbation(WeightPerturbation):
                 moves.append(Move(param, direction, gamma, -step_size if against else step_size))
         return moves
 
-    def _forget_copies(self) -> None:
-        self._copies = None  # of a step that failed or was not taken
-
     def _gradients_ready(self, is_probe: bool) -> None:
         if self.ascent == "current" or not (is_probe or self._is_due(self._step_number() + 1)):
             return
         selected = [param for param, _, _ in self._selected()]
-        if self.ascent == "update":
-            # The weights before the step, once: LBFGS has changed them when it asks again.
-            if self._copies is None:
-                self._copies = copies_of({param: param.detach() for param in selected})
-        else:
+        if self.ascent == "previous":
             # Before the base's hooks run: a loop or a hook may zero gradients in place.
-            self._copies = copies_of({p: p.grad.detach() for p in selected if p.grad is not None})
+            gradients = {param: param.grad for param in selected if param.grad is not None}
+            self._progress.copies = copies_of(gradients)
+        elif self._progress.copies is None:  # LBFGS has changed the weights when it asks again
+            self._progress.copies = copies_of({param: param for param in selected})
 
     def _stepped(self, is_probe: bool) -> None:
         if self.ascent == "current":
             return
-        copies, self._copies = self._copies or {}, None
+        copies = self._progress.copies or {}
         if self.ascent == "update":
             subtract_params_(copies)
         keep(self.state, _KEYS[self.ascent], copies, self._params())

@@ -34,9 +34,14 @@ _SUMMED = 2**18
 _TRUSTED_FLOAT32_NORMS = (1e-12, 1e18)
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """Whether this is one of torch's own tensors, of no class that gives operations a meaning."""
+    return type(tensor) in (Tensor, nn.Parameter)
+
+
 def on_host(tensor: Tensor) -> bool:
     """Whether the values lie in the host's memory; reading an accelerator's would wait."""
-    return tensor.device.type == "cpu" and type(tensor) in (Tensor, nn.Parameter)
+    return tensor.is_cpu and is_plain(tensor)
 
 
 @cache

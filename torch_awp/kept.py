@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_awp.functional import alike, clone_tensors
+from torch_awp.functional import alike, clone_tensors, is_plain
 from torch_awp.sharding import local_part, placed_like
 
 State = Any  # a dictionary from tensors to dictionaries, and what some optimizers keep beside
@@ -21,25 +21,26 @@ State = Any  # a dictionary from tensors to dictionaries, and what some optimize
 def copies_of(sources: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
     """Return dense copies of tensors that belong to parameters, placed like these."""
     copies: dict[Tensor, Tensor] = {}
-    plain: dict[Tensor, Tensor] = {}
+    dense: dict[Tensor, Tensor] = {}
     for param, source in sources.items():
         if source.layout != torch.strided:
             source = source.to_dense()
-        if type(source) is Tensor:
-            plain[param] = source
+        if is_plain(source):
+            dense[param] = source
         else:
             copies[param] = torch.empty_like(param).copy_(placed_like(source, param))
-    params, tensors = list(plain), list(plain.values())
+    params, tensors = list(dense), list(dense.values())
     for indices in alike(tensors):
         clones = clone_tensors([tensors[i] for i in indices])
         copies.update(zip([params[i] for i in indices], clones, strict=True))
     return copies
 
 
+@torch.no_grad()
 def subtract_params_(copies: Mapping[Tensor, Tensor]) -> None:
     """Take from each copy the parameter it belongs to."""
     targets = [local_part(copy) for copy in copies.values()]
-    params = [local_part(param.detach()) for param in copies]
+    params = [local_part(param) for param in copies]
     for indices in alike(targets):
         torch._foreach_sub_([targets[i] for i in indices], [params[i] for i in indices])
 

@@ -119,14 +119,11 @@ class Batch:
     @property
     def weight_norms(self) -> Numbers:
         norms = [layer.norm for layer in self.layers]
-        return torch.cat(norms) if isinstance(norms[0], Tensor) else norms  # type: ignore[arg-type, return-value]
+        return torch.stack(norms) if isinstance(norms[0], Tensor) else norms  # type: ignore[arg-type, return-value]
 
     @weight_norms.setter
     def weight_norms(self, norms: Numbers) -> None:
-        each: Sequence[float | Tensor] = (
-            torch.split(norms, 1) if isinstance(norms, Tensor) else norms
-        )
-        for layer, norm in zip(self.layers, each, strict=True):
+        for layer, norm in zip(self.layers, norms, strict=True):
             layer.norm = norm
 
 

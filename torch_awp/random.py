@@ -24,20 +24,19 @@ class RandomWeightPerturbation(WeightPerturbation):
 
     whether it has a gradient or not. A step costs one forward and backward pass.
 
+    Everything that is not said here is as in :class:`~torch_awp.AdversarialWeightPerturbation`.
+
     Args:
         optimizer: any constructed ``torch.optim.Optimizer``.
         gamma: magnitude relative to each layer, ``||v|| = gamma * W``. A parameter group may bring
             its own as ``"perturb_gamma"``, which is also the live value.
         constraint: ``"element"`` also keeps ``|v_i| <= gamma * |w_i|``.
-        select: which tensors move: ``None`` for trainable tensors with more than one dimension,
-            or a callable ``(name, param) -> bool``, which needs an optimizer built with
-            ``named_parameters()``.
+        select: which tensors move, as there.
         interval: perturb every ``interval``-th step.
         start_step: the first step (counted from 0) that perturbs.
         generator: source of the noise; its state is part of ``state_dict()``. ``None`` draws from
             torch's global generators, whose state is yours to save.
-        epsilon: added to both norms, ``1e-6`` in the paper's released code. Leave it at 0 unless
-            you reproduce that: it makes the direction depend on the scale of the loss.
+        epsilon: added to both norms, as there.
 
     Raises:
         TypeError: ``optimizer`` is not an optimizer instance.

@@ -13,7 +13,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from torch_awp.functional import Numbers, frobenius_norms
+from torch_awp.functional import Numbers, frobenius_norms, is_plain
 
 if TYPE_CHECKING:  # torch can be built without it
     from torch.distributed import ProcessGroup
@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # torch can be built without it
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether this is a DTensor; asked without importing the module that defines it."""
-    return hasattr(tensor, "device_mesh")
+    return not is_plain(tensor) and hasattr(tensor, "device_mesh")
 
 
 def local_part(tensor: Tensor) -> Tensor:

@@ -56,12 +56,19 @@ class Progress:
     visit: str | None = None  # the form that is open now
     perturbation: Callable[[], Perturbation | None] = lambda: None  # weak: who opened it owns it
     marks: Marks | None = None  # gradients before those to step on, once these are due
+    copies: dict[Tensor, Tensor] | None = None  # before the base steps: weights, or gradients
     visited: bool = False  # the last block or loop since the last step computed these
     stepping: bool = False  # the base steps for its wrapper, not by itself
     scaler: Callable[[], GradScaler | None] = lambda: None  # weak: the one that stepped last
     steps: int = 0  # successful ones, where no group tells
     places: dict[int, Layer] = field(default_factory=dict)  # of the last stay
     warned: set[str] = field(default_factory=set)
+
+    @property
+    def away(self) -> bool:
+        """Whether any weight has left home, to which it is not back yet."""
+        perturbation = self.perturbation()
+        return perturbation is not None and perturbation.away
 
 
 class WeightPerturbation(DelegatingOptimizer):
@@ -115,9 +122,6 @@ class WeightPerturbation(DelegatingOptimizer):
     def _step_size_of(self, gamma: float) -> float:
         """How far one move of a tensor with this gamma goes, relative to its norm."""
         return gamma
-
-    def _forget_copies(self) -> None:
-        """Called before the base steps, and after it did not."""
 
     def _gradients_ready(self, is_probe: bool) -> None:
         """Called when the gradients that the base is about to use are there."""
@@ -219,7 +223,7 @@ class WeightPerturbation(DelegatingOptimizer):
                 the base differentiates gradients that belong to perturbed weights.
         """
         self._refuse_while_away("step")
-        self._forget_copies()
+        self._progress.copies = None  # of a step that failed
         is_probe = closure is None and self._is_state_probe()
         perturbs = self._perturbs_now()
         if closure is None:
@@ -249,8 +253,7 @@ class WeightPerturbation(DelegatingOptimizer):
             self._progress.visited = False
             if not is_probe:
                 self._count(self._step_number() + 1)
-        else:
-            self._forget_copies()
+        self._progress.copies = None
         return loss
 
     def _closure_for_base(
@@ -406,17 +409,14 @@ class WeightPerturbation(DelegatingOptimizer):
 
     def _refuse_while_away(self, what: str) -> None:
         visit = self._progress.visit
-        perturbation = self._progress.perturbation()
-        if visit is None and perturbation is not None and perturbation.away:
+        if visit is None and self._progress.away:
             visit = "a block or loop that could not be left"
         if visit is not None:
             raise RuntimeError(f"{what}() inside {visit}: leave it first")
 
     def _refuse_to_save_while_away(self, what: str) -> None:
         """In the first pass of a loop the weights are home, so a checkpoint is as good as ever."""
-        perturbation = self._progress.perturbation()
-        in_block = self._progress.visit == BLOCK
-        if in_block or (perturbation is not None and perturbation.away):
+        if self._progress.visit == BLOCK or self._progress.away:
             self._refuse_while_away(what)
 
     def _warn_once(self, about: str, message: str) -> None:
