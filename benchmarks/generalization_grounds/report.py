@@ -122,8 +122,8 @@ def draw_benefit(axes: Axes, rows: Sequence[ReportRow]) -> None:
 
 def _panels(number: int) -> tuple[Figure, list[Axes]]:
     """A figure with so many panels, at most four beside each other."""
-    columns = min(number, _MOST_BESIDE)
-    lines = -(-number // columns)
+    lines = -(-number // _MOST_BESIDE)
+    columns = -(-number // lines)
     figure = Figure(figsize=(1.5 + 4.2 * columns, 1.5 + 5 * lines), layout="constrained")
     every = list(figure.subplots(lines, columns, squeeze=False).flat)
     for axes in every[number:]:
