@@ -6,6 +6,13 @@ from typing import Any
 from torch.optim import Optimizer
 
 
+def _of_base(name: str) -> Any:
+    """An attribute whose value is the base's, to read and to assign."""
+    return property(
+        lambda self: getattr(self.base, name), lambda self, value: setattr(self.base, name, value)
+    )
+
+
 class DelegatingOptimizer(Optimizer):
     """Shows the groups, state, defaults, hooks and further attributes of ``base`` as its own.
 
@@ -19,29 +26,9 @@ class DelegatingOptimizer(Optimizer):
         self.base = base
         self._connect()
 
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        return self.base.param_groups
-
-    @param_groups.setter
-    def param_groups(self, groups: list[dict[str, Any]]) -> None:
-        self.base.param_groups = groups
-
-    @property
-    def state(self) -> Any:
-        return self.base.state
-
-    @state.setter
-    def state(self, state: Any) -> None:
-        self.base.state = state
-
-    @property
-    def defaults(self) -> dict[str, Any]:
-        return self.base.defaults
-
-    @defaults.setter
-    def defaults(self, defaults: dict[str, Any]) -> None:
-        self.base.defaults = defaults
+    param_groups: list[dict[str, Any]] = _of_base("param_groups")
+    state: Any = _of_base("state")
+    defaults: dict[str, Any] = _of_base("defaults")
 
     def zero_grad(self, *args: Any, **kwargs: Any) -> None:
         """The base's, whatever arguments it takes."""

@@ -16,12 +16,14 @@ slow: it works on long tensors piece by piece, each while it is in cache.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+Item = TypeVar("Item")
 Numbers = list[float] | Tensor
 """One number for each of ``L`` tensors: a list for those on the host, else of shape ``[L]``."""
 
@@ -169,34 +171,36 @@ def _add_(weight: Tensor, direction: Tensor, scale: float) -> None:
 def project_layer_(
     weights: list[Tensor],
     centers: list[Tensor],
-    radii: Numbers,
-    norms: Callable[[list[Tensor]], Numbers] | None = None,
+    gamma: float,
+    center_norms: Numbers,
+    norms_of: Callable[[list[Tensor]], Numbers] | None = None,
 ) -> None:
-    """Project each weight onto the ball ``||w - c|| <= r`` around its center.
+    """Project each weight onto the ball ``||w - c|| <= gamma * ||c||`` around its center.
 
     Args:
         weights: ``L`` tensors, changed in place; those inside their ball stay.
         centers: ``L`` tensors of the weights' shapes.
-        radii: ``L`` numbers.
-        norms: takes those of such tensors where the whole tensors are more than these parts.
+        gamma: radius relative to the centers' norms.
+        center_norms: ``L`` numbers.
+        norms_of: takes those of such tensors where the whole tensors are more than these parts.
 
     >>> weight = torch.tensor([4.0, 3.0])
-    >>> project_layer_([weight], [torch.tensor([1.0, -1.0])], [2.5])
+    >>> project_layer_([weight], [torch.tensor([1.0, -1.0])], 0.5, [5.0])
     >>> weight
     tensor([2.5000, 1.0000])
     """
-    if norms is None and isinstance(radii, list) and len(radii) > 1:
-        for weight, center, radius in zip(weights, centers, radii, strict=True):
-            project_layer_([weight], [center], [radius])  # with memory for one difference
+    if norms_of is None and isinstance(center_norms, list) and len(center_norms) > 1:
+        for weight, center, norm in zip(weights, centers, center_norms, strict=True):
+            project_layer_([weight], [center], gamma, [norm])  # with memory for one difference
         return
     away = list(torch._foreach_sub(weights, centers))
-    distances = (norms or frobenius_norms)(away)
-    if isinstance(distances, list) or isinstance(radii, list):
-        for weight, way, radius, distance in zip(weights, away, radii, distances, strict=True):
-            if distance > radius:
-                _add_(weight, way, float(radius) / distance - 1)
+    distances = (norms_of or frobenius_norms)(away)
+    if isinstance(distances, list) or isinstance(center_norms, list):
+        for weight, way, norm, distance in zip(weights, away, center_norms, distances, strict=True):
+            if distance > gamma * norm:
+                _add_(weight, way, float(gamma * norm) / distance - 1)
         return
-    pull = (1 - radii / distances).nan_to_num(nan=0.0, neginf=0.0).clamp(min=0)
+    pull = (1 - gamma * center_norms / distances).nan_to_num(nan=0.0, neginf=0.0).clamp(min=0)
     pull = -pull.to(wide(weights[0].dtype))
     torch._foreach_addcmul_(weights, away, list(torch.split(pull, 1)))
 
@@ -244,9 +248,10 @@ def _flat(tensor: Tensor) -> Tensor | None:
     return ordered.view(-1) if ordered.is_contiguous() else None
 
 
-def alike(tensors: list[Tensor]) -> list[list[int]]:
-    """Return which tensors one call can take: the indices of each dtype and device."""
-    indices: dict[object, list[int]] = {}
-    for i, tensor in enumerate(tensors):
-        indices.setdefault((tensor.dtype, tensor.device), []).append(i)
-    return list(indices.values())
+def alike(items: Iterable[Item], tensor_of: Callable[[Item], Tensor]) -> list[list[Item]]:
+    """Return the items in lists whose tensors one call can take: of one dtype and device."""
+    lists: dict[object, list[Item]] = {}
+    for item in items:
+        tensor = tensor_of(item)
+        lists.setdefault((tensor.dtype, tensor.device), []).append(item)
+    return list(lists.values())

@@ -29,20 +29,17 @@ def copies_of(sources: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
             dense[param] = source
         else:
             copies[param] = torch.empty_like(param).copy_(placed_like(source, param))
-    params, tensors = list(dense), list(dense.values())
-    for indices in alike(tensors):
-        clones = clone_tensors([tensors[i] for i in indices])
-        copies.update(zip([params[i] for i in indices], clones, strict=True))
+    for own in alike(dense, lambda param: dense[param]):
+        copies.update(zip(own, clone_tensors([dense[param] for param in own]), strict=True))
     return copies
 
 
 @torch.no_grad()
 def subtract_params_(copies: Mapping[Tensor, Tensor]) -> None:
     """Take from each copy the parameter it belongs to."""
-    targets = [local_part(copy) for copy in copies.values()]
-    params = [local_part(param) for param in copies]
-    for indices in alike(targets):
-        torch._foreach_sub_([targets[i] for i in indices], [params[i] for i in indices])
+    for pairs in alike(copies.items(), lambda pair: pair[1]):
+        params = [local_part(param) for param, _ in pairs]
+        torch._foreach_sub_([local_part(copy) for _, copy in pairs], params)
 
 
 def kept(state: State, key: str, param: Tensor) -> Tensor | None:

@@ -127,6 +127,7 @@ class Batch:
             layer.norm = norm
 
 
+@dataclass(eq=False, repr=False)
 class Perturbation:
     """Context in which weights can be away from home; on leaving they are back bit for bit.
 
@@ -138,29 +139,22 @@ class Perturbation:
             page by page, emptied, which takes two to three times as long as copying 100 MB.
     """
 
-    def __init__(
-        self,
-        constraint: str,
-        epsilon: float = 0.0,
-        places: dict[int, Layer] | None = None,
-        keep_memory: bool = True,
-    ) -> None:
-        self.constraint = constraint
-        self.epsilon = epsilon
-        self._places = {} if places is None else places
-        self._keep_memory = keep_memory
-        self._layers: dict[int, Layer] = {}  # those away, by the parameter's id
-        self._saved: list[tuple[list[Tensor], list[Tensor]]] = []
+    constraint: str
+    epsilon: float = 0.0
+    places: dict[int, Layer] = field(default_factory=dict)
+    keep_memory: bool = True
+    _layers: dict[int, Layer] = field(default_factory=dict, init=False)  # those away, by id as well
+    _saved: list[tuple[list[Tensor], list[Tensor]]] = field(default_factory=list, init=False)
 
     def __enter__(self) -> Perturbation:
         return self
 
     def __exit__(self, *exception: object) -> None:
         insist(self._restore)
-        self._places.clear()
-        self._places.update(self._layers)
+        self.places.clear()
+        self.places.update(self._layers)
         for layer in self._layers.values():
-            if not (self._keep_memory and on_host(layer.weight)):
+            if not (self.keep_memory and on_host(layer.weight)):
                 layer.backup = None
 
     def __del__(self) -> None:
@@ -194,8 +188,8 @@ class Perturbation:
             elif not layer.is_there():
                 layer.follow()
             layers.append(layer)
-        for indices in alike([layer.weight for layer in new]):
-            self._copy([new[i] for i in indices])
+        for together in alike(new, lambda layer: layer.weight):
+            self._copy(together)
         return layers
 
     @torch.inference_mode(False)
@@ -238,7 +232,7 @@ class Perturbation:
         return (squares[0] / squares[1]) ** 0.5 if squares[1] > 0 else 0.0
 
     def _new_layer(self, param: Tensor) -> Layer:
-        layer = self._places.get(id(param))
+        layer = self.places.get(id(param))
         return layer if layer is not None and layer.is_there() else Layer.of(param)
 
     def _copy(self, layers: list[Layer]) -> None:
@@ -263,17 +257,11 @@ class Perturbation:
             project_element_(batch.weights, batch.backups, batch.gamma)
         # A way no longer than the radius cannot have left the ball, unless epsilon stretched it.
         elif self.epsilon > 0 or travelled > batch.gamma * _ROUNDING:
-            norms = batch.weight_norms
-            radii = (
-                [batch.gamma * norm for norm in norms]
-                if isinstance(norms, list)
-                else batch.gamma * norms
-            )
             # Of layers whose parts lie elsewhere, too.
             whole = (
                 (lambda parts: whole_norms([parts], [batch.groups])[0]) if batch.groups else None
             )
-            project_layer_(batch.weights, batch.backups, radii, whole)
+            project_layer_(batch.weights, batch.backups, batch.gamma, batch.weight_norms, whole)
 
     def _restore(self) -> None:
         for weights, backups in reversed(self._saved):  # tensors that share memory: first is home
