@@ -122,13 +122,18 @@ def draw_benefit(axes: Axes, rows: Sequence[ReportRow]) -> None:
 
 def _panels(number: int) -> tuple[Figure, list[Axes]]:
     """A figure with so many panels, at most four beside each other."""
-    lines = -(-number // _MOST_BESIDE)
-    columns = -(-number // lines)
+    columns = _columns(number)
+    lines = -(-number // columns)
     figure = Figure(figsize=(1.5 + 4.2 * columns, 1.5 + 5 * lines), layout="constrained")
     every = list(figure.subplots(lines, columns, squeeze=False).flat)
     for axes in every[number:]:
         axes.remove()
     return figure, every[:number]
+
+
+def _columns(number: int) -> int:
+    """How many panels stand beside each other where no line is left nearly empty."""
+    return -(-number // -(-number // _MOST_BESIDE))
 
 
 def _save(path: Path, figure: Figure, panels: Sequence[Axes]) -> None:
@@ -138,7 +143,7 @@ def _save(path: Path, figure: Figure, panels: Sequence[Axes]) -> None:
         for axes in panels
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    columns = 2 * min(len(panels), _MOST_BESIDE)
+    columns = 2 * _columns(len(panels)) - 1
     figure.legend(
         by_label.values(), by_label, loc="outside lower center", ncols=columns, fontsize="small"
     )
