@@ -167,7 +167,7 @@ def tuning_settings(benchmark: Pretrained) -> Iterator[Finetuning]:
 def chosen_ways(benchmark: Pretrained, folder: Path) -> dict[str, Values]:
     """Every method at the value that its validation scores choose, once all of them are there.
 
-    Modes of one pass come twice, for as many epochs as AWP and for as many passes.
+    Plain, `update` and RWP come twice, for as many epochs as AWP and for as many passes.
     """
     best = {
         method: _candidates(method)[int(np.nanargmax(scores))]
