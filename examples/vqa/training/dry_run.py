@@ -14,8 +14,8 @@ from vqa.training.settings import Settings
 from vqa.training.split_samples import Parts
 from vqa.training.task import Task
 
-# The first step allocates and warms up.
-_STEPS = 3
+# The first step allocates and warms up, which is little of a long one.
+_STEPS, _LONG_ENOUGH_SECONDS = 3, 30.0
 
 
 def dry_run(task: Task, settings: Settings, parts: Parts, place: Place) -> None:
@@ -24,15 +24,16 @@ def dry_run(task: Task, settings: Settings, parts: Parts, place: Place) -> None:
     Takes a few steps and tests a few files; nothing is written.
     """
     run = TrainingRun(task, settings, parts.train, settings.splits[0], place)
-    step_seconds, step_wall = _time_steps(run)
-    test_seconds = _time_test(run, parts)
     sizes = {"train": parts.train, "validation": parts.validation, "test": parts.test, **parts.also}
     print("samples:", ", ".join(f"{len(own)} {name}" for name, own in sizes.items()))
     print(_describe_model(run.model))
     print(
         f"optimizer: {type(run.optimizer.base).__name__}, perturb {settings.perturb},"
-        f" gamma {settings.gamma:g}"
+        f" gamma {settings.gamma:g}",
+        flush=True,
     )
+    step_seconds, step_wall = _time_steps(run)
+    test_seconds = _time_test(run, parts)
     print(_describe_batch(run))
     print(f"memory: {peak_memory(place.device) / 2**30:.2f} GiB at most on {place.device}")
     tested = len(parts.chooses(settings)) * run.epochs + sum(
@@ -56,6 +57,8 @@ def _time_steps(run: TrainingRun) -> tuple[float, float]:
         own.append(step.seconds)
         wall.append(now - ticked)
         ticked = now
+        if sum(wall) > _LONG_ENOUGH_SECONDS:
+            break
     steps.close()
     return min(own), min(wall)
 
