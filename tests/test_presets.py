@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,13 +17,14 @@ GAMMAS = ["0.01", "0.001", "0.0001"]
 
 
 def documented(preset: str, params: list[tuple[str, nn.Parameter]]) -> Any:
-    """Run the documented code of a preset on an optimizer of these tensors."""
+    """Run the documented code of a preset on a model of these tensors."""
     section = RECIPES.read_text(encoding="utf-8").split("\n## Presets\n")[1]
     (code,) = re.findall(r"```python\n(.*?)```", section.split("\n## ")[0], re.DOTALL)
     names: dict[str, Any] = {
         "AdversarialWeightPerturbation": AdversarialWeightPerturbation,
         "RandomWeightPerturbation": RandomWeightPerturbation,
-        "base": torch.optim.SGD(params, lr=0.1),
+        "model": SimpleNamespace(named_parameters=lambda: params),
+        "torch": torch,
     }
     exec(code, names)
     names["base"].param_groups[0].pop("perturb_gamma")  # the first wrapper's
