@@ -19,6 +19,7 @@ from vqa.datasets.splits import split
 from vqa.metrics import agreement
 from vqa.training import main
 from vqa.training.checkpoint import CheckpointError, RunStateError, load_checkpoint
+from vqa.training.loop import TrainingRun
 from vqa.training.main import output_folder, run_script
 from vqa.training.optim import load_initial_weights
 from vqa.training.split_samples import parts_of
@@ -444,6 +445,39 @@ def test_a_dry_run_tells_all_and_writes_nothing(data, tmp_path, capsys):
     for what in ("29 train", "3 validation", "8 test", "Toy", "inputs [4, 6]", "GiB", "steps of"):
         assert what in told
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_shows_data_and_model_before_it_measures(data, tmp_path, capsys, monkeypatch):
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainingRun, "steps", interrupted)
+    settings = settings_for(data, tmp_path, dry_run=True)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_script(settings, toy_task(settings))
+
+    told = capsys.readouterr().out
+    for what in ("29 train", "Toy", "perturb"):
+        assert what in told
+
+
+def test_a_dry_run_measures_long_steps_once(data, tmp_path, monkeypatch):
+    taken = []
+
+    def steps(self):
+        for step in every_step(self):
+            taken.append(step)
+            yield step
+
+    every_step = TrainingRun.steps
+    monkeypatch.setattr(TrainingRun, "steps", steps)
+    monkeypatch.setattr("vqa.training.dry_run._LONG_ENOUGH_SECONDS", 0.0)
+    settings = settings_for(data, tmp_path, dry_run=True)
+
+    run_script(settings, toy_task(settings))
+
+    assert len(taken) == 1
 
 
 def touched(data, name):
