@@ -82,6 +82,14 @@ def test_without_a_generator_the_global_seed_decides():
     assert same_bits(draws[:1], draws[1:])
 
 
+def test_a_checkpoint_with_a_generator_for_a_wrapper_without_one_warns_and_is_not_saved_again():
+    param = nn.Parameter(torch.randn(4, 4))
+    resumed = rwp([param], seed=None)
+    with pytest.warns(UserWarning, match="give it generator="):
+        resumed.load_state_dict(rwp([param]).state_dict())
+    assert "perturb_generator" not in resumed.state_dict()["param_groups"][0]
+
+
 def test_steps_and_tensors_draw_independent_noise():
     params = [nn.Parameter(torch.ones(30, 30).double()) for _ in range(2)]
     optimizer = rwp(params)

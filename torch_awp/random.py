@@ -101,8 +101,15 @@ class RandomWeightPerturbation(WeightPerturbation):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         state = self.param_groups[0].get(GENERATOR_KEY)
-        if self.generator is not None and state is not None:
+        if state is not None and self.generator is not None:
             self.generator.set_state(state.cpu())
+        elif state is not None:
+            del self.param_groups[0][GENERATOR_KEY]  # soon out of date, and it would be saved again
+            self._warn_once(
+                "generator",
+                "the checkpoint has the state of a generator and this wrapper has none, so its "
+                "noise does not go on where it stopped: give it generator=torch.Generator()",
+            )
 
     def _publish_generator_state(self) -> None:
         # In a group, where torch.distributed.checkpoint looks; the live object is not a value.

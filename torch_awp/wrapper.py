@@ -350,19 +350,19 @@ class WeightPerturbation(DelegatingOptimizer):
 
     def _step_number(self) -> int:
         """The number of successful steps so far; every group has it, since groups come and go."""
-        counts = [int(group[STEP_KEY]) for group in self.param_groups if STEP_KEY in group]
+        counts = [int(group[STEP_KEY]) for group in self.base.param_groups if STEP_KEY in group]
         return max(counts, default=self._progress.steps)
 
     def _count(self, steps: int) -> None:
         self._progress.steps = steps
-        for group in self.param_groups:
+        for group in self.base.param_groups:
             group[STEP_KEY] = steps
 
     def _params(self) -> list[Tensor]:
-        return [param for group in self.param_groups for param in group["params"]]
+        return [param for group in self.base.param_groups for param in group["params"]]
 
     def _group_gammas(self) -> list[float]:
-        gammas = [group.get(GAMMA_KEY, self.default_gamma) for group in self.param_groups]
+        gammas = [group.get(GAMMA_KEY, self.default_gamma) for group in self.base.param_groups]
         for i, gamma in enumerate(gammas):
             if not (type(gamma) is float and 0 <= gamma < math.inf):
                 gammas[i] = checked_real(f"param_groups[{i}]['{GAMMA_KEY}']", gamma)
@@ -373,7 +373,7 @@ class WeightPerturbation(DelegatingOptimizer):
         checked_select(self.select, self.base)  # groups can have been assigned since
         selected = []
         seen: set[int] = set()
-        for group, gamma in zip(self.param_groups, self._group_gammas(), strict=True):
+        for group, gamma in zip(self.base.param_groups, self._group_gammas(), strict=True):
             params = group["params"] if gamma > 0 else []
             names = group["param_names"] if params and self.select else repeat("", len(params))
             for param, name in zip(params, names, strict=True):
