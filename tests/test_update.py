@@ -233,6 +233,36 @@ def test_a_loop_that_was_given_up_keeps_the_update():
     assert same_bits(displacement(optimizer, model), first)
 
 
+@torch.no_grad()
+def decay(model: nn.Module) -> None:
+    for param in model.parameters():
+        param.mul_(0.5)
+
+
+@torch.no_grad()
+def move_elsewhere(model: nn.Module) -> None:
+    for param in model.parameters():
+        param.data = param + 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [decay, move_elsewhere, lambda model: model.load_state_dict(small_net().state_dict())],
+    ids=["in place", "other memory", "load_state_dict"],
+)
+def test_what_changes_weights_between_loop_and_step_is_not_the_step(change):
+    model, data = small_net(), batch()
+    optimizer = update(torch.optim.SGD(model.parameters(), lr=0.1))
+    optimizer.step(closure_for(model, data))
+    for _ in optimizer.passes():
+        closure_for(model, data)()
+    change(model)
+    before = weights_of(model)
+    optimizer.step()
+    expected = along(before, weights_of(model), 0.1)
+    torch.testing.assert_close(displacement(optimizer, model), expected, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("form", ["closure", "loop"])
 def test_a_step_that_failed_does_not_reach_the_next_one(form):
     """Whoever catches the error may go back to a checkpoint: the weights before are others then."""

@@ -26,6 +26,7 @@ from torch_awp.arguments import (
     is_selected,
 )
 from torch_awp.delegation import DelegatingOptimizer, step_of
+from torch_awp.functional import on_host
 from torch_awp.gradients import Marks, adding_refused, computed_since, marks
 from torch_awp.passes import Block, Pass, Passes
 from torch_awp.perturbation import Layer, Perturbation
@@ -87,7 +88,6 @@ class WeightPerturbation(DelegatingOptimizer):
     _others_default_key: ClassVar[str]
     # Passes before the last one.
     _climbs = 0
-    _keeps_memory = True
 
     def __init__(
         self,
@@ -122,6 +122,10 @@ class WeightPerturbation(DelegatingOptimizer):
     def _step_size_of(self, gamma: float) -> float:
         """How far one move of a tensor with this gamma goes, relative to its norm."""
         return gamma
+
+    def _keeps_backup(self, weight: Tensor) -> bool:
+        """Whether the copy that brings such a weight home stays after that."""
+        return on_host(weight)
 
     def _gradients_ready(self, is_probe: bool) -> None:
         """Called when the gradients that the base is about to use are there."""
@@ -190,7 +194,7 @@ class WeightPerturbation(DelegatingOptimizer):
         self._refuse_unscaled_gradients()
         progress = self._progress
         perturbation = Perturbation(
-            self.constraint, self.epsilon, progress.places, self._keeps_memory
+            self.constraint, self.epsilon, progress.places, self._keeps_backup
         )
         progress.visit, progress.perturbation = name, weakref.ref(perturbation)
         params = self._params()
@@ -343,15 +347,15 @@ class WeightPerturbation(DelegatingOptimizer):
     # -- when and what ---------------------------------------------------------------------------
 
     def _perturbs_now(self) -> bool:
-        return any(self._group_gammas()) and self._is_due(self._step_number())
+        return self._is_due(self._step_number()) and any(self._group_gammas())
 
     def _is_due(self, step: int) -> bool:
         return step >= self.start_step and (step - self.start_step) % self.interval == 0
 
     def _step_number(self) -> int:
         """The number of successful steps so far; every group has it, since groups come and go."""
-        counts = [int(group[STEP_KEY]) for group in self.base.param_groups if STEP_KEY in group]
-        return max(counts, default=self._progress.steps)
+        counts = [group[STEP_KEY] for group in self.base.param_groups if STEP_KEY in group]
+        return int(max(counts)) if counts else self._progress.steps
 
     def _count(self, steps: int) -> None:
         self._progress.steps = steps
@@ -377,12 +381,13 @@ class WeightPerturbation(DelegatingOptimizer):
             params = group["params"] if gamma > 0 else []
             names = group["param_names"] if params and self.select else repeat("", len(params))
             for param, name in zip(params, names, strict=True):
-                if param.requires_grad and id(param) not in seen:
-                    seen.add(id(param))
-                    if is_selected(self.select, name, param):
-                        selected.append((param, gamma, group))
-        for gamma, dtype in dict.fromkeys((gamma, param.dtype) for param, gamma, _ in selected):
-            self._warn_if_too_small(gamma, dtype)
+                if not param.requires_grad or id(param) in seen:
+                    continue
+                seen.add(id(param))
+                if is_selected(self.select, name, param):
+                    selected.append((param, gamma, group))
+                    if param.dtype in _SMALLEST_GAMMA:
+                        self._warn_if_too_small(gamma, param.dtype)
         return selected
 
     def _is_state_probe(self) -> bool:
@@ -425,9 +430,7 @@ class WeightPerturbation(DelegatingOptimizer):
             warnings.warn(message, stacklevel=3)
 
     def _warn_if_too_small(self, gamma: float, dtype: torch.dtype) -> None:
-        smallest = _SMALLEST_GAMMA.get(dtype)
-        if smallest is None:
-            return
+        smallest = _SMALLEST_GAMMA[dtype]
         step_size = min(gamma, self._step_size_of(gamma))
         if step_size < smallest:
             steps = f" in steps of {step_size:g}" if step_size < gamma else ""
