@@ -141,6 +141,11 @@ class AdversarialWeightPerturbation(WeightPerturbation):
 
     def _moves(self) -> list[Move]:
         moves = []
+        # What is kept of an update is the way back; a base that maximizes calls up down.
+        against = {
+            id(group): self.ascent == "update" or maximizes(self.base, group)
+            for group in self.base.param_groups
+        }
         for param, gamma, group in self._selected():
             if self.ascent == "current":
                 direction = param.grad
@@ -148,9 +153,8 @@ class AdversarialWeightPerturbation(WeightPerturbation):
                 direction = kept(self.state, _KEYS[self.ascent], param)
             if direction is not None:
                 step_size = self._step_size_of(gamma)
-                # What is kept of an update is the way back; a base that maximizes calls up down.
-                against = self.ascent == "update" or maximizes(self.base, group)
-                moves.append(Move(param, direction, gamma, -step_size if against else step_size))
+                signed = -step_size if against[id(group)] else step_size
+                moves.append(Move(param, direction, gamma, signed))
         return moves
 
     def _gradients_ready(self, is_probe: bool) -> None:
