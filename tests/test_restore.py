@@ -1,12 +1,19 @@
 """Whatever happens, every weight comes back bit for bit, in the same storage."""
 
+import contextlib
+import itertools
+import sys
+from pathlib import Path
+from types import FrameType
+
 import pytest
 import torch
-from reference import batch, bits, closure_for, loss_of, same_bits, small_net, weights_of
+from reference import batch, bits, closure_for, loss_of, one_step, same_bits, small_net, weights_of
 from torch import nn
 
 from torch_awp import AdversarialWeightPerturbation, RandomWeightPerturbation, perturbation
 
+PACKAGE = Path(perturbation.__file__).parent
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 WRAPPERS = [
     AdversarialWeightPerturbation,
@@ -123,6 +130,46 @@ def test_after_an_interrupt_while_restoring(monkeypatch):
         monkeypatch.setattr(torch, "_foreach_copy_", interrupted_once)
     assert same_bits(list(model.parameters()), before)  # at once, not when it is dropped
     assert held.value.__traceback__
+
+
+class Interruption:
+    """Ctrl-C as the ``number``-th function of ours is about to run; inside a ``with``."""
+
+    def __init__(self, number: int) -> None:
+        self.left = number
+
+    def __enter__(self) -> None:
+        sys.settrace(self.trace)
+
+    def __exit__(self, *exception: object) -> None:
+        sys.settrace(None)
+
+    def trace(self, frame: FrameType | None, event: str, _: object) -> None:
+        ours = frame is not None and Path(frame.f_code.co_filename).parent == PACKAGE
+        self.left -= ours
+        if ours and self.left == 0:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.* alone perturbs nothing",  # where it was about to be used
+    "ignore::pytest.PytestUnraisableExceptionWarning",  # while Python ends a generator
+)
+@pytest.mark.parametrize("form", ["loop", "block", "closure"])
+@pytest.mark.parametrize("wrap", WRAPPERS)
+def test_after_an_interrupt_anywhere_in_a_step(wrap, form):
+    model, data = small_net(), batch()
+    optimizer = wrap(torch.optim.SGD(model.parameters(), lr=0.0), 0.1)
+    before = weights_of(model)
+    for number in itertools.count(1):
+        interruption = Interruption(number)
+        with contextlib.suppress(KeyboardInterrupt), interruption:
+            one_step(optimizer, closure_for(model, data), form)
+        assert same_bits(list(model.parameters()), before)
+        if interruption.left > 0:  # the step was over before
+            break
+        one_step(optimizer, closure_for(model, data), form)  # nothing is left behind
+    assert number > 30
 
 
 def test_what_the_block_wrote_is_undone():

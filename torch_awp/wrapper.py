@@ -196,10 +196,10 @@ class WeightPerturbation(DelegatingOptimizer):
         perturbation = Perturbation(
             self.constraint, self.epsilon, progress.places, self._keeps_backup
         )
-        progress.visit, progress.perturbation = name, weakref.ref(perturbation)
         params = self._params()
         progress.marks = marks(params) if climbs else None
         try:
+            progress.visit, progress.perturbation = name, weakref.ref(perturbation)
             with perturbation:
                 if climbs and self._perturbs_now():
                     self._climb(perturbation)
