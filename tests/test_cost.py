@@ -229,29 +229,9 @@ def test_the_update_costs_one_copy_between_steps_and_a_second_inside_a_step(cons
             assert p.perturbed
             renew_gradients(optimizer.param_groups[0]["params"])
             assert 2 * PERTURBED <= bytes_alive() - before <= 2.05 * PERTURBED
+        assert PERTURBED <= bytes_alive() - before <= 1.05 * PERTURBED
         optimizer.step()
     assert PERTURBED <= max(in_step) <= 2.05 * PERTURBED
-
-
-def test_no_copy_outlives_a_step_after_which_no_update_is_needed():
-    optimizer = adversarial([(64, 64)] * 4, ascent="update", interval=2)
-    before = bytes_alive()
-    for _ in range(5):  # the last one is perturbed, the next one is not
-        with optimizer.perturb():
-            renew_gradients(optimizer.param_groups[0]["params"])
-        optimizer.step()
-    assert bytes_alive() == before
-
-
-def test_the_copy_that_brings_weights_home_is_what_the_update_is_measured_from():
-    optimizer = adversarial([(64, 64)] * 4, ascent="update")
-    for _ in range(2):
-        with Dispatched() as dispatched:
-            with optimizer.perturb():
-                renew_gradients(optimizer.param_groups[0]["params"])
-            optimizer.step()
-    copies = [n for n in dispatched.names if "clone" in n or "_foreach_copy.default" in n]
-    assert len(copies) == 1
 
 
 def test_the_memory_of_a_copy_is_found_once():

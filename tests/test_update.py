@@ -239,6 +239,11 @@ def decay(model: nn.Module) -> None:
         param.mul_(0.5)
 
 
+def decay_unseen_by_autograd(model: nn.Module) -> None:
+    for param in model.parameters():
+        param.data.mul_(0.5)
+
+
 @torch.no_grad()
 def move_elsewhere(model: nn.Module) -> None:
     for param in model.parameters():
@@ -247,8 +252,13 @@ def move_elsewhere(model: nn.Module) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [decay, move_elsewhere, lambda model: model.load_state_dict(small_net().state_dict())],
-    ids=["in place", "other memory", "load_state_dict"],
+    [
+        decay,
+        decay_unseen_by_autograd,
+        move_elsewhere,
+        lambda model: model.load_state_dict(small_net().state_dict()),
+    ],
+    ids=["in place", "in place by .data", "other memory", "load_state_dict"],
 )
 def test_what_changes_weights_between_loop_and_step_is_not_the_step(change):
     model, data = small_net(), batch()

@@ -2,13 +2,12 @@
 
 from typing import Any, Literal
 
-from torch import Tensor
 from torch.optim import Optimizer
 
 from torch_awp.arguments import Select, checked_choice, checked_integer, checked_real
 from torch_awp.delegation import maximizes
 from torch_awp.kept import copies_of, drop, keep, kept, load_kept, save_kept, subtract_params_
-from torch_awp.perturbation import Move, Perturbation, take_backups
+from torch_awp.perturbation import Move, Perturbation
 from torch_awp.wrapper import BLOCK, Constraint, WeightPerturbation
 
 # Under which name the modes that need no gradient at w keep their direction.
@@ -116,11 +115,10 @@ class AdversarialWeightPerturbation(WeightPerturbation):
     def _climbs(self) -> int:  # type: ignore[override]
         return self.steps if self.ascent == "current" else 0
 
-    def _keeps_backup(self, weight: Tensor) -> bool:
-        if self.ascent == "update":  # is measured from them
-            return True
-        # A copy between steps is what the last gradient takes already.
-        return self.ascent == "current" and super()._keeps_backup(weight)
+    @property
+    def _keeps_memory(self) -> bool:  # type: ignore[override]
+        # A copy between steps is what the direction takes already.
+        return self.ascent == "current"
 
     def _climb(self, perturbation: Perturbation) -> None:
         moves = self._moves()
@@ -158,10 +156,7 @@ class AdversarialWeightPerturbation(WeightPerturbation):
         return moves
 
     def _gradients_ready(self, is_probe: bool) -> None:
-        if self.ascent == "current":
-            return
-        backups = take_backups(self._progress.places)
-        if not (is_probe or self._is_due(self._step_number() + 1)):
+        if self.ascent == "current" or not (is_probe or self._is_due(self._step_number() + 1)):
             return
         selected = [param for param, _, _ in self._selected()]
         if self.ascent == "previous":
@@ -169,10 +164,7 @@ class AdversarialWeightPerturbation(WeightPerturbation):
             gradients = {param: param.grad for param in selected if param.grad is not None}
             self._progress.copies = copies_of(gradients)
         elif self._progress.copies is None:  # LBFGS has changed the weights when it asks again
-            copies = {param: backups[param] for param in selected if param in backups}
-            if others := {param: param for param in selected if param not in copies}:
-                copies |= copies_of(others)
-            self._progress.copies = copies
+            self._progress.copies = copies_of({param: param for param in selected})
 
     def _stepped(self, is_probe: bool) -> None:
         if self.ascent == "current":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,7 +15,6 @@ from torch_awp.functional import (
     add_scaled_,
     alike,
     clone_tensors,
-    is_plain,
     on_host,
     project_element_,
     project_layer_,
@@ -44,9 +43,8 @@ class Move(NamedTuple):
 class Layer:
     """What lies here of a parameter: ``home`` its memory, ``weight`` a real view to compute with.
 
-    ``backup`` is a copy of the weight at home, ``norm`` is ``W`` of the whole tensor,
-    ``travelled`` the length of its way from home in units of it and ``version`` how often autograd
-    saw the weight change until it came home.
+    ``backup`` is a copy of the weight at home, ``norm`` is ``W`` of the whole tensor and
+    ``travelled`` the length of its way from home in units of it.
     """
 
     param: Tensor
@@ -57,7 +55,6 @@ class Layer:
     backup: Tensor | None = None
     norm: float | Tensor = 0.0
     travelled: float = 0.0
-    version: int = 0
 
     @classmethod
     def of(cls, param: Tensor) -> Layer:
@@ -138,15 +135,14 @@ class Perturbation:
         constraint: ``"layer"`` for the ball, ``"element"`` for the box.
         epsilon: added to the norms of weights and directions.
         places: layers of the last stay by their parameters' ids; afterwards those of this one.
-        keeps_backup: of which weights they stay in ``places``. Their memory serves again, best on
-            the host, where fresh memory comes page by page, emptied, which takes two to three times
-            as long as copying 100 MB.
+        keep_memory: whether that of the backups serves again, on the host, where fresh memory comes
+            page by page, emptied, which takes two to three times as long as copying 100 MB.
     """
 
     constraint: str
     epsilon: float = 0.0
     places: dict[int, Layer] = field(default_factory=dict)
-    keeps_backup: Callable[[Tensor], bool] = on_host
+    keep_memory: bool = True
     _layers: dict[int, Layer] = field(default_factory=dict, init=False)  # those away, by id as well
     _saved: list[tuple[list[Tensor], list[Tensor]]] = field(default_factory=list, init=False)
 
@@ -158,8 +154,7 @@ class Perturbation:
         self.places.clear()
         self.places.update(self._layers)
         for layer in self._layers.values():
-            layer.version = layer.home._version
-            if not self.keeps_backup(layer.weight):
+            if not (self.keep_memory and on_host(layer.weight)):
                 layer.backup = None
 
     def __del__(self) -> None:
@@ -276,17 +271,6 @@ class Perturbation:
                 layer.come_home()
         torch.clear_autocast_cache()
         self._saved.clear()  # last: only what is home must not be brought there again
-
-
-def take_backups(places: Mapping[int, Layer]) -> dict[Tensor, Tensor]:
-    """Take the backups away; of parameters that are as they came home they are copies."""
-    copies = {}
-    for layer in places.values():
-        whole = layer.weight is layer.home and is_plain(layer.param)
-        if whole and layer.is_there() and layer.home._version == layer.version:
-            copies[layer.param] = layer.backup
-        layer.backup = None
-    return {param: copy for param, copy in copies.items() if copy is not None}
 
 
 def insist(restore: Callable[[], None], attempts: int = 5) -> None:

@@ -26,7 +26,6 @@ from torch_awp.arguments import (
     is_selected,
 )
 from torch_awp.delegation import DelegatingOptimizer, step_of
-from torch_awp.functional import on_host
 from torch_awp.gradients import Marks, adding_refused, computed_since, marks
 from torch_awp.passes import Block, Pass, Passes
 from torch_awp.perturbation import Layer, Perturbation
@@ -88,6 +87,7 @@ class WeightPerturbation(DelegatingOptimizer):
     _others_default_key: ClassVar[str]
     # Passes before the last one.
     _climbs = 0
+    _keeps_memory = True
 
     def __init__(
         self,
@@ -122,10 +122,6 @@ class WeightPerturbation(DelegatingOptimizer):
     def _step_size_of(self, gamma: float) -> float:
         """How far one move of a tensor with this gamma goes, relative to its norm."""
         return gamma
-
-    def _keeps_backup(self, weight: Tensor) -> bool:
-        """Whether the copy that brings such a weight home stays after that."""
-        return on_host(weight)
 
     def _gradients_ready(self, is_probe: bool) -> None:
         """Called when the gradients that the base is about to use are there."""
@@ -194,7 +190,7 @@ class WeightPerturbation(DelegatingOptimizer):
         self._refuse_unscaled_gradients()
         progress = self._progress
         perturbation = Perturbation(
-            self.constraint, self.epsilon, progress.places, self._keeps_backup
+            self.constraint, self.epsilon, progress.places, self._keeps_memory
         )
         params = self._params()
         progress.marks = marks(params) if climbs else None
