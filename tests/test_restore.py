@@ -144,8 +144,8 @@ class Interruption:
     def __exit__(self, *exception: object) -> None:
         sys.settrace(None)
 
-    def trace(self, frame: FrameType | None, event: str, _: object) -> None:
-        ours = frame is not None and Path(frame.f_code.co_filename).parent == PACKAGE
+    def trace(self, frame: FrameType, event: str, _: object) -> None:
+        ours = Path(frame.f_code.co_filename).parent == PACKAGE
         self.left -= ours
         if ours and self.left == 0:
             raise KeyboardInterrupt

@@ -343,15 +343,15 @@ class WeightPerturbation(DelegatingOptimizer):
     # -- when and what ---------------------------------------------------------------------------
 
     def _perturbs_now(self) -> bool:
-        return self._is_due(self._step_number()) and any(self._group_gammas())
+        return any(self._group_gammas()) and self._is_due(self._step_number())
 
     def _is_due(self, step: int) -> bool:
         return step >= self.start_step and (step - self.start_step) % self.interval == 0
 
     def _step_number(self) -> int:
         """The number of successful steps so far; every group has it, since groups come and go."""
-        counts = [group[STEP_KEY] for group in self.base.param_groups if STEP_KEY in group]
-        return int(max(counts)) if counts else self._progress.steps
+        counts = [int(group[STEP_KEY]) for group in self.base.param_groups if STEP_KEY in group]
+        return max(counts, default=self._progress.steps)
 
     def _count(self, steps: int) -> None:
         self._progress.steps = steps
@@ -377,13 +377,12 @@ class WeightPerturbation(DelegatingOptimizer):
             params = group["params"] if gamma > 0 else []
             names = group["param_names"] if params and self.select else repeat("", len(params))
             for param, name in zip(params, names, strict=True):
-                if not param.requires_grad or id(param) in seen:
-                    continue
-                seen.add(id(param))
-                if is_selected(self.select, name, param):
-                    selected.append((param, gamma, group))
-                    if param.dtype in _SMALLEST_GAMMA:
-                        self._warn_if_too_small(gamma, param.dtype)
+                if param.requires_grad and id(param) not in seen:
+                    seen.add(id(param))
+                    if is_selected(self.select, name, param):
+                        selected.append((param, gamma, group))
+        for gamma, dtype in dict.fromkeys((gamma, param.dtype) for param, gamma, _ in selected):
+            self._warn_if_too_small(gamma, dtype)
         return selected
 
     def _is_state_probe(self) -> bool:
@@ -426,7 +425,9 @@ class WeightPerturbation(DelegatingOptimizer):
             warnings.warn(message, stacklevel=3)
 
     def _warn_if_too_small(self, gamma: float, dtype: torch.dtype) -> None:
-        smallest = _SMALLEST_GAMMA[dtype]
+        smallest = _SMALLEST_GAMMA.get(dtype)
+        if smallest is None:
+            return
         step_size = min(gamma, self._step_size_of(gamma))
         if step_size < smallest:
             steps = f" in steps of {step_size:g}" if step_size < gamma else ""
