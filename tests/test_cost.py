@@ -140,7 +140,6 @@ def test_nothing_on_resnet50_waits_for_a_value():
 WRAPS = [
     lambda base, **kw: AdversarialWeightPerturbation(base, 0.1, steps=2, **kw),
     lambda base, **kw: AdversarialWeightPerturbation(base, 0.1, ascent="update", **kw),
-    lambda base, **kw: AdversarialWeightPerturbation(base, 0.1, ascent="previous", **kw),
     lambda base, **kw: RandomWeightPerturbation(base, 0.1, **kw),
 ]
 

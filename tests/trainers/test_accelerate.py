@@ -112,7 +112,7 @@ def test_save_state_and_load_state_bring_everything_back(wrap, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("ascent", "passes"), [("current", [2, 1] * 3), ("update", [1] * 6), ("previous", [1] * 6)]
+    ("ascent", "passes"), [("current", [2, 1] * 3), ("update", [1] * 6)]
 )
 def test_around_its_optimizer_steps_count_where_they_are_taken(ascent, passes):
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
