@@ -20,7 +20,7 @@ WRAPS = {
     ),
 }
 
-CALLS = {"awp": 3 * STEPS, "awp-interval": STEPS + 4: STEPS, "rwp": STEPS}
+CALLS = {"awp": 3 * STEPS, "awp-interval": STEPS + 4, "rwp": STEPS}
 
 
 def train(folder: Path, wrap: str, die_at_call: int | None = None) -> list[Tensor]:

@@ -174,9 +174,9 @@ def test_after_an_interrupt_anywhere_in_a_step(wrap, form):
 def test_what_the_block_wrote_is_undone():
     model, _, optimizer = ready(AdversarialWeightPerturbation, torch.float32)
     before = weights_of(model)
-    with pytest.warns(UserWarning, match=r"shape \(7, 5\) was written to while it was perturbed"):
-        with optimizer.perturb(), torch.no_grad():
-            model[0].weight.fill_(7.0)
+    told = pytest.warns(UserWarning, match=r"shape \(7, 5\) was written to while it was perturbed")
+    with told, optimizer.perturb(), torch.no_grad():
+        model[0].weight.fill_(7.0)
     assert same_bits(list(model.parameters()), before)
 
 

@@ -114,8 +114,8 @@ class AdversarialWeightPerturbation(WeightPerturbation):
         perturbation = self._run.perturbation()
         if self._run.inside != BLOCK or perturbation is None:
             inside = self._run.inside
-            where = f"inside {inside}, which climbs by itself" if inside else "outside a block"
-            raise RuntimeError(f"ascend() {where}: it belongs into a perturb() block")
+            where = f"inside {inside}, which climbs by itself" if inside else f"outside {BLOCK}"
+            raise RuntimeError(f"ascend() {where}: enter one first")
         if self._is_due():
             perturbation.move(self._moves())
 

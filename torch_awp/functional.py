@@ -1,6 +1,6 @@
 """The mathematics of weight perturbation, on lists of tensors of one device and dtype.
 
-A "layer" is one parameter tensor `w`, and `W = ||w||` is its Frobenius norm before any perturbation.
+A "layer" is one parameter tensor `w`, and `W = ||w||` its Frobenius norm before any perturbation.
 With `d` the gradient (adversarial) or Gaussian noise (random), one move is
 
     v <- project(v + step_size * W * d / ||d||)
@@ -140,7 +140,8 @@ def project_layer_(
         row_owners: as in :func:`add_scaled_`.
 
     >>> weight = torch.tensor([4.0, 3.0])
-    >>> project_layer_([weight], [torch.tensor([1.0, -1.0])], torch.tensor([2.5]), torch.tensor([5.0]))
+    >>> center, radius, distance = torch.tensor([1.0, -1.0]), torch.tensor([2.5]), torch.tensor([5.0])
+    >>> project_layer_([weight], [center], radius, distance)
     >>> weight
     tensor([2.5000, 1.0000])
     """
@@ -264,7 +265,7 @@ def _owner_of_rows(
     row_owners = {} if row_owners is None else row_owners
     if key not in row_owners:
         counts, indices = (torch.tensor(list(v), device="cpu") for v in (rows, owners))
-        of_rows = torch.repeat_interleave(indices, counts)
+        of_rows = torch.repeat_interleave(indices, counts, output_size=sum(rows))
         if device.type == "cuda":  # from other memory the host would wait
             of_rows = of_rows.pin_memory()
         row_owners[key] = of_rows.to(device, non_blocking=True)

@@ -76,6 +76,7 @@ class RunState:
     has_gradients: bool = False  # ... and computed the gradients to step on
     in_closure: bool = False  # the base evaluates the closure
     is_probe: bool = False
+    missed: str | None = None  # why the step on which the base is was not perturbed
     stepped: bool = False
     steps: int = 0  # successful ones, where no group tells
     before: dict[Tensor, Tensor] = field(default_factory=dict)  # weights, while the base steps
@@ -147,7 +148,7 @@ class WeightPerturbation(Optimizer):
 
     @abstractmethod
     def _ascend(self, perturbation: Perturbation, gradients: Gradients | None = None) -> None:
-        """Perturb every selected tensor that has a direction; `gradients` replace those of the tensors."""
+        """Perturb every selected tensor that has a direction; `gradients` replace their own."""
 
     @abstractmethod
     def _would_move(self) -> bool:
@@ -198,7 +199,7 @@ class WeightPerturbation(Optimizer):
                     yield p
 
     def perturb(self) -> AbstractContextManager[None]:
-        """Return a context in which the weights are at `w + v`; on leaving they are restored bit for bit.
+        """Return a context in which the weights are at `w + v`, and which restores them bit for bit.
 
         They are in the same storage, also after an exception or KeyboardInterrupt. On a step that
         does not perturb (`interval`, `start_step`, gamma 0) nothing moves.
@@ -316,29 +317,35 @@ class WeightPerturbation(Optimizer):
         self._refuse_while_open(f"{type(self.base).__name__}.step")
         run = self._run
         run.is_probe = self._is_state_probe()
-        if run.is_probe or run.in_closure or run.has_gradients or not self._is_due():
-            return
-        if self._would_move():
-            self._warn_once(
-                "step",
-                "step() on gradients of unperturbed weights: none was computed in a loop over "
-                "passes(), a perturb() block or a closure, as in a trainer's own loop. Override "
-                "its training step (README, recipes), or set gamma to 0",
-            )
-        elif run.used and all(param.grad is None for param in self._params()):
-            self._warn_once(
-                "untrained",
-                "step() without a gradient: no tensor of this optimizer got one. Are they trained "
-                "elsewhere (an optimizer in backward hooks), or all frozen? Nothing is perturbed",
-            )
+        run.missed = self._what_was_missed()
 
     def _after_base_step(self) -> None:
         """Hook of the base, after it has stepped."""
         run = self._run
+        if run.missed is not None:
+            self._warn_once("step", run.missed)
         run.stepped = True
         run.used = run.has_gradients = False
         if not run.is_probe:
             self._count(self._step_number() + 1)
+
+    def _what_was_missed(self) -> str | None:
+        """Why the gradients of a step that is due are not those of perturbed weights."""
+        run = self._run
+        if run.is_probe or run.in_closure or run.has_gradients or not self._is_due():
+            return None
+        if self._would_move():
+            return (
+                "step() on gradients of unperturbed weights: none was computed in a loop over "
+                "passes(), a perturb() block or a closure, as in a trainer's own loop. Override "
+                "its training step (README, recipes), or set gamma to 0"
+            )
+        if run.used and all(param.grad is None for param in self._params()):
+            return (
+                "step() without a gradient: no tensor of this optimizer got one. Are they trained "
+                "elsewhere (an optimizer in backward hooks), or all frozen? Nothing is perturbed"
+            )
+        return None
 
     # -- when and what ---------------------------------------------------------------------------
 
@@ -407,9 +414,9 @@ class WeightPerturbation(Optimizer):
         for group, gamma in zip(self.param_groups, self._gammas(), strict=True):
             names = group["param_names"] if self.select else repeat("", len(group["params"]))
             for param, name in zip(group["params"], names, strict=True):
-                if gamma > 0 and param.requires_grad and param not in selected:
-                    if self.select(name, param) if self.select else param.ndim > 1:
-                        selected[param] = (param, gamma, group)
+                chosen = self.select(name, param) if self.select else param.ndim > 1
+                if chosen and gamma > 0 and param.requires_grad:
+                    selected.setdefault(param, (param, gamma, group))
         for gamma, dtype in dict.fromkeys((g, p.dtype) for p, g, _ in selected.values()):
             self._warn_if_too_small(gamma, dtype)
         return list(selected.values())
@@ -446,9 +453,9 @@ class WeightPerturbation(Optimizer):
         if any(added):
             raise RuntimeError(
                 "a pass added to gradients that were there before: clear them at the beginning of "
-                "each pass, and let one pass go over all batches that a step accumulates (a trainer "
-                "that accumulates by itself, as Lightning's accumulate_grad_batches does, shows "
-                "only the last). To add on purpose use perturb()"
+                "each pass, and let one pass go over all batches that a step accumulates (a trainer"
+                " that accumulates by itself, as Lightning's accumulate_grad_batches, shows only "
+                "the last). To add on purpose use perturb()"
             )
 
     def _has_computed(self) -> bool:
@@ -555,8 +562,7 @@ class WeightPerturbation(Optimizer):
         self._run.update = update
 
     def _connect(self) -> None:
-        """Take over the very dictionaries of hooks (one registered here fires once, in the base),
-        and become the one wrapper that the base's steps are counted by."""
+        """Become the one wrapper of the base, with its dictionaries of hooks: each fires once."""
         self._run = RunState()
         self._base_calls_hooks = False
         for optimizer in optimizers_of(self.base):

@@ -163,7 +163,7 @@ class Perturbation:
             add_scaled_(group.weights, group.directions, scales, row_owners)
             if self.constraint == "element":
                 project_element_(group.weights, group.backups, group.gamma)
-            # A path no longer than the radius cannot have left the ball, unless epsilon stretched it.
+            # A path no longer than the radius cannot leave the ball, unless epsilon stretched it.
             elif self.epsilon > 0 or self._length > _ROUNDING:
                 here = distances(group.weights, group.backups)
                 (whole,) = whole_norms([here], [group.shards])

@@ -1,6 +1,7 @@
 """Random weight perturbation: take the gradient at a random point near the weights."""
 
 from collections.abc import Iterator
+from functools import reduce
 from typing import Any
 
 import torch
@@ -104,14 +105,16 @@ class RandomWeightPerturbation(WeightPerturbation):
         # For whole tensors also where a part lies here: shards then differ, replicas agree and both
         # are what a single process would draw.
         device = params[0].device if self.generator is None else self.generator.device
-        dtype = opmath_dtype(params[0].dtype)
-        if device.type == "cpu":
-            draws = [self._draw(param.numel(), dtype, device) for param in params]
-            if not on_host(params[0]):  # one transfer for all
-                draws = torch.cat(draws).to(params[0].device).split([len(draw) for draw in draws])
-        else:
-            numels = [param.numel() for param in params]
-            draws = self._draw(sum(numels), dtype, device).to(params[0].device).split(numels)
+        dtypes = [opmath_dtype(param.dtype) for param in params]
+        numels = [param.numel() for param in params]
+        if device.type == "cpu":  # tensor by tensor, so that no device and no portion changes it
+            draws = [self._draw(*drawn, device) for drawn in zip(numels, dtypes, strict=True)]
+        if not on_host(params[0]):  # one kernel or one transfer for all
+            if device.type == "cpu":
+                whole = torch.cat(draws)
+            else:
+                whole = self._draw(sum(numels), reduce(torch.promote_types, set(dtypes)), device)
+            draws = list(whole.to(params[0].device).split(numels))
         return [
             part_like(draw.view(param.shape), param)
             for draw, param in zip(draws, params, strict=True)
@@ -167,13 +170,12 @@ class RandomWeightPerturbation(WeightPerturbation):
 
 
 def _portions(params: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Tensors of one device and dtype, so few that the noise of all never exists at once."""
+    """Tensors of one device, so few that the noise of all never exists at once."""
     portion: list[Tensor] = []
     room = 0
     for param in params:
         room -= param.numel()
-        alike = portion and (param.device, param.dtype) == (portion[0].device, portion[0].dtype)
-        if portion and not (alike and room >= 0):
+        if portion and (room < 0 or param.device != portion[0].device):
             yield portion
             portion = []
         if not portion:

@@ -215,9 +215,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize(
-    "wrap", ["awp", "awp-update", "awp-update-interval", "rwp"]
-)
+@pytest.mark.parametrize("wrap", ["awp", "awp-update", "awp-update-interval", "rwp"])
 def test_distributed_state_dicts_resume_bitwise(two_ranks, wrap, options):
     assert two_ranks.run(resume, wrap, OPTIONS[options]) == [True, True]
 
@@ -251,9 +249,7 @@ def _states(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(
-    "wrap", ["awp", "awp-update", "awp-update-interval", "rwp"]
-)
+@pytest.mark.parametrize("wrap", ["awp", "awp-update", "awp-update-interval", "rwp"])
 def test_a_distributed_checkpoint_on_disk_resumes_bitwise(two_ranks, wrap, tmp_path):
     expected = two_ranks.run(save, tmp_path, wrap)
     for weights, reference in zip(two_ranks.run(load, tmp_path, wrap), expected, strict=True):
