@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from numbers import Real
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor, nn
@@ -69,17 +69,15 @@ def filter_normalized_direction(
     tensor([0., 0.])
     """
     every, selected = _weights(model, lambda *_: True), _weights(model, select)
-    direction = {n: torch.zeros_like(w, dtype=_opmath(w)) for n, w in every.items()}
-    for name, weight in selected.items():
-        direction[name] = _normalized(_noise_like(weight, generator), weight)
+    d = {name: _normalized(_noise_like(w, generator), w) for name, w in selected.items()}
     if orthogonal_to is not None:
         other = _checked_direction("orthogonal_to", orthogonal_to, model)
         other = {name: vector for name, vector in other.items() if name in selected}
-        share = (_dot(direction, other) / _dot(other, other)).nan_to_num()
+        share = (_dot(d, other) / _dot(other, other)).nan_to_num()
         for name, vector in other.items():
             parallel = share.to(vector.device) * vector
-            direction[name] = _normalized(direction[name] - parallel, selected[name])
-    return direction
+            d[name] = _normalized(d[name] - parallel, selected[name])
+    return {n: d[n] if n in d else torch.zeros_like(w, dtype=_opmath(w)) for n, w in every.items()}
 
 
 @torch.no_grad()
@@ -112,9 +110,8 @@ def _normalized(vector: Tensor, weight: Tensor) -> Tensor:
     """The vector with the norms of the weight's filters, computed in float64 on the CPU."""
     target, filters = (t.flatten(1) if t.ndim > 1 else t.reshape(1, -1) for t in (weight, vector))
     dtype = torch.promote_types(vector.dtype, torch.float64 if vector.is_cpu else torch.float32)
-    scales = torch.linalg.vector_norm(target.to(dtype), dim=1, keepdim=True)
-    scales = scales / torch.linalg.vector_norm(filters.to(dtype), dim=1, keepdim=True)
-    scales = scales.nan_to_num(nan=0.0, posinf=0.0)  # no norm, or none that is finite
+    norms = [torch.linalg.vector_norm(t.to(dtype), dim=1, keepdim=True) for t in (target, filters)]
+    scales: Tensor = (norms[0] / norms[1]).nan_to_num(nan=0.0, posinf=0.0)  # no finite norm: 0
     return (filters * scales.to(vector.dtype)).reshape(vector.shape)
 
 
@@ -212,16 +209,20 @@ def _losses(
     with _snapshot(model, moving) as restore, torch.no_grad():
         for position in itertools.product(*axes):
             restore()
-            # Zeros are left out: adding one would turn -0.0 into 0.0.
-            terms = [(v, c) for v, c in zip(vectors, position, strict=True) if moving and c]
-            if len(terms) > 1:  # added first, so that half precision is rounded once
-                total = list(torch._foreach_mul(*terms[0]))
-                torch._foreach_add_(total, terms[1][0], alpha=terms[1][1])
-                terms = [(total, 1.0)]
-            for vector, coordinate in terms:
-                torch._foreach_add_(moving, vector, alpha=coordinate)
+            _add_(moving, vectors, position)
             losses.append(_scalar(loss_fn(model)).clone())
         return torch.stack(losses).reshape([len(axis) for axis in axes])
+
+
+def _add_(weights: tuple[Tensor, ...], vectors: list[list[Tensor]], at: Sequence[float]) -> None:
+    # Zeros are left out: adding one would turn -0.0 into 0.0.
+    terms = [(v, c) for v, c in zip(vectors, at, strict=True) if v and c]
+    if len(terms) > 1:  # added first, so that half precision is rounded once
+        total = list(torch._foreach_mul(*terms[0]))
+        torch._foreach_add_(total, terms[1][0], alpha=terms[1][1])
+        torch._foreach_add_(weights, total)
+    elif terms:
+        torch._foreach_add_(weights, terms[0][0], alpha=terms[0][1])
 
 
 def _checked_direction(argument: str, direction: Direction, model: nn.Module) -> dict[str, Tensor]:
@@ -267,11 +268,9 @@ def sharpness(
     The ball is ``||v|| <= gamma * ||w||`` for every tensor ``w`` (Eq. 11 of Yue et al. 2024), so
     that models of different scales compare at one ``gamma`` and the same settings:
 
-    * ``"worst"``: the maximum of ``L(w + v) - L(w)``, with the highest loss met by the projected
-      ascent of :class:`~torch_awp.AdversarialWeightPerturbation` (Eq. 10 and 12). At least 0, and a
-      lower bound of the true maximum; more ``steps`` bring it closer.
-    * ``"average"``: the mean of ``L(w + v) - L(w)`` over directions drawn as
-      :class:`~torch_awp.RandomWeightPerturbation` draws them (Eq. 9). Can be negative.
+    * ``"worst"``: the highest ``L(w + v) - L(w)`` that the projected ascent of AWP meets (Eq. 10,
+      12). At least 0, and a lower bound of the true maximum; more ``steps`` bring it closer.
+    * ``"average"``: the mean over directions that RWP draws (Eq. 9). Can be negative.
 
     Args:
         model: any module.
@@ -286,8 +285,7 @@ def sharpness(
         constraint: ``"layer"`` for the ball; ``"element"`` for ``|v_i| <= gamma * |w_i|``.
         samples: directions of ``"average"``; it runs ``loss_fn`` ``samples + 1`` times.
         generator: of these directions; default a new one with seed 0, on the CPU.
-        select: which tensors move: ``None`` for those with more than one dimension, frozen or not,
-            or a callable ``(name, param) -> bool``.
+        select: which tensors move, frozen or not, as in :func:`filter_normalized_direction`.
 
     Returns:
         A difference of losses, in the loss's unit.
@@ -408,9 +406,9 @@ def _retry(restore: Callable[[], None], attempts: int = 5) -> None:
 
 def _random_states(tensors: list[Tensor]) -> list[Callable[[], None]]:
     """Functions that set torch's random states, on the CPU and the tensors' devices, to these."""
-    states = [partial(torch.set_rng_state, torch.get_rng_state())]
+    states: list[Callable[[], None]] = [partial(torch.set_rng_state, torch.get_rng_state())]
     for device in {t.device for t in tensors if t.device.type not in ("cpu", "meta")}:
-        backend = getattr(torch, device.type, None)
+        backend: Any = getattr(torch, device.type, None)
         if hasattr(backend, "get_rng_state"):
             states.append(partial(backend.set_rng_state, backend.get_rng_state(device), device))
         else:
