@@ -1,8 +1,7 @@
 """The loss as a function of the weights: curves, surfaces and one number for sharpness.
 
-Nothing here changes a model for good: parameters, buffers, train/eval modes, gradients,
-``requires_grad`` and torch's random states are bit for bit the same afterwards, also after an
-exception or KeyboardInterrupt.
+Parameters, buffers, train/eval modes, gradients, ``requires_grad`` and torch's random states are
+bit for bit the same afterwards, also after an exception or KeyboardInterrupt.
 """
 
 import itertools
@@ -12,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from numbers import Real
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor, nn
@@ -28,9 +27,6 @@ LossFunction = Callable[[nn.Module], Tensor | float]
 Positions = Tensor | Sequence[float]
 Select = Callable[[str, Tensor], bool]
 
-# Attributes of modules that loss_fn may set: update_bn of torch.optim.swa_utils sets the momentum.
-_ATTRIBUTES = ("training", "momentum")
-
 
 @torch.inference_mode(False)
 @torch.no_grad()
@@ -43,10 +39,8 @@ def filter_normalized_direction(
 ) -> dict[str, Tensor]:
     """Draw a Gaussian direction in which every filter has the norm of the weight's filter.
 
-    For filter ``j`` of tensor ``l``, with ``d`` drawn from ``N(0, I)`` (Li et al. 2018,
-    "Visualizing the Loss Landscape of Neural Nets"; Eq. 1 of Yue et al. 2024)::
-
-        d[l][j] <- d[l][j] / ||d[l][j]|| * ||w[l][j]||
+    For filter ``j`` of tensor ``l`` and ``d ~ N(0, I)``: ``d_lj <- d_lj / ||d_lj|| * ||w_lj||``
+    (Li et al. 2018, "Visualizing the Loss Landscape of Neural Nets"; Eq. 1 of Yue et al. 2024).
 
     A filter is what the first index of a tensor picks: an output channel of a convolution, an
     output unit of a linear layer, a token of an embedding, but an input channel of a transposed
@@ -61,9 +55,8 @@ def filter_normalized_direction(
             normalised again, which brings back a little of the other: :func:`cosine` says how much.
 
     Returns:
-        For each name in ``model.named_parameters()`` (tied weights have one name) a tensor with the
-        parameter's shape and device, in float32 or wider. Filters of zeros get zeros. Parameters
-        of integers are left out.
+        For each name in ``model.named_parameters()`` (tied weights have one; integers are left out)
+        a tensor of the parameter's shape and device, in float32 or wider; zeros for zero filters.
 
     Raises:
         ValueError: ``orthogonal_to`` does not fit the model.
@@ -75,21 +68,16 @@ def filter_normalized_direction(
     >>> direction["bias"]
     tensor([0., 0.])
     """
-    weights, selected = _weights(model, lambda *_: True), _weights(model, select)
-    direction = {
-        name: _normalized(_noise_like(weight, generator), weight)
-        if name in selected
-        else torch.zeros_like(weight, dtype=_opmath_dtype(weight))
-        for name, weight in weights.items()
-    }
+    every, selected = _weights(model, lambda *_: True), _weights(model, select)
+    d = {name: _normalized(_noise_like(w, generator), w) for name, w in selected.items()}
     if orthogonal_to is not None:
         other = _checked_direction("orthogonal_to", orthogonal_to, model)
         other = {name: vector for name, vector in other.items() if name in selected}
-        share = (_dot(direction, other) / _dot(other, other)).nan_to_num()
+        share = (_dot(d, other) / _dot(other, other)).nan_to_num()
         for name, vector in other.items():
             parallel = share.to(vector.device) * vector
-            direction[name] = _normalized(direction[name] - parallel, selected[name])
-    return direction
+            d[name] = _normalized(d[name] - parallel, selected[name])
+    return {n: d[n] if n in d else torch.zeros_like(w, dtype=_opmath(w)) for n, w in every.items()}
 
 
 @torch.no_grad()
@@ -113,20 +101,17 @@ def _weights(model: nn.Module, select: Select | None) -> dict[str, nn.Parameter]
 
 
 def _noise_like(weight: Tensor, generator: Generator | None) -> Tensor:
-    """Gaussian noise of a weight's shape and device, in float32 or wider."""
     device = weight.device if generator is None else generator.device
-    dtype = _opmath_dtype(weight)
-    noise = torch.randn(weight.shape, dtype=dtype, device=device, generator=generator)
+    noise = torch.randn(weight.shape, dtype=_opmath(weight), device=device, generator=generator)
     return noise.to(weight.device)
 
 
 def _normalized(vector: Tensor, weight: Tensor) -> Tensor:
-    """The vector with every filter rescaled to the norm of the weight's filter."""
+    """The vector with the norms of the weight's filters, computed in float64 on the CPU."""
     target, filters = (t.flatten(1) if t.ndim > 1 else t.reshape(1, -1) for t in (weight, vector))
-    dtype = torch.promote_types(vector.dtype, _sum_dtype(vector.device))
-    scales = torch.linalg.vector_norm(target.to(dtype), dim=1, keepdim=True)
-    scales = scales / torch.linalg.vector_norm(filters.to(dtype), dim=1, keepdim=True)
-    scales = scales.nan_to_num(nan=0.0, posinf=0.0)  # no norm, or none that is finite
+    dtype = torch.promote_types(vector.dtype, torch.float64 if vector.is_cpu else torch.float32)
+    norms = [torch.linalg.vector_norm(t.to(dtype), dim=1, keepdim=True) for t in (target, filters)]
+    scales: Tensor = (norms[0] / norms[1]).nan_to_num(nan=0.0, posinf=0.0)  # no finite norm: 0
     return (filters * scales.to(vector.dtype)).reshape(vector.shape)
 
 
@@ -135,17 +120,12 @@ def _dot(first: Direction, second: Direction) -> Tensor:
     total = torch.zeros((), dtype=torch.float32, device="cpu")
     for name in [name for name in first if name in second]:
         product = (first[name].conj() * second[name]).real
-        product = product.sum(dtype=_sum_dtype(product.device))
-        total = product + total.to(product.device)
+        dtype = torch.float64 if product.is_cpu else torch.float32
+        total = total.to(product.device) + product.sum(dtype=dtype)
     return total
 
 
-def _sum_dtype(device: torch.device) -> torch.dtype:
-    # Not every accelerator has float64.
-    return torch.float64 if device.type == "cpu" else torch.float32
-
-
-def _opmath_dtype(tensor: Tensor) -> torch.dtype:
+def _opmath(tensor: Tensor) -> torch.dtype:
     """The dtype to compute in: float32 or wider."""
     return torch.promote_types(tensor.dtype, torch.float32)
 
@@ -176,14 +156,12 @@ def loss_curve(
             dimension, or the loss is not a scalar.
 
     >>> model = nn.Linear(1, 1, bias=False)
-    >>> nn.init.constant_(model.weight, 3.0).item()
-    3.0
-    >>> def loss_fn(model):
-    ...     return model.weight.square().sum()
-    >>> loss_curve(model, loss_fn, {"weight": torch.tensor([[2.0]])}, [-1.0, 0.0, 1.0])
+    >>> _ = nn.init.constant_(model.weight, 3.0)
+    >>> direction = {"weight": torch.tensor([[2.0]])}
+    >>> loss_curve(model, lambda model: model.weight.square().sum(), direction, [-1.0, 0.0, 1.0])
     tensor([ 1.,  9., 25.])
     """
-    return _losses_along(model, loss_fn, {"direction": direction}, {"alphas": alphas})
+    return _losses(model, loss_fn, {"direction": direction}, {"alphas": alphas})
 
 
 def loss_surface(
@@ -195,8 +173,6 @@ def loss_surface(
 ) -> Tensor:
     """Return ``L(w + alpha * d1 + beta * d2)`` for every ``alpha`` and ``beta``.
 
-    Everything else is as in :func:`loss_curve`.
-
     Args:
         model: any module.
         loss_fn: ``model -> scalar`` loss.
@@ -205,73 +181,61 @@ def loss_surface(
         betas: ``B`` positions along the second.
 
     Returns:
-        Shape ``[A, B]``.
+        Shape ``[A, B]``; everything else is as in :func:`loss_curve`.
 
     >>> model = nn.Linear(2, 1, bias=False)
-    >>> first, second = {"weight": torch.eye(2)[:1]}, {"weight": torch.eye(2)[1:]}
-    >>> def loss_fn(model):
-    ...     return model.weight.norm()
     >>> _ = nn.init.zeros_(model.weight)
-    >>> loss_surface(model, loss_fn, (first, second), [0.0, 3.0], [0.0, 4.0])
+    >>> axes = {"weight": torch.eye(2)[:1]}, {"weight": torch.eye(2)[1:]}
+    >>> loss_surface(model, lambda model: model.weight.norm(), axes, [0.0, 3.0], [0.0, 4.0])
     tensor([[0., 4.],
             [3., 5.]])
     """
-    named = {f"directions[{i}]": direction for i, direction in enumerate(directions)}
-    return _losses_along(model, loss_fn, named, {"alphas": alphas, "betas": betas})
+    along = {f"directions[{i}]": direction for i, direction in enumerate(directions)}
+    return _losses(model, loss_fn, along, {"alphas": alphas, "betas": betas})
 
 
-def _losses_along(
-    model: nn.Module,
-    loss_fn: LossFunction,
-    directions: Mapping[str, Direction],
-    positions: Mapping[str, Positions],
+def _losses(
+    model: nn.Module, loss_fn: LossFunction, along: dict[str, Direction], at: dict[str, Positions]
 ) -> Tensor:
-    """The losses at every combination of positions; one dimension for each argument."""
-    axes = [_checked_positions(argument, axis) for argument, axis in positions.items()]
-    fitting = [_checked_direction(argument, d, model) for argument, d in directions.items()]
-    params = dict(model.named_parameters())
-    weights: dict[str, Tensor] = {name: params[name] for d in fitting for name in d}
+    """The losses at every combination of positions, one dimension for each direction."""
+    axes = [_checked_positions(argument, positions) for argument, positions in at.items()]
+    directions = [_checked_direction(argument, d, model) for argument, d in along.items()]
+    weights = {n: p for n, p in model.named_parameters() if any(n in d for d in directions)}
     vectors = [
-        [
-            d[n] if n in d else torch.zeros_like(w, dtype=_opmath_dtype(w))
-            for n, w in weights.items()
-        ]
-        for d in fitting
+        [d[n] if n in d else torch.zeros_like(w, dtype=_opmath(w)) for n, w in weights.items()]
+        for d in directions
     ]
-    moving, losses = list(weights.values()), []
+    moving, losses = tuple(weights.values()), []
     with _snapshot(model, moving) as restore, torch.no_grad():
         for position in itertools.product(*axes):
             restore()
             _add_(moving, vectors, position)
             losses.append(_scalar(loss_fn(model)).clone())
-    return torch.stack(losses).reshape([len(axis) for axis in axes])
+        return torch.stack(losses).reshape([len(axis) for axis in axes])
 
 
-def _add_(weights: list[Tensor], vectors: list[list[Tensor]], position: Sequence[float]) -> None:
-    """``w += alpha * d1 + beta * d2``, rounded once also in half precision."""
+def _add_(weights: tuple[Tensor, ...], vectors: list[list[Tensor]], at: Sequence[float]) -> None:
     # Zeros are left out: adding one would turn -0.0 into 0.0.
-    terms = [(vector, c) for vector, c in zip(vectors, position, strict=True) if vector and c]
-    if len(terms) > 1:
+    terms = [(v, c) for v, c in zip(vectors, at, strict=True) if v and c]
+    if len(terms) > 1:  # added first, so that half precision is rounded once
         total = list(torch._foreach_mul(*terms[0]))
         torch._foreach_add_(total, terms[1][0], alpha=terms[1][1])
-        terms = [(total, 1.0)]
-    for vector, coordinate in terms:
-        torch._foreach_add_(weights, vector, alpha=coordinate)
+        torch._foreach_add_(weights, total)
+    elif terms:
+        torch._foreach_add_(weights, terms[0][0], alpha=terms[0][1])
 
 
 def _checked_direction(argument: str, direction: Direction, model: nn.Module) -> dict[str, Tensor]:
     """The direction on the parameters' devices, in float32 or wider, if it fits them."""
-    params = dict(model.named_parameters())
+    params, fitting = dict(model.named_parameters()), {}
     for name, vector in direction.items():
         if name not in params:
             raise ValueError(f"{argument} has {name!r}, which model.named_parameters() has not")
         if vector.shape != params[name].shape:
             shapes = f"{tuple(params[name].shape)}, got {tuple(vector.shape)}"
             raise ValueError(f"{argument}[{name!r}] must have the parameter's shape {shapes}")
-    return {
-        name: vector.detach().to(params[name].device, _opmath_dtype(vector))
-        for name, vector in direction.items()
-    }
+        fitting[name] = vector.detach().to(params[name].device, _opmath(vector))
+    return fitting
 
 
 def _checked_positions(argument: str, positions: Positions) -> list[float]:
@@ -304,18 +268,15 @@ def sharpness(
     The ball is ``||v|| <= gamma * ||w||`` for every tensor ``w`` (Eq. 11 of Yue et al. 2024), so
     that models of different scales compare at one ``gamma`` and the same settings:
 
-    * ``"worst"``: the maximum of ``L(w + v) - L(w)``, with the highest loss met by the projected
-      ascent of :class:`~torch_awp.AdversarialWeightPerturbation` (Eq. 10 and 12). At least 0, and a
-      lower bound of the true maximum; more ``steps`` bring it closer.
-    * ``"average"``: the mean of ``L(w + v) - L(w)`` over directions drawn as
-      :class:`~torch_awp.RandomWeightPerturbation` draws them (Eq. 9). Can be negative.
-
-    Every evaluation starts from the buffers, modes and random state found at the call.
+    * ``"worst"``: the highest ``L(w + v) - L(w)`` that the projected ascent of AWP meets (Eq. 10,
+      12). At least 0, and a lower bound of the true maximum; more ``steps`` bring it closer.
+    * ``"average"``: the mean over directions that RWP draws (Eq. 9). Can be negative.
 
     Args:
         model: any module.
-        loss_fn: ``model -> scalar`` loss; it chooses data and mode. ``"worst"`` needs a tensor with
-            a graph and calls ``backward`` on it, ``"average"`` runs it without one.
+        loss_fn: ``model -> scalar`` loss; it chooses data and mode. Each time, buffers, modes and
+            random state are those found at the call. ``"worst"`` needs a tensor with a graph and
+            calls ``backward`` on it, ``"average"`` runs ``loss_fn`` without one.
         gamma: radius relative to each layer.
         mode: ``"worst"`` or ``"average"``.
         steps: ascent steps of ``"worst"``; it runs ``loss_fn`` ``steps + 1`` times.
@@ -324,30 +285,26 @@ def sharpness(
         constraint: ``"layer"`` for the ball; ``"element"`` for ``|v_i| <= gamma * |w_i|``.
         samples: directions of ``"average"``; it runs ``loss_fn`` ``samples + 1`` times.
         generator: of these directions; default a new one with seed 0, on the CPU.
-        select: which tensors move: ``None`` for those with more than one dimension, frozen or not,
-            or a callable ``(name, param) -> bool``.
+        select: which tensors move, frozen or not, as in :func:`filter_normalized_direction`.
 
     Returns:
         A difference of losses, in the loss's unit.
 
     Raises:
-        ValueError: a bad argument, or a loss that is not a scalar or, for ``"worst"``, not made
-            from the weights.
+        ValueError: a bad argument, a loss that is not a scalar or, for ``"worst"``, has no graph.
 
     >>> model = nn.Linear(2, 1, bias=False)
     >>> _ = nn.init.constant_(model.weight, 2.0)
-    >>> def loss_fn(model):
-    ...     return model.weight.square().sum()
-    >>> round(sharpness(model, loss_fn, gamma=0.5), 4)  # 8 * (1.5 ** 2 - 1)
+    >>> rise = sharpness(model, lambda model: model.weight.square().sum(), gamma=0.5)
+    >>> round(rise, 4)  # 8 * (1.5 ** 2 - 1)
     10.0
     """
     gamma = checked_real("gamma", gamma)
     steps = checked_integer("steps", steps, minimum=1)
     samples = checked_integer("samples", samples, minimum=1)
-    if step_size is None:
-        step_size = 2 * gamma / steps
-    else:
-        step_size = checked_real("step_size", step_size, positive=True)
+    if step_size is not None:
+        checked_real("step_size", step_size, positive=True)
+    size = step_size or 2 * gamma / steps
     if mode not in ("worst", "average"):
         raise ValueError(f"mode must be one of 'worst', 'average', got {mode!r}")
     if constraint not in ("layer", "element"):
@@ -368,7 +325,7 @@ def sharpness(
                     if step < steps:
                         _backward(loss)
                         moving = [(w, w.grad) for w in weights if w.grad is not None]
-                        perturbation.move([Move(w, g, gamma, step_size) for w, g in moving])
+                        perturbation.move([Move(w, g, gamma, size) for w, g in moving])
         else:
             generator = Generator().manual_seed(0) if generator is None else generator
             for sample in range(samples + 1):
@@ -385,7 +342,7 @@ def sharpness(
 def _backward(loss: Tensor) -> None:
     if not loss.requires_grad:
         raise ValueError(
-            "loss_fn(model) must have an autograd graph for mode='worst', got a loss without: "
+            "loss_fn(model) must have an autograd graph for mode='worst', got a loss without one: "
             "compute it from the model's tensors, outside torch.no_grad()"
         )
     with torch.autocast(loss.device.type, enabled=False):  # would round what it multiplies
@@ -393,28 +350,25 @@ def _backward(loss: Tensor) -> None:
 
 
 def _scalar(loss: Tensor | float) -> Tensor:
-    """A loss as a tensor without dimensions; Python's floats become float64."""
     if isinstance(loss, Real):
         return torch.tensor(float(loss), dtype=torch.float64, device="cpu")
     if not isinstance(loss, Tensor) or loss.numel() != 1:
-        found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
-        raise ValueError(f"loss_fn(model) must be a scalar, got {found}")
+        raise ValueError(f"loss_fn(model) must be a scalar, got {getattr(loss, 'shape', loss)!r}")
     return loss.reshape(())
 
 
 @contextmanager
 def _snapshot(model: nn.Module, weights: Sequence[Tensor] = ()) -> Iterator[Callable[[], None]]:
-    """Context that ends with the model, the values of ``weights`` and torch's random states restored.
+    """Context that ends with the model, ``weights`` and torch's random states restored.
 
-    It gives a function that restores them before an evaluation, all but gradients: those are taken
-    away, so that a backward pass cannot add to them. Inference mode is off inside: it would let no
-    gradient be computed and mark what is returned.
+    It gives a function that restores them before an evaluation, with no gradients: a backward pass
+    would add to the caller's. Inference mode is off: it would mark what is returned.
     """
     attributes = [
         (module, name, getattr(module, name))
         for module in model.modules()
-        for name in (*_ATTRIBUTES, *dict(module.named_buffers(recurse=False)))
-        if hasattr(module, name)
+        for name in ("training", "momentum", *dict(module.named_buffers(recurse=False)))
+        if hasattr(module, name)  # update_bn of torch.optim.swa_utils sets the momentum
     ]
     params = [(param, param.grad, param.requires_grad) for param in model.parameters()]
     tensors = [*weights, *filter(is_writable, model.buffers())]
@@ -428,8 +382,8 @@ def _snapshot(model: nn.Module, weights: Sequence[Tensor] = ()) -> Iterator[Call
         for param, gradient, requires_grad in params:
             param.grad = gradient if gradients else None
             param.requires_grad_(requires_grad)
-        for set_state, state in random_states:
-            set_state(state)
+        for set_random_state in random_states:
+            set_random_state()
         torch.clear_autocast_cache()
 
     with torch.inference_mode(False):
@@ -442,25 +396,25 @@ def _snapshot(model: nn.Module, weights: Sequence[Tensor] = ()) -> Iterator[Call
 
 
 def _retry(restore: Callable[[], None], attempts: int = 5) -> None:
-    """Restore, and again where an interrupt stopped it."""
     try:
         restore()
-    except BaseException:
+    except BaseException:  # a second Ctrl-C, say: to restore twice is harmless
         if attempts > 1:
             _retry(restore, attempts - 1)
         raise
 
 
-def _random_states(tensors: list[Tensor]) -> list[tuple[Callable[[Tensor], None], Tensor]]:
-    """Torch's random states on the host and the tensors' devices: a setter and the state of each."""
-    states = [(torch.set_rng_state, torch.get_rng_state())]
+def _random_states(tensors: list[Tensor]) -> list[Callable[[], None]]:
+    """Functions that set torch's random states, on the CPU and the tensors' devices, to these."""
+    states: list[Callable[[], None]] = [partial(torch.set_rng_state, torch.get_rng_state())]
     for device in {t.device for t in tensors if t.device.type not in ("cpu", "meta")}:
-        backend = getattr(torch, device.type, None)
+        backend: Any = getattr(torch, device.type, None)
         if hasattr(backend, "get_rng_state"):
-            set_state = partial(backend.set_rng_state, device=device)
-            states.append((set_state, backend.get_rng_state(device)))
+            states.append(partial(backend.set_rng_state, backend.get_rng_state(device), device))
         else:
             cause = f"torch cannot restore the random state of {device.type!r}"
-            effect = "a loss that draws there (dropout in training) differs between evaluations"
+            effect = (
+                "a loss that draws there (dropout) differs between evaluations, so use eval mode"
+            )
             warnings.warn(f"{cause}: {effect}", stacklevel=2)
     return states
