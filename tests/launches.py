@@ -2,8 +2,9 @@
 
 The rules are those of torch's sources (ForeachUtils.h, MultiTensorApply.cuh): a foreach operation
 takes many tensors at a time only where corresponding ones agree in shape, strides and dtype
-(`_foreach_copy_` may change the dtype); otherwise it starts a kernel for each tensor. One launch has
-room for 110, 64, 48, 36 or 30 tensors by the number of lists, and for 320 blocks of 65,536 elements.
+(`_foreach_copy_` may change the dtype); otherwise it starts a kernel for each tensor. One launch
+has room for 110, 64, 48, 36 or 30 tensors by the number of lists, and for 320 blocks of 65,536
+elements.
 """
 
 from collections import Counter

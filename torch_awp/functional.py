@@ -54,7 +54,7 @@ def norms(tensors: list[Tensor]) -> Tensor:
     dtype = opmath_dtype(tensors[0].dtype)
     if not on_host(tensors[0]):
         return torch.stack(list(torch._foreach_norm(tensors, 2, dtype=dtype)))
-    pieces = [_flat(tensor).split(_SUMMED) for tensor in tensors]
+    pieces = [torch.split(_flat(tensor), _SUMMED) for tensor in tensors]
     wide = [piece.to(dtype) for of_one in pieces for piece in of_one]
     squares = torch.stack([torch.dot(piece, piece) for piece in wide]).double()
     found = _joined(squares.sqrt(), [len(of_one) for of_one in pieces])
@@ -140,8 +140,8 @@ def project_layer_(
         row_owners: as in :func:`add_scaled_`.
 
     >>> weight = torch.tensor([4.0, 3.0])
-    >>> center, radius, distance = torch.tensor([1.0, -1.0]), torch.tensor([2.5]), torch.tensor([5.0])
-    >>> project_layer_([weight], [center], radius, distance)
+    >>> radius, distance = torch.tensor([2.5]), torch.tensor([5.0])
+    >>> project_layer_([weight], [torch.tensor([1.0, -1.0])], radius, distance)
     >>> weight
     tensor([2.5000, 1.0000])
     """
@@ -266,7 +266,7 @@ def _owner_of_rows(
     if key not in row_owners:
         counts, indices = (torch.tensor(list(v), device="cpu") for v in (rows, owners))
         of_rows = torch.repeat_interleave(indices, counts, output_size=sum(rows))
-        if device.type == "cuda":  # from other memory the host would wait
+        if device.type == "cuda" and torch.cuda.is_available():  # else the host would wait
             of_rows = of_rows.pin_memory()
         row_owners[key] = of_rows.to(device, non_blocking=True)
     return row_owners[key]
@@ -299,14 +299,14 @@ def _cut(tensors: tuple[Tensor, ...], size: int) -> Iterator[tuple[Tensor, ...]]
     if tensors[0].numel() <= size:
         return iter((tensors,))
     length = max(1, size // tensors[0][0].numel())
-    return zip(*(tensor.split(length) for tensor in tensors), strict=True)
+    return zip(*(torch.split(tensor, length) for tensor in tensors), strict=True)
 
 
 def _joined(parts: Tensor, counts: list[int]) -> Tensor:
     """Norms of tensors from those of their pieces, `counts` for each tensor."""
     if len(parts) == len(counts):
         return parts
-    return torch.stack([torch.linalg.vector_norm(of_one) for of_one in parts.split(counts)])
+    return torch.stack([torch.linalg.vector_norm(of_one) for of_one in torch.split(parts, counts)])
 
 
 def _flat(tensor: Tensor) -> Tensor:

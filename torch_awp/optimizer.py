@@ -199,7 +199,7 @@ class WeightPerturbation(Optimizer):
                     yield p
 
     def perturb(self) -> AbstractContextManager[None]:
-        """Return a context in which the weights are at `w + v`, and which restores them bit for bit.
+        """Return a context in which the weights are at `w + v`; it restores them bit for bit.
 
         They are in the same storage, also after an exception or KeyboardInterrupt. On a step that
         does not perturb (`interval`, `start_step`, gamma 0) nothing moves.

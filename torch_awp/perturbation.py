@@ -156,7 +156,7 @@ class Perturbation:
         self._note_writes()
         groups = self._grouped(moves)
         weight_norms, direction_norms = self._norms(groups)
-        self._length += max((abs(m.step_size) / m.gamma for m in moves), default=0.0)
+        self._length += max((abs(m.step_size) / m.gamma for m in moves if m.gamma), default=0.0)
         for group, weight_norm, norm in zip(groups, weight_norms, direction_norms, strict=True):
             scales = step_scales(weight_norm, norm, group.step_size, self.epsilon)
             row_owners = self._workspace.row_owners

@@ -114,7 +114,7 @@ class RandomWeightPerturbation(WeightPerturbation):
                 whole = torch.cat(draws)
             else:
                 whole = self._draw(sum(numels), reduce(torch.promote_types, set(dtypes)), device)
-            draws = list(whole.to(params[0].device).split(numels))
+            draws = list(torch.split(whole.to(params[0].device), numels))
         return [
             part_like(draw.view(param.shape), param)
             for draw, param in zip(draws, params, strict=True)

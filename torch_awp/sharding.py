@@ -85,7 +85,7 @@ def whole_norms(norms_here: Sequence[Tensor], groups: Sequence[Groups]) -> list[
         squares = torch.cat([found[i].double() for i in mine]).square()
         for group in spread:
             torch.distributed.all_reduce(squares, group=group)
-        parts = squares.sqrt().split([len(found[i]) for i in mine])
+        parts = torch.split(squares.sqrt(), [len(found[i]) for i in mine])
         for i, part in zip(mine, parts, strict=True):
             found[i] = part.to(found[i].dtype)
     return found
