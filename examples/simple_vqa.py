@@ -68,6 +68,7 @@ PAPER = SimpleVqa(
     weight_decay=1e-7,
     ema=0.0,
     logistic_fit=True,
+    logistic_start="released",
     perturb="awp",
     loss="released",
     batch_statistics="released",

@@ -6,7 +6,7 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from torch import nn
 
 from vqa.datasets import DataSet, load_dataset, summary
 from vqa.io.files import write_json
+from vqa.io.ownership import owned_folder
 from vqa.provenance import provenance
 from vqa.training.checkpoint import Counters, Scale, load_checkpoint, save_checkpoint
 from vqa.training.distributed import Place, joined_processes
@@ -58,12 +59,15 @@ def run_script(settings: Settings, task: Task) -> Path | None:
         if settings.dry_run:
             dry_run(task, settings, by_split[settings.splits[0]], place)
             return None
-        return _run_splits(task, settings, dataset, by_split, place)
+        folder = output_folder(task, settings)
+        with owned_folder(folder) if place.is_first else nullcontext():
+            return _run_splits(task, settings, dataset, by_split, folder, place)
 
 
 def output_folder(task: Task, settings: Settings) -> Path:
     """Where the results go."""
-    kind = settings.perturb if settings.evaluate is None else "evaluated"
+    trained = f"{settings.perturb}-seed-{settings.seed}"
+    kind = trained if settings.evaluate is None else "evaluated"
     return settings.output or RUNS / task.script / f"{settings.dataset}-{kind}"
 
 
@@ -91,9 +95,14 @@ def _run_splits(
     settings: Settings,
     dataset: DataSet,
     by_split: Mapping[int, Parts],
+    folder: Path,
     place: Place,
 ) -> Path:
-    began, folder = time.perf_counter(), output_folder(task, settings)
+    began = time.perf_counter()
+    path, scores = folder / "results.json", folder / "predictions.csv"
+    if place.is_first and settings.resume == "never":  # an older run's would lie beside this one's
+        path.unlink(missing_ok=True)
+        scores.unlink(missing_ok=True)
     results = []
     predictions: dict[int, list[Predictions]] = {}
     for split, parts in by_split.items():
@@ -105,7 +114,6 @@ def _run_splits(
         if result.bad_files:
             print(f"left out: {len(result.bad_files)} files that cannot be read")
             print("\n".join(f"  {message}" for message in result.bad_files[:_SHOWN]))
-    path, scores = folder / "results.json", folder / "predictions.csv"
     if place.is_first:
         write_predictions(scores, predictions)
         write_json(
@@ -184,7 +192,7 @@ def _score(
     predictions = [
         predict(model, task, samples, settings, place, name) for name, samples in wanted.items()
     ]
-    scores = {own.part: measured(own, settings.logistic_fit) for own in predictions}
+    scores = {own.part: measured(own, settings) for own in predictions}
     bad_files = {*place.gather(counters.bad_files)}.union(*(own.bad_files for own in predictions))
     result = SplitResult(
         split=split,
