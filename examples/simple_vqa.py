@@ -109,6 +109,7 @@ def task(settings: SimpleVqa) -> Task:
         files=(settings.features / MANIFEST,),
         features=lambda: FeatureCache.open(settings.features).made(),
         head="quality",
+        clips="quality",
         freeze_statistics=settings.batch_statistics == "fixed",
     )
 

@@ -51,7 +51,7 @@ class ExtractFeatures:
     processes: int = os.cpu_count() or 1
     """Videos worked on at a time."""
     device: DeviceName = "auto"
-    """Where the motion network runs: `auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:1`."""
+    """Where the motion network runs: `auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`."""
 
 
 PRESETS = {

@@ -14,7 +14,17 @@ from vqa.datasets.tables import DIVIDED, Row, Table, read_list, read_tables
 NAME_COLUMNS = (
     *("path", "file_path", "video_path", "image_path", "img_path"),
     *("image_name", "file_name", "video_name", "img_name", "name"),
-    *("video_list", "vid", "flickr_id", "image", "video", "file", "image_file", "video_file", "img"),
+    *(
+        "video_list",
+        "vid",
+        "flickr_id",
+        "image",
+        "video",
+        "file",
+        "image_file",
+        "video_file",
+        "img",
+    ),
 )
 PART_COLUMNS = ("is_test", "is_train", "split", "set", "part")
 PREDICTED = ("path", "score", "error")

@@ -22,8 +22,8 @@ def load_dataset(
 
     Besides the published data sets there are `list` (four-column lists of anything), `csv` (a
     folder of videos or images with a table of names and scores: commas, tabs, semicolons or blanks
-    between cells, with or without a header) and the generated `mini-ugc` and `mini-iqa`, which are built if
-    they are not there.
+    between cells, with or without a header) and the generated `mini-ugc` and `mini-iqa`, which are
+    built if they are not there.
 
     Args:
         name: one of `SPECS`.

@@ -29,9 +29,9 @@ def read_file_list(path: Path) -> list[ListedFile]:
     """The files that a list names, whether they are there or not.
 
     A list is a text with a name on every line, or a table of cells divided by commas, tabs,
-    semicolons or blanks: with a header that calls a column path, name, file or the like, or without one and
-    the name in the first column (of a number and a name, the second). So four-column lists, tables
-    of opinion scores and what `csv.writer` writes are lists, too. Names are looked for beside the
+    semicolons or blanks: with a header that calls a column path, name, file or the like, or without
+    one and the name in the first column (of a number and a name, the second). So four-column lists,
+    tables of opinion scores and what `csv.writer` writes are lists, too. Names are looked for beside the
     list, in its usual sub-folders, and from where the program was called.
 
     Raises:
@@ -62,8 +62,8 @@ def _names(path: Path, text: str) -> Iterator[tuple[int, tuple[str, ...]]]:
     for number, cells in filled[header:]:
         line = whole[number - 1].strip()
         cell = cells[column].strip() if column < len(cells) else ""
-        # A name that holds a comma, in a list that knows no cells, is the whole line; one that holds
-        # blanks is likelier than cells that they divide.
+        # A name that holds a comma, in a list that knows no cells, is the whole line; of blanks,
+        # it is likelier that they are in a name than that they divide cells.
         names = (line, cell) if separator == BLANK else (cell, line)
         yield number, tuple(name for name in dict.fromkeys(names) if name)
 

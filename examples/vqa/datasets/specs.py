@@ -263,7 +263,9 @@ _SPECS = (
     DataSetSpec(
         name="csv",
         kind=None,
-        layouts=(_one(*(f"{name}.{ending}" for ending in ("csv", "tsv", "txt") for name in _TABLES)),),
+        layouts=(
+            _one(*(f"{name}.{ending}" for ending in ("csv", "tsv", "txt") for name in _TABLES)),
+        ),
         folders=("", "images", "Images", "videos", "Videos"),
         scores=("mos", "score", "mos_zscore", "quality", "rating"),
         first_column_names=True,

@@ -171,7 +171,7 @@ class Checkpoint:
     features: Mapping[str, Any] | None = None
     """How the features that stand for a file were made; None where the model reads files."""
     run: str | None = None
-    """Digest of all that decides the result of the run that wrote it; None where it was not kept."""
+    """Digest of all that decides the result of the run that wrote it; None where none was kept."""
 
 
 class CheckpointError(ValueError):

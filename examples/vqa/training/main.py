@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +16,15 @@ from torch import nn
 from vqa.datasets import DataSet, load_dataset, summary
 from vqa.io.files import write_json
 from vqa.io.ownership import owned_folder
+from vqa.models import other_owner
 from vqa.provenance import provenance
-from vqa.training.checkpoint import Counters, Scale, load_checkpoint, save_checkpoint
+from vqa.training.checkpoint import (
+    Counters,
+    Scale,
+    is_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from vqa.training.distributed import Place, joined_processes
 from vqa.training.dry_run import dry_run
 from vqa.training.evaluate import Predictions, measured, predict, scale_of
@@ -31,6 +38,8 @@ from vqa.training.task import Task
 
 _SHOWN = 20  # of files that cannot be read; all are in the results
 _ENOUGH = 256  # files of a large training part for the mean and deviation of its scores
+# Settings of how files are cut, beside those that concern training alone.
+_CUTS = {"sampling", "frames", "test_clips", "variant", "crop"}
 _NO_SCALE = (
     "the scores of the training part, predicted or given, are all the same or not finite; the"
     " checkpoint has no scale of opinion scores"
@@ -143,6 +152,8 @@ def _run_split(
         torch.manual_seed(settings.seed)
         model = task.build().to(place.device)
         print(load_weights(model, settings.evaluate))
+        for difference in _trained_otherwise(task, settings, settings.evaluate):
+            print(f"warning: {difference}")
         return _score(task, settings, model, Counters(), parts, split, place)
     run = TrainingRun(task, settings, parts.train, split, place, parts.chooses(settings))
     fit(run, folder)
@@ -156,6 +167,22 @@ def _run_split(
         save_checkpoint(best, replace(checkpoint, scale=scale))
     kept = None if scale is None else scale._asdict()
     return replace(result, scale=kept), predictions
+
+
+def _trained_otherwise(task: Task, settings: Settings, weights: Path) -> Iterator[str]:
+    """What weights do not tell by their shapes: that they were trained on files cut otherwise."""
+    own = plain(settings)
+    if not is_checkpoint(weights):
+        if owner := other_owner(weights, own.get("model", "")):
+            yield f"{weights.name} is known as {owner}'s, whose files are cut in another way"
+        return
+    checkpoint = load_checkpoint(weights)
+    if checkpoint.script != task.script:
+        yield f"{weights} was trained by {checkpoint.script}.py, which cuts files in another way"
+    for name in sorted(_CUTS & own.keys() & checkpoint.settings.keys()):
+        before = checkpoint.settings[name]
+        if before != own[name]:
+            yield f"{weights} was trained with {name} {before!r}, it is tested with {own[name]!r}"
 
 
 def _scale(
