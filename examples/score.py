@@ -1,6 +1,6 @@
 """Score videos or images that nobody has rated, with a model that is trained already.
 
-    python examples/score.py runs/fast_vqa/mini-ugc-awp/split-0/best.pt my_videos
+    python examples/score.py runs/fast_vqa/mini-ugc-awp-seed-42/split-0/best.pt my_videos
     python examples/score.py runs/finetune_image_quality/best.pt my_photographs
     python examples/score.py best.pt holiday.mp4 concert.mkv list.txt --output scores.csv
     python examples/score.py FAST_VQA_B_1_4.pth my_videos --model fast_vqa

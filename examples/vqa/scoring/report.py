@@ -27,7 +27,7 @@ Known = dict[Path, FileScore]
 
 
 class ScoreTable:
-    """A table that grows in a file, with the scores of an interrupted scoring. Use `score_table`."""
+    """A table that grows in a file, and the scores of an interrupted scoring. Use `score_table`."""
 
     def __init__(self, growing: Path, file: TextIO, files: Sequence[Found], known: Known) -> None:
         self._growing, self._file, self._files = growing, file, files

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from uuid import uuid4
 
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.summary.writer.record_writer import RecordWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
+from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
 from torch.utils.tensorboard.summary import scalar
 
 from vqa.io.files import replacing, writing
@@ -62,7 +62,7 @@ class RunLog:
             self._events.close()
 
     def _add(self, name: str, value: float, step: int) -> None:
-        self._write(Event(step=step, summary=scalar(name, value)))
+        self._write(Event(step=step, summary=scalar(name, value)))  # type: ignore[no-untyped-call]
 
     def _write(self, event: Event) -> None:
         event.wall_time = time.time()
