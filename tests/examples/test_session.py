@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from full_disk import room_for
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy_task import toy_samples, toy_task, with_settings
 
 import sama_vqa

@@ -31,8 +31,8 @@ def read_file_list(path: Path) -> list[ListedFile]:
     A list is a text with a name on every line, or a table of cells divided by commas, tabs,
     semicolons or blanks: with a header that calls a column path, name, file or the like, or
     without one and the name in the first column (of a number and a name, the second). So
-    four-column lists, tables of opinion scores and what `csv.writer` writes are lists, too. Names are looked for
-    beside the list, in its usual sub-folders, and from where the program was called.
+    four-column lists, tables of opinion scores and what `csv.writer` writes are lists, too. Names
+    are looked for beside the list, in its usual sub-folders, and from where the program was called.
 
     Raises:
         DatasetError: the list is missing, no text, or empty.
