@@ -127,6 +127,7 @@ def score_files(
     slowfast_weights: AnyPath | None = None,
     device: DeviceName = "auto",
     workers: int = 0,
+    per_clip: bool = False,
 ) -> list[FileScore]:
     """Score files as the command does.
 
@@ -140,10 +141,11 @@ def score_files(
         device: where the model runs.
         workers: processes that read files; with any, guard the calling script by
             `if __name__ == "__main__":`. Scores do not depend on it.
+        per_clip: give the scores of clips or frames of videos, too.
 
     Returns:
         Path, score (None if there is none) and error (None if there is none) of every file in the
-        order found.
+        order found, and whether it is HDR.
 
     Raises:
         ValueError: checkpoint, weights, a list or an argument cannot be used. A file that cannot be
@@ -153,7 +155,7 @@ def score_files(
     scorer = load_scorer(Path(checkpoint), model, raw, motion, device)
     asked = [paths] if isinstance(paths, str | os.PathLike) else paths
     search = find_files([Path(path) for path in asked], scorer.kind)
-    return list(scorer.score_each(search.files, workers))
+    return list(scorer.score_each(search.files, workers, per_clip))
 
 
 def load_scorer(

@@ -40,6 +40,8 @@ class ExtractFeatures:
     """Where it lies."""
     annotations: Path | None = None
     """Its annotation file; looked for in the usual places if not given."""
+    score_column: str | None = None
+    """As of the training scripts, where the usual columns have no score."""
     missing_files: Literal["stop", "skip"] = "stop"
     """Stop when annotated files are missing, or go on without them."""
     bad_files: Literal["stop", "skip"] = "stop"
@@ -75,6 +77,7 @@ def main(settings: ExtractFeatures) -> Extraction:
         settings.dataset,
         settings.data_root,
         settings.annotations,
+        score_column=settings.score_column,
         drop_missing=settings.missing_files == "skip",
     )
     done = extract_features(

@@ -40,7 +40,8 @@ def writing(path: Path, through: Path | None = None) -> Iterator[None]:
     except (OSError, RuntimeError) as error:
         # torch.save hides what the system said behind an error of its own.
         cause = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(cause, OSError) or cause.filename not in (None, str(path), str(through)):
+        ours = (None, str(path), str(through or path))
+        if not isinstance(cause, OSError) or cause.filename not in ours:
             raise
         raise OSError(cause.errno, cause.strerror, str(path)) from error
 

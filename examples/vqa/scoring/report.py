@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
 
 from vqa.datasets.annotations import PREDICTED
 from vqa.io.files import file_state, open_csv, replacing, shown, writing
@@ -29,14 +28,22 @@ Known = dict[Path, FileScore]
 class ScoreTable:
     """A table that grows in a file, and the scores of an interrupted scoring. Use `score_table`."""
 
-    def __init__(self, growing: Path, file: TextIO, files: Sequence[Found], known: Known) -> None:
-        self._growing, self._file, self._files = growing, file, files
-        self._table = csv.writer(file, lineterminator="\n")
-        self._table.writerow(_GROWING)
+    def __init__(self, growing: Path, files: Sequence[Found], known: Known) -> None:
+        self._growing, self._files, self.known = growing, files, known
         self._scores: dict[Path, FileScore] = {}
-        self.known = known
-        for score in known.values():
+        self._file = open_csv(growing)
+        self._table = csv.writer(self._file, lineterminator="\n")
+
+    def begin(self) -> None:
+        """Have the header and the scores of before on disk."""
+        self._write(_GROWING)
+        for score in self.known.values():
             self.add(score)
+
+    def close(self) -> None:
+        """Take no more rows."""
+        with writing(self._growing):
+            self._file.close()
 
     @property
     def rows(self) -> list[FileScore]:
@@ -47,10 +54,13 @@ class ScoreTable:
         """Have a row on disk."""
         clips = " ".join(map(repr, score.clips))
         row = (score.path, score.score, score.error, clips, file_state(score.path))
+        self._write(row)
+        self._scores[score.path] = score
+
+    def _write(self, row: Row) -> None:
         with writing(self._growing):
             self._table.writerow(row)
             self._file.flush()
-        self._scores[score.path] = score
 
 
 @contextmanager
@@ -78,12 +88,13 @@ def score_table(
         known = _interrupted(growing, files) if resume else {}
         rows = 0
         try:
-            with writing(growing), open_csv(growing) as file:
-                table = ScoreTable(growing, file, files, known)
-                try:
-                    yield table
-                finally:
-                    rows = len(table.rows)
+            table = ScoreTable(growing, files, known)
+            try:
+                table.begin()
+                yield table
+            finally:
+                rows = len(table.rows)
+                table.close()
             write_rows(path, PREDICTED, ((s.path, s.score, s.error) for s in table.rows))
             growing.unlink()
         except BaseException:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from vqa.io.files import writing
+
 
 @dataclass(frozen=True)
 class GeneratedFolder:
@@ -53,7 +55,8 @@ class GeneratedFolder:
             )
         unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
-            write(unfinished)
+            with writing(folder):
+                write(unfinished)
             text = json.dumps(made, indent=2) + "\n"
             (unfinished / self.record).write_text(text, encoding="utf-8")
             if folder.exists():
