@@ -529,7 +529,7 @@ def test_what_divides_cells_is_said_where_no_columns_are_found(tmp_path):
 
     with pytest.raises(DatasetError, match="divided by commas, tabs, semicolons or blanks"):
         load_dataset("csv", tmp_path)
-    with pytest.raises(DatasetError, match="divided by commas, got"):
+    with pytest.raises(DatasetError, match="cells are divided by commas;"):
         load_dataset("list", tmp_path)
 
 
@@ -549,7 +549,7 @@ def test_several_raters_count_by_their_mean_as_far_as_they_rated(tmp_path, colum
 def test_a_rater_that_is_no_column_or_a_row_without_rating_is_an_error(tmp_path):
     folder = videos(tmp_path, ("name", "r1", "r2"), ("a.mp4", 1, 2), ("b.mp4", "", ""))
 
-    with pytest.raises(DatasetError, match=r"scores \(r1,r3\), .* found the columns: name, r1, r2"):
+    with pytest.raises(DatasetError, match=r"scores \(r1,r3\), found the columns: name, r1, r2"):
         load_dataset("csv", folder, score_column="r1,r3")
     with pytest.raises(DatasetError, match="row 3: expected a value in column 'r1'"):
         load_dataset("csv", folder, score_column="r*")

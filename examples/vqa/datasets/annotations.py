@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vqa.datasets.samples import DatasetError, Part
 from vqa.datasets.specs import AnnotationFile, DataSetSpec
-from vqa.datasets.tables import DIVIDED, Row, Table, read_list, read_tables
+from vqa.datasets.tables import Row, Table, read_list, read_tables
 
 # The columns of every table, best first; case, blanks and underscores make no difference.
 NAME_COLUMNS = (
@@ -177,14 +177,15 @@ def _choose_table(
     for table in tables:
         among = table.find_columns(scores)
         name = table.find_column(NAME_COLUMNS)
-        if name is None and first_column_names and among:
+        if name is None and first_column_names and among and 0 not in among:
             name = table.first_of_names(among)
         if name is not None and among:
             return table, name, among
     found = "; ".join(", ".join(table.columns) for table in tables)
     raise DatasetError(
         f"{tables[0].path}: expected a column of file names ({', '.join(NAME_COLUMNS)}) and one"
-        f" of scores ({', '.join(scores)}), {DIVIDED}, found the columns: {found}"
+        f" of scores ({', '.join(scores)}), found the columns: {found} (cells are divided by commas,"
+        " tabs, semicolons or blanks)"
     )
 
 
@@ -213,9 +214,9 @@ def _part_of(table: Table, row: Row, columns: Sequence[int]) -> Part | None:
 
 def _read_part(table: Table, row: Row, column: int) -> Part:
     cell = table.text(row, column).lower()
-    said = table.columns[column].lower().removeprefix("is_")
-    if cell in _TRUTH and said in ("test", "train"):
-        return "test" if _TRUTH[cell] == (said == "test") else "train"
+    column_name = table.columns[column].lower()
+    if cell in _TRUTH and column_name.endswith(("test", "train")):
+        return "test" if _TRUTH[cell] == column_name.endswith("test") else "train"
     if cell in _PARTS:
         return _PARTS[cell]
     raise DatasetError(

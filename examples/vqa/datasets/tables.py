@@ -33,7 +33,6 @@ _LIST_COLUMNS = ("path", "duration", "fps", "mos")
 _PAIR_COLUMNS = ("path", "mos")
 _SEPARATORS = ("\t", ";", ",")
 BLANK = " "
-DIVIDED = "in cells divided by commas, tabs, semicolons or blanks"
 _MATLAB_COLUMNS = ("video_list", "mos")
 _UNREADABLE_MATLAB = (NotImplementedError, MatReadError, zlib.error)
 

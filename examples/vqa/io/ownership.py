@@ -55,7 +55,7 @@ def _owned(place: Path, file: Path) -> Iterator[None]:
             " wait for its end, or choose another --output"
         ) from None
     try:
-        with writing(owner):
+        with writing(place, owner):
             owner.write_text(
                 f"{shlex.join(sys.argv)!r} (process {os.getpid()} on {platform.node()})",
                 encoding="utf-8",
