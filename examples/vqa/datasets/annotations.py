@@ -184,8 +184,8 @@ def _choose_table(
     found = "; ".join(", ".join(table.columns) for table in tables)
     raise DatasetError(
         f"{tables[0].path}: expected a column of file names ({', '.join(NAME_COLUMNS)}) and one"
-        f" of scores ({', '.join(scores)}), found the columns: {found} (cells are divided by commas,"
-        " tabs, semicolons or blanks)"
+        f" of scores ({', '.join(scores)}), found the columns: {found} (cells are divided by"
+        " commas, tabs, semicolons or blanks)"
     )
 
 

@@ -81,8 +81,8 @@ def _parse(line: str, place: str) -> LabelledVideo:
     columns = line.split(",")
     if len(columns) != 4 or not columns[0].strip():
         raise LabelListError(
-            f"{place}: expected 'path, duration, fps, mos', got {line!r} (cells are divided by commas;"
-            " --dataset csv takes other tables of names and scores)"
+            f"{place}: expected 'path, duration, fps, mos', got {line!r} (cells are divided by"
+            " commas; --dataset csv takes other tables of names and scores)"
         )
     duration, frame_rate, score = (_number(text, place) for text in columns[1:])
     return LabelledVideo(columns[0].strip(), duration, frame_rate, score)
