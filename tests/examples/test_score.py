@@ -647,19 +647,20 @@ def test_files_whose_scores_are_doubtful_since_they_are_hdr_are_named(
     assert "sdr.mp4" not in line
 
 
-@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize(("room", "whole_rows"), [(20, 0), (200, 0), (600, 1)])
 def test_a_full_disk_ends_a_scoring_with_an_error_that_names_the_table(
-    video_model, several, tmp_path, capsys, resume
+    video_model, several, tmp_path, capsys, room, whole_rows
 ):
     table = tmp_path / "scores.csv"
 
-    with pytest.raises(OSError, match="File too large") as found, room_for(200):
+    with pytest.raises(OSError, match="File too large") as found, room_for(room):
         called(video_model, several, output=table)
 
     assert found.value.filename.startswith(str(table))
     assert not table.exists()
-    assert "rows are in" in capsys.readouterr().err
+    assert ("rows are in" in capsys.readouterr().err) == (whole_rows > 0)
     assert called(video_model, several, output=table) == 0
+    assert len(rows_of(table)) == 5
 
 
 @pytest.mark.parametrize(

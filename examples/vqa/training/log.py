@@ -7,7 +7,6 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from uuid import uuid4
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
 from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
@@ -27,7 +26,8 @@ class RunLog:
 
     def __init__(self, folder: Path, done: int) -> None:
         self._table = folder / "log.csv"
-        name = f"events.out.tfevents.{time.time():.0f}.{platform.node()}.{uuid4().hex}"
+        # TensorBoard reads them in the order of their names.
+        name = f"events.out.tfevents.{time.time():.6f}.{platform.node()}"
         self._path = folder / "events" / name
         self._path.parent.mkdir(parents=True, exist_ok=True)
         # Not SummaryWriter, whose thread ends with a traceback where a disk is full.
