@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 
 from filelock import FileLock, Timeout
 
@@ -57,7 +58,8 @@ def _owned(place: Path, file: Path) -> Iterator[None]:
     try:
         with writing(place, owner):
             owner.write_text(
-                f"{shlex.join(sys.argv)!r} (process {os.getpid()} on {platform.node()})",
+                f"{shorten(shlex.join(sys.argv), 200)!r} (process {os.getpid()} on"
+                f" {platform.node()})",
                 encoding="utf-8",
                 errors="backslashreplace",
             )
