@@ -253,6 +253,7 @@ def test_simple_vqas_presets_have_the_published_values_and_quirks(tmp_path):
     )
     assert simple_vqa.SimpleVqa().loss == "fixed"
     assert simple_vqa.SimpleVqa().batch_statistics == "fixed"
+    assert (paper.logistic_start, simple_vqa.SimpleVqa().logistic_start) == ("released", "fixed")
 
 
 @pytest.mark.parametrize(("loss", "has_rank_gradient"), [("fixed", True), ("released", False)])
