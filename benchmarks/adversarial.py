@@ -135,34 +135,25 @@ class Runs:
         lines = self.path.read_text(encoding="utf-8").splitlines()
         return {line["key"]: line for line in map(json.loads, lines)}
 
-    def find(self, way: Way, seed: int, part: Part) -> dict[str, Any] | None:
-        """What a finished run gave."""
-        kept = self._kept.get(self._key(way, seed, part))
-        return None if kept is None else kept["outcome"]
-
     def run(self, way: Way, seed: int, part: Part) -> dict[str, Any]:
         """What this run gives, from the file where it is finished already."""
-        found = self.find(way, seed, part)
-        if found is not None:
-            return found
-        outcome = train_and_measure(self.ground, way, seed, part)
-        key = self._key(way, seed, part)
-        self._kept[key] = {
-            "key": key,
-            "way": asdict(way),
-            "seed": seed,
-            "part": part,
-            "outcome": outcome,
-            "provenance": provenance(torch.device("cpu")),
-        }
-        with replacing(self.path) as unfinished:
-            lines = [json.dumps(line) + "\n" for line in self._kept.values()]
-            unfinished.write_text("".join(lines), encoding="utf-8")
-        return outcome
-
-    def _key(self, way: Way, seed: int, part: Part) -> str:
         decides = [_VERSION, self.ground.describe(), asdict(way), seed, part]
-        return digest(decides)[:16]
+        key = digest(decides)[:16]
+        if key not in self._kept:
+            print(f"{self.path.stem}: {_named(way)}, seed {seed}, {part}", flush=True)
+            self._kept[key] = {
+                "key": key,
+                "way": asdict(way),
+                "seed": seed,
+                "part": part,
+                "outcome": train_and_measure(self.ground, way, seed, part),
+                "provenance": provenance(torch.device("cpu")),
+            }
+            with replacing(self.path) as unfinished:
+                lines = [json.dumps(line) + "\n" for line in self._kept.values()]
+                unfinished.write_text("".join(lines), encoding="utf-8")
+        outcome: dict[str, Any] = self._kept[key]["outcome"]
+        return outcome
 
 
 def train_and_measure(ground: Ground, way: Way, seed: int, part: Part) -> dict[str, Any]:
@@ -200,22 +191,24 @@ def main(benchmark: Adversarial) -> None:
     for name in benchmark.grounds:
         ground = build_ground(name, benchmark.fashion_mnist)
         runs = Runs(benchmark.output / "adversarial-runs" / f"{name}.jsonl", ground)
-        document[name] = measure(name, runs, benchmark)
+        document[name] = measure(runs, benchmark)
         write_json(path, document)
 
 
-def measure(name: str, runs: Runs, benchmark: Adversarial) -> dict[str, Any]:
+def measure(runs: Runs, benchmark: Adversarial) -> dict[str, Any]:
     """All that is said about one ground, printed and as a document."""
     tuning = range(_FIRST_TUNING_SEED, _FIRST_TUNING_SEED + benchmark.tuning_seeds)
     seeds = range(benchmark.seeds)
-    chosen, validation = {}, {}
-    for method, ways in WAYS.items():
-        validation[method] = [_validation_score(name, runs, way, tuning) for way in ways]
-        chosen[method] = ways[validation[method].index(max(validation[method]))]
+    validation = {
+        method: [_validation_score(runs, way, tuning) for way in ways]
+        for method, ways in WAYS.items()
+    }
+    chosen = {
+        method: WAYS[method][scores.index(max(scores))] for method, scores in validation.items()
+    }
     outcomes: dict[str, list[dict[str, Any]]] = {method: [] for method in chosen}
-    for seed in seeds:  # seed by seed: whatever is there can be compared in pairs
+    for seed in seeds:
         for method, way in chosen.items():
-            print(f"{name}: {method}, seed {seed}", flush=True)
             outcomes[method].append(runs.run(way, seed, "test"))
     rows = compared(outcomes)
     print(f"\n{markdown_table(rows, chosen)}\n")
@@ -232,19 +225,15 @@ def measure(name: str, runs: Runs, benchmark: Adversarial) -> dict[str, Any]:
             ]
             for method, ways in WAYS.items()
         },
-        "chosen": {method: asdict(way) for method, way in chosen.items()},
         "methods": rows,
         "contrasts": [asdict(test) for test in contrasts(outcomes)],
     }
 
 
-def _validation_score(name: str, runs: Runs, way: Way, seeds: Sequence[int]) -> float:
+def _validation_score(runs: Runs, way: Way, seeds: Sequence[int]) -> float:
     """Mean robust accuracy on the validation images at the last epoch."""
-    scores = []
-    for seed in seeds:
-        print(f"{name}: {way.kind} {way.magnitude:g} {way.weight_decay:g}, seed {seed}", flush=True)
-        scores.append(runs.run(way, seed, "validation")["checks"][-1][1])
-    return statistics.mean(scores)
+    checks = [runs.run(way, seed, "validation")["checks"] for seed in seeds]
+    return statistics.mean(own[-1][1] for own in checks)
 
 
 def compared(outcomes: Outcomes) -> list[dict[str, Any]]:
@@ -298,14 +287,15 @@ def _scores(outcomes: Outcomes) -> dict[str, dict[str, list[float]]]:
 def markdown_table(rows: Sequence[Mapping[str, Any]], chosen: Mapping[str, Way]) -> str:
     """The rows for people."""
     lines = [
-        "| method | passes | robust accuracy | minus plain (95 %) | p (Holm) | train-test gap"
-        " | minus plain (95 %) | clean accuracy |",
-        "|---|---|---|---|---|---|---|---|",
+        "| method | chosen | passes | robust accuracy | minus plain (95 %) | p (Holm)"
+        " | train-test gap | minus plain (95 %) | clean accuracy |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
+        setting = _named(chosen[row["method"]]) if row["method"] in chosen else ""
         robust, gap = (_difference(row.get(f"{what}_minus_plain")) for what in ("robust", "gap"))
         lines.append(
-            f"| {row['method']}{_setting(chosen.get(row['method']))} | {row['passes']:.2f}"
+            f"| {row['method']} | {setting} | {row['passes']:.2f}"
             f" | {row['robust']:.3f} | {robust[0]} | {robust[1]}"
             f" | {row['gap']:.3f} | {gap[0]} | {row['clean']:.3f} |"
         )
@@ -319,12 +309,15 @@ def _difference(test: Mapping[str, Any] | None) -> tuple[str, str]:
     return interval, f"{test['p_holm']:.2g}"
 
 
-def _setting(way: Way | None) -> str:
-    if way is None or way == Way():
-        return ""
+def _named(way: Way) -> str:
+    """A way for people.
+
+    >>> _named(Way("awp", 0.01)), _named(Way(weight_decay=0.005))
+    ('awp, gamma 0.01', 'plain, weight decay 0.005')
+    """
     if way.kind == "plain":
-        return f", {way.weight_decay:g}"
-    return f", {'rho' if way.kind == 'sam' else 'gamma'} {way.magnitude:g}"
+        return f"plain, weight decay {way.weight_decay:g}"
+    return f"{way.kind}, {'rho' if way.kind == 'sam' else 'gamma'} {way.magnitude:g}"
 
 
 if __name__ == "__main__":
