@@ -217,7 +217,7 @@ class Backbone(nn.Module):
         return scores[:, 0]
 
 
-def cut(model: nn.Module, moved: Sequence[str]) -> tuple[nn.Module, nn.Module]:
+def cut(model: nn.Module, moved: Sequence[str]) -> tuple[nn.Module | None, nn.Module]:
     """The model in two: what no tensor that moves reaches, and the end, which takes its outputs."""
     owners = {name.rpartition(".")[0] for name in moved}
 
@@ -226,7 +226,11 @@ def cut(model: nn.Module, moved: Sequence[str]) -> tuple[nn.Module, nn.Module]:
             below = f"{module_qualified_name}."
             return below[:-1] in owners or not any(own.startswith(below) for own in owners)
 
-    graph, reached = Tracer().trace(model), set[fx.Node]()
+    try:
+        graph, reached = Tracer().trace(model), set[fx.Node]()
+    except Exception as error:  # whatever tracing does not understand
+        print(f"the whole model runs in every pass, since it cannot be cut ({error})")
+        return None, model
     for node in graph.nodes:
         if node.target in owners or not reached.isdisjoint(node.all_input_nodes):
             reached.add(node)
