@@ -307,14 +307,10 @@ def train_step(
         optimizer.zero_grad()
         with torch_awp.freeze_running_stats(end, p.index > 0):
             loss = quality_loss(end(*features), scores)
-        loss.backward(inputs=_needed(optimizer, p))
+        loss.backward(inputs=p.inputs)  # a pass that climbs needs no others
         losses.append(loss.detach())
     optimizer.step()  # from w
     return losses[0]
-
-
-def _needed(optimizer: Any, p: Any) -> Any:  # until p.inputs is there
-    return [own for own, _, _ in optimizer._selected()] if p.climbs else None
 
 
 def finetune(
