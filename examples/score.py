@@ -24,12 +24,13 @@ from typing import Annotated, Literal, get_args
 import torch
 import tyro
 from torch import Tensor, nn
+from vqa.models.backbone import Backbone
 
 import fast_vqa
 import sama_iqa
 import sama_vqa
 import simple_vqa
-from finetune_image_quality import Finetuning
+from finetune_image_quality import Backbone, Finetuning, read_image, squares
 from training_scripts import SCRIPTS, TrainingScript, restored_settings, script_and_settings
 from vqa.datasets import SPECS
 from vqa.errors import expected_errors_in_one_line
@@ -38,10 +39,8 @@ from vqa.features.key_frames import FeatureSettings
 from vqa.features.motion import build_extractor
 from vqa.io.files import digest, sha256, shown
 from vqa.models import other_owner
-from vqa.models.backbone import Backbone
 from vqa.progress import progress_bar
 from vqa.provenance import device_name, source_digest, versions
-from vqa.sampling.squares import load_images
 from vqa.scoring.finding import find_files
 from vqa.scoring.report import (
     PER_CLIP,
@@ -262,7 +261,9 @@ def _finetuned(
 ) -> Scorer:
     """A backbone of timm with weights that are still to be loaded."""
     _refuse(slowfast_weights)
-    settings = restored_settings(Finetuning, path, checkpoint)
+    # Older checkpoints name the kind of list that they were trained on.
+    known = {name: value for name, value in checkpoint.settings.items() if name != "dataset"}
+    settings = restored_settings(Finetuning, path, replace(checkpoint, settings=known))
     task = ScoringTask(
         script=checkpoint.script,
         build=partial(Backbone, settings.backbone, "none", settings.dropout),
@@ -275,12 +276,12 @@ def _finetuned(
 def _read_middle_square(
     size: int, crop: int, path: Path, generator: torch.Generator | None
 ) -> Inputs:
-    return tuple(load_images([path], [math.nan], size).squares(torch.tensor([0]), crop))
+    return tuple(squares([(read_image(path, size), math.nan)], crop))
 
 
 def _backbone_scores(model: nn.Module, inputs: Inputs, phase: Phase) -> Tensor:
-    (squares,) = inputs
-    scores: Tensor = model(squares.contiguous(memory_format=torch.channels_last))
+    (seen,) = inputs
+    scores: Tensor = model(seen.contiguous(memory_format=torch.channels_last))
     return scores
 
 
@@ -303,7 +304,7 @@ def _scale_of(path: Path, checkpoint: Checkpoint) -> ScoreScale:
             " ends and its scores have come to something: run the command of the training again,"
             " or ask for the model's own scores with --raw"
         )
-    dataset = checkpoint.settings.get("dataset", "")
+    dataset = checkpoint.settings.get("dataset", "csv")
     scale, spec = checkpoint.scale, SPECS.get(dataset)
     kind = "synthetic opinion scores" if spec and spec.build else "opinion scores"
     name = (

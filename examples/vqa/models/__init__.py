@@ -34,6 +34,19 @@ _MODELS: dict[str, Callable[..., nn.Module]] = {
     "tiny_simple_vqa": TinySimpleVqa,
 }
 
+_SWIN3D = ("backbone.features.6", "backbone.norm", "head")
+ENDS: dict[str, tuple[str, ...]] = {
+    "fast_vqa": _SWIN3D,
+    "fast_vqa_m": _SWIN3D,
+    "sama_iqa": ("backbone.layers.3", "backbone.norm", "vqa_head"),
+    "sama_vqa": _SWIN3D,
+    "simple_vqa": ("backbone.layer4", "quality"),
+    "tiny_fast_vqa": ("space.6", "space.7", "time", "head"),
+    "tiny_sama_iqa": ("backbone.7", "backbone.8", "vqa_head"),
+    "tiny_simple_vqa": ("backbone.stages.2", "quality"),
+}
+"""Of every model the names of its last stage and of what follows it."""
+
 
 def build_model(name: str, **settings: int) -> nn.Module:
     """A freshly initialised model; `settings` are its constructor's arguments.

@@ -50,6 +50,12 @@ class Place:
             for tensor in tensors:
                 distributed.broadcast(tensor, 0)
 
+    def average(self, tensors: Iterable[Tensor]) -> None:
+        """Give every process the mean of all processes' tensors, in their place."""
+        if self.processes > 1:
+            for tensor in tensors:
+                distributed.all_reduce(tensor.div_(self.processes))
+
     def gather_batch(self, predicted: Tensor, target: Tensor, share: int) -> tuple[Tensor, Tensor]:
         """Predicted and opinion scores [B] of all processes; only one's own carry a gradient.
 

@@ -9,7 +9,8 @@ import itertools
 import math
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,6 +34,7 @@ from vqa.training.checkpoint import (
     save_checkpoint,
     save_state,
 )
+from vqa.training.computed_once import ComputedOnce
 from vqa.training.distributed import Place
 from vqa.training.evaluate import autocast, measured, predict
 from vqa.training.identity import identity
@@ -162,12 +164,14 @@ class TrainingRun:
         )
         torch.manual_seed(settings.seed)
         self.model = task.build().to(place.device)
+        end = task.end if settings.perturb_end else ()
+        self._once = ComputedOnce(self.model, end)
         self.optimizer = perturbed(
             task.optimizer(self.model),
             settings.method,
             settings.gamma,
             settings.seed,
-            settings.rule,
+            replace(settings.rule, within=end),
         )
         self.average = moving_average(self.model, settings.ema)
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=settings.amp == "fp16")
@@ -245,7 +249,9 @@ class TrainingRun:
         if readable:
             for p in self.optimizer.passes():
                 self.optimizer.zero_grad()
-                losses.append(self._forward_and_backward(model, readable, p.index > 0))
+                inputs = p.inputs if self.settings.perturb_end else None
+                losses.append(self._forward_and_backward(model, readable, p.index > 0, inputs))
+            self._once.forget()
             self.scaler.step(self.optimizer)
             self.scaler.update()
             if self.average is not None:
@@ -255,21 +261,36 @@ class TrainingRun:
         return losses[0] / self.place.processes if losses else None
 
     def _forward_and_backward(
-        self, model: nn.Module, batches: Sequence[Batch], later: bool
+        self,
+        model: nn.Module,
+        batches: Sequence[Batch],
+        later: bool,
+        inputs: Sequence[Tensor] | None,
     ) -> Tensor:
-        """One pass: the gradient of the mean loss, of several batches one after the other."""
+        """One pass: the gradient of the mean loss, of several batches one after the other.
+
+        Only with respect to `inputs`, where they are given.
+        """
         losses = []
-        for batch in batches:
-            loss = self._loss(model, batch, later) / len(batches)
-            torch.autograd.backward(self.scaler.scale(loss))
-            losses.append(loss.detach())
+        # DistributedDataParallel averages all gradients or none.
+        alone = isinstance(model, DistributedDataParallel) and inputs is not None
+        with model.no_sync() if alone else nullcontext():
+            for batch in batches:
+                loss = self._loss(model, batch, later) / len(batches)
+                torch.autograd.backward(self.scaler.scale(loss), inputs=inputs)
+                losses.append(loss.detach())
+        self.place.average(own.grad for own in inputs or () if own.grad is not None)
         return torch.stack(losses).sum()
 
     def _loss(self, model: nn.Module, batch: Batch, later: bool) -> Tensor:
         """Loss of a batch over all processes, times their number; see `Place.gather_batch`."""
         task, place = self.task, self.place
         frozen = later and task.freeze_statistics
-        with freeze_running_stats(self.model, frozen), autocast(self.settings, place.device):
+        with (
+            freeze_running_stats(self.model, frozen),
+            autocast(self.settings, place.device),
+            self._once.outputs_of(id(batch)),
+        ):
             scores = task.scores(model, batch.inputs, "later" if later else "first")
         share = self.settings.batch // place.processes
         everybody = place.gather_batch(scores.float(), batch.scores, share)

@@ -67,6 +67,9 @@ class Settings:
     gradient."""
     gamma: float = 1e-4
     """Its size relative to each weight tensor."""
+    perturb_end: bool = False
+    """Perturb the last stage and the head alone. What comes before is computed once a step, so that
+    `awp` costs little more than plain training; --dry-run tells how much."""
     steps: int = 1
     """Ascent steps of `awp`."""
     constraint: Literal["layer", "element"] = "element"
@@ -164,6 +167,10 @@ class Settings:
                 raise ValueError(
                     f"{name}: expected at least 0 and below 1, got {getattr(self, name)}"
                 )
+        if self.perturb_end and self.perturb == "none":
+            raise ValueError("perturb_end: has an effect with perturb only, which is 'none'")
+        if self.perturb_end and self.compile:
+            raise ValueError("perturb_end: cannot be used with compile, which fuses end and rest")
         if self.part == "all" and self.evaluate is None:
             raise ValueError("part: 'all' has an effect with evaluate only, which is not given")
         if self.part == "all" and self.landscape_points:

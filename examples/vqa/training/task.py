@@ -60,6 +60,8 @@ class Task(ScoringTask):
     the files themselves."""
     head: str = "head"
     """Name of the part of the model that alone learns in `linear_epochs`."""
+    end: tuple[str, ...] = ("head",)
+    """Names of the parts that alone are perturbed with `perturb_end`: last stage and head."""
     freeze_statistics: bool = True
     """Whether BatchNorm's running statistics stand still in later passes."""
     choice_batch: int = 1
