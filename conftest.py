@@ -4,6 +4,7 @@ The fast tier has of each test's product of parameters every value of every axis
 rest of the product is marked slow. What a whole file shares is made in one process, a page too.
 """
 
+import gc
 from collections import defaultdict
 from collections.abc import Iterator
 
@@ -25,6 +26,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if group := _group(item):
             item.add_marker(pytest.mark.xdist_group(group))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported is not gone through again by each of the tests' garbage collections."""
+    gc.collect()
+    gc.freeze()
 
 
 def _rest_of_products(items: list[pytest.Item]) -> Iterator[pytest.Function]:

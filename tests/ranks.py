@@ -4,6 +4,7 @@ Starting processes that import torch takes many seconds, so a few serve all test
 must be importable: functions of test modules, with arguments and results that pickle.
 """
 
+import functools
 import multiprocessing
 import os
 import pickle
@@ -17,9 +18,16 @@ from typing import Any
 
 import torch
 import torch.distributed
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 PATIENCE = timedelta(minutes=10)  # ends what hangs, however busy and slow the machine
 PRELOADED = ["torch.distributed.fsdp", "torch.distributed.checkpoint.state_dict"]
+
+
+@functools.cache
+def mesh_of(shape: tuple[int, ...], names: tuple[str, ...] | None = None) -> DeviceMesh:
+    """On a rank, all ranks as a mesh; made once, since gloo watches each of its groups for ever."""
+    return init_device_mesh("cpu", shape, mesh_dim_names=names)
 
 
 class Ranks:

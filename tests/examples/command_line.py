@@ -70,3 +70,8 @@ def _status_of(script: Path) -> int:
         traceback.print_exc()
         return 1
     return 0
+
+
+IN_THIS_PROCESS_AND_ITS_OWN = pytest.mark.parametrize(
+    "run", [call_command, pytest.param(run_command, marks=pytest.mark.slow)], ids=["called", "run"]
+)

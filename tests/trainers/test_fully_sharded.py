@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from ranks import Ranks
+from ranks import Ranks, mesh_of
 from reference import closure_for, loss_of, one_step, same_bits, small_net, weights_of
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -20,7 +20,6 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -68,7 +67,7 @@ def my_share(rank: int, world_size: int) -> tuple[Tensor, Tensor]:
 def shard(model: nn.Module, mesh_shape: tuple[int, ...], **options: Any) -> nn.Module:
     """7 and 3 rows: shards of different sizes; every layer and the root as people do it."""
     names = ("replicate", "shard")[-len(mesh_shape) :]
-    mesh = init_device_mesh("cpu", mesh_shape, mesh_dim_names=names)
+    mesh = mesh_of(mesh_shape, names)
     for layer in (model[0], model[2]):
         fully_shard(layer, mesh=mesh, **options)
     fully_shard(model, mesh=mesh, **options)
@@ -122,7 +121,7 @@ def even_net() -> nn.Sequential:
 
 
 def tensor_parallel_run(rank: int, wrap: str) -> list[Tensor]:
-    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("shard", "tensor"))
+    mesh = mesh_of((2, 2), ("shard", "tensor"))
     model = even_net()
     parallelize_module(model, mesh["tensor"], {"0": ColwiseParallel(), "2": RowwiseParallel()})
     fully_shard(model, mesh=mesh["shard"])
