@@ -34,6 +34,10 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # so that all of it ends as ever
+
+
 def _rest_of_products(items: list[pytest.Item]) -> Iterator[pytest.Function]:
     """Combinations of parameters all of whose values another combination has."""
     products = defaultdict(list)

@@ -87,7 +87,7 @@ def test_scripts_end_so(script, flags, message):
 
 
 def test_a_script_in_a_process_of_its_own_ends_so():
-    done = run_command(EXAMPLES / "fast_vqa.py", "tiny", "--gamma", "-1")
+    done = run_command(EXAMPLES / "landscape.py", "--checkpoint", "/nowhere.pt")
 
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
