@@ -15,13 +15,12 @@ STEPS = 12
 WRAPS = {
     "awp": lambda base: AdversarialWeightPerturbation(base, 0.1, steps=2),
     "awp-interval": lambda base: AdversarialWeightPerturbation(base, 0.1, interval=3, start_step=1),
-    "awp-previous": lambda base: AdversarialWeightPerturbation(base, 0.1, ascent="previous"),
     "rwp": lambda base: RandomWeightPerturbation(
         base, 0.1, interval=2, generator=torch.Generator().manual_seed(5)
     ),
 }
 
-CALLS = {"awp": 3 * STEPS, "awp-interval": STEPS + 4, "awp-previous": STEPS, "rwp": STEPS}
+CALLS = {"awp": 3 * STEPS, "awp-interval": STEPS + 4, "rwp": STEPS}
 
 
 def train(folder: Path, wrap: str, die_at_call: int | None = None) -> list[Tensor]:

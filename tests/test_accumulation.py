@@ -15,7 +15,6 @@ WRAPS = {
     "awp-3-steps": lambda base: AdversarialWeightPerturbation(base, 0.1, steps=3, step_size=0.07),
     "awp-interval": lambda base: AdversarialWeightPerturbation(base, 0.1, interval=2),
     "awp-update": lambda base: AdversarialWeightPerturbation(base, 0.1, ascent="update"),
-    "awp-previous": lambda base: AdversarialWeightPerturbation(base, 0.1, ascent="previous"),
     "rwp": lambda base: RandomWeightPerturbation(
         base, 0.1, generator=torch.Generator().manual_seed(5)
     ),
@@ -140,7 +139,7 @@ def test_closures_may_assign_gradients_that_they_computed_apart(wrap):
     torch.testing.assert_close(weights_of(model), weights_of(twin))
 
 
-@pytest.mark.parametrize("wrap", ["rwp", "awp-previous"])
+@pytest.mark.parametrize("wrap", ["rwp"])
 def test_a_single_pass_may_follow_gradients_cleared_in_place(wrap):
     model, data = small_net(), batch()
     optimizer = WRAPS[wrap](torch.optim.SGD(model.parameters(), lr=0.1))

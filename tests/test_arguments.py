@@ -56,11 +56,6 @@ def test_a_bad_value_of_the_adversarial_wrapper(argument, value):
         AdversarialWeightPerturbation(sgd(), **{argument: value})
 
 
-def test_several_steps_along_the_previous_gradient_are_refused():
-    with pytest.raises(ValueError, match="steps must be 1, got 2"):
-        AdversarialWeightPerturbation(sgd(), steps=2, ascent="previous")
-
-
 def test_a_bad_generator():
     with pytest.raises(ValueError, match=r"generator.*42"):
         RandomWeightPerturbation(sgd(), generator=42)

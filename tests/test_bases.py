@@ -23,12 +23,10 @@ FLAGS = ["foreach", "fused", "capturable", "maximize", "amsgrad", "nesterov", "d
 NEEDED_WITH = {"nesterov": {"momentum": 0.9}}
 ZERO_GAMMA = [
     lambda base: AdversarialWeightPerturbation(base, gamma=0.0, steps=3),
-    lambda base: AdversarialWeightPerturbation(base, gamma=0.0, ascent="previous"),
     lambda base: RandomWeightPerturbation(base, gamma=0.0),
 ]
 ACTIVE = [
     lambda base: AdversarialWeightPerturbation(base, gamma=0.1),
-    lambda base: AdversarialWeightPerturbation(base, gamma=0.1, ascent="previous"),
     lambda base: RandomWeightPerturbation(base, gamma=0.1),
 ]
 

@@ -32,16 +32,12 @@ WRAPS = {
     "awp-update-interval": lambda base: AdversarialWeightPerturbation(
         base, 0.1, ascent="update", interval=2
     ),
-    "awp-previous": lambda base: AdversarialWeightPerturbation(base, 0.1, ascent="previous"),
-    "awp-previous-interval": lambda base: AdversarialWeightPerturbation(
-        base, 0.1, ascent="previous", interval=2
-    ),
     "rwp": lambda base: RandomWeightPerturbation(
         base, 0.1, interval=2, generator=torch.Generator().manual_seed(5)
     ),
 }
 ADAGRAD = BASES[3]
-KEEPING = [wrap for name, wrap in WRAPS.items() if "update" in name or "previous" in name]
+KEEPING = [wrap for name, wrap in WRAPS.items() if "update" in name]
 
 
 def through_a_file(state_dict: dict) -> dict:
@@ -71,7 +67,7 @@ def test_a_run_resumes_bitwise(build, wrap, steps_before):
     resumed_model.zero_grad()
     resumed = wrap(build(resumed_model.parameters()))
     if "generator" in vars(resumed) and resumed.generator is not None:
-        resumed.generator.manual_seed(99)
+        torch.randn(7, generator=resumed.generator)
     resumed.load_state_dict(saved)
     continue_both(optimizer, model, resumed, resumed_model, data)
 

@@ -17,7 +17,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:Skipping serialization of skipfi
 WRAPS = {
     "awp": lambda base: AdversarialWeightPerturbation(base, 0.1, steps=2),
     "awp-update": lambda base: AdversarialWeightPerturbation(base, 0.1, ascent="update"),
-    "awp-previous": lambda base: AdversarialWeightPerturbation(base, 0.1, ascent="previous"),
     "rwp": lambda base: RandomWeightPerturbation(
         base, 0.1, generator=torch.Generator().manual_seed(5)
     ),

@@ -15,7 +15,6 @@ WRAPS = {
     "awp": lambda base: AdversarialWeightPerturbation(base, 0.1),
     "awp-3-steps": lambda base: AdversarialWeightPerturbation(base, 0.1, steps=3, step_size=0.07),
     "awp-update": lambda base: AdversarialWeightPerturbation(base, 0.1, ascent="update"),
-    "awp-previous": lambda base: AdversarialWeightPerturbation(base, 0.1, ascent="previous"),
     "rwp-shared": lambda base: RandomWeightPerturbation(
         base, 0.1, generator=torch.Generator().manual_seed(5)
     ),

@@ -64,7 +64,7 @@ def test_a_scaled_run_equals_the_unscaled_one(build, clip):
     "wrap",
     [
         lambda base: AdversarialWeightPerturbation(base, 0.1, interval=2),
-        lambda base: AdversarialWeightPerturbation(base, 0.1, ascent="previous", interval=2),
+        lambda base: AdversarialWeightPerturbation(base, 0.1, ascent="update", interval=2),
         lambda base: RandomWeightPerturbation(base, 0.1, interval=2),
     ],
 )

@@ -1,4 +1,4 @@
-"""The loss along a direction, over a plane and between two checkpoints."""
+"""The loss along a direction and over a plane."""
 
 import copy
 import math
@@ -26,7 +26,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_awp.landscape import (
     filter_normalized_direction,
-    interpolation_curve,
     loss_curve,
     loss_surface,
     sharpness,
@@ -177,17 +176,18 @@ def test_points_do_not_depend_on_each_other():
     assert same_bits([together, together], [backwards, alone])
 
 
-def test_a_mode_set_by_the_loss_reaches_no_other_point():
+def test_a_flag_set_by_the_loss_reaches_no_other_point():
     model = Residual()
-    modes = []
+    flags = []
 
     def loss_fn(model):
-        modes.append([module.training for module in model.modules()])
-        model.eval()
+        flags.extend(module.training for module in model.modules())
+        flags.extend(param.requires_grad for param in model.parameters())
+        model.eval().requires_grad_(False)
         return image_loss(model)
 
     loss_curve(model, loss_fn, noise(model), [-1.0, 0.0, 1.0])
-    assert all(all(mode) for mode in modes)
+    assert all(flags)
 
 
 # -- types ---------------------------------------------------------------------------------------
@@ -296,8 +296,6 @@ def test_nothing_waits_for_an_accelerator():
     assert all(vector.is_meta for vector in second.values())
     assert loss_curve(model, lambda _: 0.5, first, [0.0, 1.0]).tolist() == [0.5, 0.5]
     assert loss_surface(model, lambda _: 0.5, (first, second), [1.0], [2.0]).tolist() == [[0.5]]
-    state = model.state_dict()
-    assert interpolation_curve(model, lambda _: 0.5, state, state, [0.5]).tolist() == [0.5]
     assert sharpness(model, lambda _: 0.5, 0.1, mode="average") == 0.0
 
 
@@ -314,71 +312,22 @@ def test_the_loss_runs_without_a_graph():
     assert not curve.requires_grad
 
 
-# -- between two checkpoints ---------------------------------------------------------------------
-
-
-def trained(seed):
-    torch.manual_seed(seed)
-    model = Residual()
-    for _ in range(seed):  # statistics and batch counts of its own
-        model(torch.randn(6, 3, 8, 8, dtype=torch.float64))
-    return model.eval()
-
-
-def counting_loss(model):
-    """Depends on every tensor, integers included."""
-    return image_loss(model) + model.stem[1].num_batches_tracked
-
-
-def test_both_ends_are_exact():
-    model, start, end = trained(1), trained(2), trained(3)
-    curve = interpolation_curve(
-        model, counting_loss, start.state_dict(), end.state_dict(), [0.0, 0.5, 1.0]
-    )
-    assert curve[0].equal(counting_loss(start).detach())
-    assert curve[2].equal(counting_loss(end).detach())
-
-
-@pytest.mark.parametrize("alpha", [-0.5, 0.25, 0.75])
-def test_between_the_ends_parameters_and_buffers_are_interpolated(alpha):
-    model, start, end = trained(1), trained(2).state_dict(), trained(3).state_dict()
-    mixed = {
-        name: (1 - alpha) * tensor + alpha * end[name]
-        if tensor.is_floating_point()
-        else (tensor if alpha < 0.5 else end[name])
-        for name, tensor in start.items()
-    }
-    curve = interpolation_curve(model, counting_loss, start, end, [alpha])
-    model.load_state_dict(mixed)
-    torch.testing.assert_close(curve[0], counting_loss(model).detach())
-
-
-def test_interpolated_half_precision_is_rounded_once():
-    model, ends = nn.Linear(64, 64).half(), [nn.Linear(64, 64).half() for _ in range(2)]
-    visited = []
-
-    def loss_fn(model):
-        visited.append(model.weight.clone())
-        return 0.0
-
-    interpolation_curve(model, loss_fn, *[end.state_dict() for end in ends], [0.3])
-    exact = torch.lerp(*[end.weight.detach().double() for end in ends], 0.3)
-    assert (visited[0] != exact.half()).double().mean() < 0.005
+# -- on the way to another checkpoint -----------------------------------------------------------
 
 
 def test_batch_statistics_can_be_recalibrated_at_every_point():
-    model, start, end = trained(1), trained(2), trained(3)
+    model, end = Residual(), Residual()
     batches = [torch.randn(8, 3, 8, 8, dtype=torch.float64) for _ in range(3)]
 
     def loss_fn(model):
         update_bn(batches, model)
         return image_loss(model.eval())
 
-    curve = interpolation_curve(
-        model, loss_fn, start.state_dict(), end.state_dict(), [0.0, 0.5, 1.0]
-    )
+    params = dict(end.named_parameters())
+    direction = {name: params[name] - param for name, param in model.named_parameters()}
+    curve = loss_curve(model, loss_fn, direction, [0.0, 0.5, 1.0])
     for alpha, found in zip([0.0, 0.5, 1.0], curve, strict=True):
-        mixed = copy.deepcopy(start)
+        mixed = copy.deepcopy(model)
         with torch.no_grad():
             for param, last in zip(mixed.parameters(), end.parameters(), strict=True):
                 param.lerp_(last, alpha)
@@ -415,13 +364,3 @@ def test_a_direction_must_fit_the_model():
         curve({"bias": torch.ones(3)}, [0.0])
     with pytest.raises(ValueError, match=r"directions\[1\] has 'nose'"):
         loss_surface(model, lambda _: 0.0, ({}, {"nose": torch.ones(2)}), [0.0], [0.0])
-
-
-def test_checkpoints_must_fit_the_model():
-    model = nn.Linear(2, 2)
-    state = model.state_dict()
-    curve = partial(interpolation_curve, model, lambda _: 0.0)
-    with pytest.raises(ValueError, match=r"start must have the names .* differs in \['bias'\]"):
-        curve({"weight": state["weight"]}, state, [0.0])
-    with pytest.raises(ValueError, match=r"end\['bias'\] must .* shape \(2,\), got \(3,\)"):
-        curve(state, state | {"bias": torch.ones(3)}, [0.0])

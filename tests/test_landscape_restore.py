@@ -6,17 +6,16 @@ from landscape_models import Residual, image_loss, noise
 from reference import bits
 from torch import nn
 from torch.optim.swa_utils import update_bn
+from torch.utils._pytree import tree_map_only
 
-from torch_awp.landscape import interpolation_curve, loss_curve, loss_surface, sharpness
+from torch_awp.landscape import loss_curve, loss_surface, sharpness
 
 ALPHAS = [-1.0, 0.0, 1.0]
-START, END = Residual().state_dict(), Residual().state_dict()
 MEASUREMENTS = {
     "curve": lambda model, loss_fn: loss_curve(model, loss_fn, noise(model), ALPHAS),
     "surface": lambda model, loss_fn: loss_surface(
         model, loss_fn, (noise(model, 0), noise(model, 1)), ALPHAS, [0.0]
     ),
-    "interpolation": lambda model, loss_fn: interpolation_curve(model, loss_fn, START, END, ALPHAS),
     "worst": lambda model, loss_fn: sharpness(model, loss_fn, 0.1, steps=2),
     "worst element": lambda model, loss_fn: sharpness(
         model, loss_fn, 0.1, steps=2, constraint="element"
@@ -141,3 +140,38 @@ def test_an_expanded_buffer_is_left_alone():
     model.register_buffer("shared", torch.zeros(1).expand(3))
     curve = loss_curve(model, lambda m: m.weight.sum(), {"weight": torch.ones(1, 2)}, [0.0, 1.0])
     torch.testing.assert_close(curve[1] - curve[0], torch.tensor(2.0))
+
+
+class Elsewhere(torch.Tensor):
+    """Says that it lies on a device that ``torch`` has no module for; computes on the CPU."""
+
+    @staticmethod
+    def __new__(cls, values):
+        return torch.Tensor._make_wrapper_subclass(
+            cls, values.shape, dtype=values.dtype, device="xla"
+        )
+
+    def __init__(self, values):
+        self.values_on_cpu = values
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        args, kwargs = tree_map_only(cls, lambda t: t.values_on_cpu, (args, kwargs or {}))
+        return tree_map_only(torch.Tensor, cls, function(*args, **kwargs))
+
+
+@pytest.mark.parametrize("measure", MEASUREMENTS.values(), ids=MEASUREMENTS)
+def test_a_random_state_out_of_reach_is_a_warning(measure):
+    model = Residual()
+    model.register_buffer("calls", Elsewhere(torch.zeros(1)))
+    counts = []
+
+    def counting_loss(model):
+        model.calls.add_(1)
+        counts.append(model.calls.values_on_cpu.item())
+        return image_loss(model)
+
+    with pytest.warns(UserWarning, match="cannot restore the random state of 'xla'.* eval mode"):
+        measure(model, counting_loss)
+    assert counts == [1, 1, 1]
+    assert model.calls.values_on_cpu == 0

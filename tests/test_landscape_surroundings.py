@@ -22,8 +22,6 @@ class Setting:
         self.data = torch.randn(4, 600), torch.randn(4, 2)
         self.first = self.direction(1)
         self.second = self.direction(2)
-        start = self.model.state_dict()
-        self.ends = start, {name: 2 * tensor for name, tensor in start.items()}
 
     def loss(self, model: nn.Module) -> Tensor:
         with torch.autocast("cpu", enabled=False):  # the measurement is meant, not the loss
@@ -46,7 +44,6 @@ MEASUREMENTS = {
     "surface": lambda s: landscape.loss_surface(
         s.model, s.loss, (s.first, s.second), POSITIONS, POSITIONS
     ),
-    "interpolation": lambda s: landscape.interpolation_curve(s.model, s.loss, *s.ends, POSITIONS),
     "worst": lambda s: landscape.sharpness(s.model, s.loss, 0.1, steps=2),
     "worst in the box": lambda s: landscape.sharpness(
         s.model, s.loss, 0.1, steps=2, constraint="element"

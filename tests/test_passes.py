@@ -24,7 +24,7 @@ from torch_awp import (
     RandomWeightPerturbation,
     freeze_running_stats,
 )
-from torch_awp.passes import Pass
+from torch_awp.optimizer import Pass
 
 BASES = {
     "SGD": lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9),
@@ -51,7 +51,6 @@ WRAPS = {
     "update": adversarial(ascent="update"),
     "update-box": adversarial(ascent="update", constraint="element"),
     "update-interval": adversarial(ascent="update", interval=2, start_step=1),
-    "previous": adversarial(ascent="previous"),
     "rwp": lambda base: RandomWeightPerturbation(base, 0.1, generator=seeded()),
     "rwp-interval": lambda base: RandomWeightPerturbation(
         base, 0.1, interval=3, generator=seeded()
@@ -114,7 +113,6 @@ THREE_STEPS = [
         ("awp-gamma-0", [[HOME]] * 4),
         ("update", [[HOME], [AWAY], [AWAY], [AWAY]]),
         ("update-interval", [[HOME], [AWAY], [HOME], [AWAY]]),
-        ("previous", [[HOME], [AWAY], [AWAY], [AWAY]]),
         ("rwp", [[AWAY]] * 4),
         ("rwp-interval", [[AWAY], [HOME], [HOME], [AWAY]]),
     ],
@@ -194,7 +192,6 @@ def warmed_up(wrap: str):
         ("awp-box", 0),
         ("awp-box", 1),
         ("update", 0),
-        ("previous", 0),
         ("rwp", 0),
         ("awp-interval", 0),
     ],
@@ -278,7 +275,7 @@ def test_the_object_that_passes_returned_can_be_gone_through_again():
         "pickle",
     ],
 )
-@pytest.mark.parametrize("wrap", ["awp", "awp-3-steps", "update", "previous", "rwp"])
+@pytest.mark.parametrize("wrap", ["awp", "awp-3-steps", "update", "rwp"])
 def test_what_may_not_happen_while_the_weights_are_away(wrap, forbidden):
     model, data, optimizer = warmed_up(wrap)
     home = weights_of(model)
@@ -308,16 +305,6 @@ def test_a_loop_inside_the_same_loop_is_refused_and_leaves_it_alone():
     optimizer.step()
 
 
-@pytest.mark.parametrize(
-    ("call", "form"),
-    [("passes", r"for p in optimizer\.passes\(\):"), ("perturb", r"with optimizer\.perturb\(\):")],
-)
-def test_what_was_never_used_warns(call, form):
-    optimizer = WRAPS["awp"](torch.optim.SGD(small_net().parameters(), lr=0.1))
-    with pytest.warns(UserWarning, match=form):
-        getattr(optimizer, call)()
-
-
 def test_a_loop_whose_passes_compute_nothing_warns():
     optimizer = WRAPS["awp"](torch.optim.SGD(small_net().parameters(), lr=0.1))
     with pytest.warns(UserWarning, match="no tensor is perturbed: none that is selected has a"):
@@ -325,7 +312,7 @@ def test_a_loop_whose_passes_compute_nothing_warns():
             pass
 
 
-@pytest.mark.parametrize("wrap", ["awp", "update", "previous", "rwp"])
+@pytest.mark.parametrize("wrap", ["awp", "update", "rwp"])
 def test_a_step_before_which_no_loop_ran_warns_also_after_one_that_did(wrap):
     model, data, optimizer = warmed_up(wrap)
     closure_for(model, data)()
@@ -360,7 +347,7 @@ def test_the_ascent_may_take_a_part_of_the_batch(steps):
     torch.testing.assert_close(weights_of(model), expected, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("wrap", ["awp", "awp-3-steps", "update", "previous", "rwp"])
+@pytest.mark.parametrize("wrap", ["awp", "awp-3-steps", "update", "rwp"])
 def test_micro_batches_inside_a_pass_are_one_batch(wrap):
     model = small_net()
     twin = copy.deepcopy(model)
@@ -393,7 +380,7 @@ def test_clipping_after_the_loop_clips_what_the_base_steps_with():
     torch.testing.assert_close(weights_of(model), expected, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("wrap", ["awp", "awp-3-steps", "update", "previous", "rwp"])
+@pytest.mark.parametrize("wrap", ["awp", "awp-3-steps", "update", "rwp"])
 @pytest.mark.parametrize("older", [True, False])
 def test_adding_to_older_gradients_is_an_error(wrap, older):
     """Those of the step before, or in AWP's second pass those of the first."""
@@ -417,7 +404,7 @@ def test_adding_to_older_gradients_is_an_error(wrap, older):
 
 
 @pytest.mark.parametrize("form", ["closure", "loop"])
-@pytest.mark.parametrize("wrap", ["awp", "update", "previous", "rwp"])
+@pytest.mark.parametrize("wrap", ["awp", "update", "rwp"])
 def test_gradients_cleared_in_a_pass_are_freed_before_it_computes_its_own(wrap, form):
     """To hold them would cost as much memory as the weights take."""
     model, data, optimizer = warmed_up(wrap)
@@ -477,7 +464,7 @@ def scaled_loop(optimizer, model, data, scaler, *, bad: str = "") -> None:
 
 
 @pytest.mark.parametrize("fused", [True, False])
-@pytest.mark.parametrize("wrap", ["awp", "awp-3-steps", "update", "previous", "rwp"])
+@pytest.mark.parametrize("wrap", ["awp", "awp-3-steps", "update", "rwp"])
 def test_a_scaled_loop_equals_the_unscaled_one(wrap, fused):
     model, data = small_net(torch.float32), batch(torch.float32)
     twin = copy.deepcopy(model)

@@ -27,7 +27,6 @@ def documented(preset: str, params: list[tuple[str, nn.Parameter]]) -> Any:
         "torch": torch,
     }
     exec(code, names)
-    names["base"].param_groups[0].pop("perturb_gamma")  # the first wrapper's
     return names[preset]
 
 

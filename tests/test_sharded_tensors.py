@@ -280,17 +280,3 @@ def first_step_at_zero(rank: int) -> int:
 
 def test_a_rank_without_a_part_counts_the_steps_of_the_others(two_ranks):
     assert two_ranks.run(first_step_at_zero) == [1, 1]
-
-
-def realised(rank: int, mesh: str) -> list[tuple[float, float]]:
-    params = spread_parameters(mesh)
-    optimizer = AdversarialWeightPerturbation(
-        torch.optim.SGD([{"params": params[:1]}, {"params": params[1:]}], lr=0.1), 0.1, steps=2
-    )
-    with optimizer.perturb():
-        return list(optimizer.realised_gammas())
-
-
-def test_the_diagnostic_measures_whole_tensors(ranks, mesh):
-    for records in ranks.run(realised, mesh):
-        assert records == [(0.1, pytest.approx(0.05))] * 2

@@ -60,7 +60,7 @@ def test_a_select_that_picks_nothing_is_named(wrapper):
         pass
 
 
-@pytest.mark.parametrize("ascent", ["current", "update", "previous"])
+@pytest.mark.parametrize("ascent", ["current", "update"])
 def test_flat_parameters_are_named(ascent):
     flat = nn.Parameter(torch.randn(12))
     flat.grad = torch.randn(12)
@@ -75,7 +75,6 @@ QUIET = {
     "not due": lambda: (torch.ones(3, 3), {"start_step": 1}),
     "gamma 0": lambda: (torch.ones(3, 3), {"gamma": 0.0}),
     "first step of update": lambda: (torch.ones(3, 3), {"ascent": "update"}),
-    "first step of previous": lambda: (torch.ones(3, 3), {"ascent": "previous"}),
 }
 
 
@@ -128,7 +127,7 @@ def left_by(way: str, optimizer, closure, at: int) -> None:
             break
 
 
-@pytest.mark.parametrize("ascent", ["current", "update", "previous"])
+@pytest.mark.parametrize("ascent", ["current", "update"])
 @pytest.mark.parametrize("way", ["break", "return"])
 def test_a_step_after_leaving_the_last_pass_is_right(way, ascent):
     model, data = small_net(), batch()
@@ -162,7 +161,7 @@ def test_a_block_without_a_backward_pass_is_named(wrapper):
 
 def test_a_loop_gone_through_before_the_backward_pass_is_named():
     model, data = small_net(), batch()
-    optimizer = awp(model, ascent="previous")
+    optimizer = awp(model, ascent="update")
     for _ in range(2):
         one_step(optimizer, closure_for(model, data), "loop")
     assert len(list(optimizer.passes())) == 1
@@ -171,18 +170,10 @@ def test_a_loop_gone_through_before_the_backward_pass_is_named():
         optimizer.step()
 
 
-@pytest.mark.parametrize("call", ["passes", "perturb"])
-def test_a_form_that_is_not_used_is_named(call):
-    optimizer = awp(small_net())
-    with pytest.warns(UserWarning, match="alone perturbs nothing"):
-        getattr(optimizer, call)()
-
-
-@pytest.mark.parametrize("ascent", ["update", "previous"])
-def test_a_plain_step_is_named_where_something_would_have_moved(ascent):
+def test_a_plain_step_is_named_where_something_would_have_moved():
     """Not in the first step of single-pass modes, which is unperturbed anyway."""
     model, data = small_net(), batch()
-    optimizer = awp(model, ascent=ascent)
+    optimizer = awp(model, ascent="update")
     closure_for(model, data)()
     optimizer.step()
     with pytest.warns(UserWarning, match="unperturbed weights"):
@@ -208,25 +199,15 @@ def test_a_base_that_steps_by_itself_inside_is_an_error(form):
     with pytest.raises(RuntimeError, match=r"SGD\.step\(\) inside a"):
         step_inside()
     assert same_bits(weights_of(model), before)
-    optimizer.base.step()  # outside it may, though nothing is perturbed
-
-
-@pytest.mark.parametrize("ascent", ["current", "update", "previous"])
-def test_a_base_that_steps_in_place_of_its_wrapper_is_named_once(ascent):
-    """Nothing is counted or kept then, so single-pass modes would never climb."""
-    model, data = small_net(), batch()
-    optimizer = awp(model, ascent=ascent)
-    for _ in optimizer.passes():
-        closure_for(model, data)()
-    with pytest.warns(UserWarning, match="call that"):
-        optimizer.base.step()
-    optimizer.base.step()
+    with pytest.warns(UserWarning, match="gradients of unperturbed weights"):
+        optimizer.base.step()  # outside it may
+    assert optimizer.param_groups[0]["perturb_step"] == 1
 
 
 # -- closures --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ascent", ["current", "update", "previous"])
+@pytest.mark.parametrize("ascent", ["current", "update"])
 def test_a_closure_without_backward_is_an_error_before_the_base_steps(ascent):
     model, data = small_net(), batch()
     optimizer = awp(model, ascent=ascent)
@@ -275,7 +256,7 @@ MAXIMIZING = [torch.optim.SGD, torch.optim.AdamW, pytorch_optimizer.Lion]
 
 
 @pytest.mark.parametrize("form", ["closure", "loop", "block"])
-@pytest.mark.parametrize("ascent", ["current", "update", "previous"])
+@pytest.mark.parametrize("ascent", ["current", "update"])
 @pytest.mark.parametrize("cls", MAXIMIZING)
 def test_maximising_minus_the_loss_takes_the_steps_of_minimising_it(cls, ascent, form):
     data, ends = batch(), []
@@ -392,12 +373,11 @@ def test_copies_of_perturbed_weights_are_refused(copied):
 # -- parameters that change ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ascent", ["update", "previous"])
 @pytest.mark.parametrize("rows", [1, 5])
-def test_what_is_kept_of_another_shape_is_not_climbed_along(ascent, rows):
+def test_what_is_kept_of_another_shape_is_not_climbed_along(rows):
     old = nn.Parameter(torch.randn(rows, 3))
     base = torch.optim.Adam([old], lr=1e-2)
-    optimizer = AdversarialWeightPerturbation(base, 0.1, ascent=ascent)
+    optimizer = AdversarialWeightPerturbation(base, 0.1, ascent="update")
     with optimizer.perturb():
         old.grad = torch.randn(rows, 3)
     optimizer.step()
@@ -537,20 +517,13 @@ VIEWS = {
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_a_lazy_view_moves_and_comes_home(view):
-    memory = torch.randn(3, 3, dtype=torch.complex128)
-    before = memory.clone()
-    param = nn.Parameter(VIEWS[view](memory))
-    param.grad = torch.randn_like(param.detach().resolve_conj().resolve_neg())
+def test_a_lazy_view_is_an_error_that_names_it(view):
+    param = nn.Parameter(VIEWS[view](torch.randn(3, 3, dtype=torch.complex128)))
+    param.grad = torch.ones_like(param.detach().resolve_conj().resolve_neg())
     base = torch.optim.SGD([("p", param)], lr=0.1)
     optimizer = AdversarialWeightPerturbation(base, 0.1, select=lambda name, param: True)
-    home = param.detach().resolve_conj().resolve_neg().clone()
-    with optimizer.perturb():
-        v = param.detach().resolve_conj().resolve_neg() - home
-        expected = 0.1 * home.abs().square().sum().sqrt() * param.grad
-        expected = expected / param.grad.abs().square().sum().sqrt()
-        torch.testing.assert_close(v, expected)
-    assert torch.equal(memory, before)
+    with pytest.raises(RuntimeError, match="lazy conjugate"), optimizer.perturb():
+        pass
 
 
 # -- what lies around it ---------------------------------------------------------------------------
@@ -561,7 +534,6 @@ WRAPS = {
     "3 steps": lambda base: AdversarialWeightPerturbation(base, 0.1, steps=3, step_size=0.07),
     "element": lambda base: AdversarialWeightPerturbation(base, 0.1, constraint="element"),
     "update": lambda base: AdversarialWeightPerturbation(base, 0.1, ascent="update"),
-    "previous": lambda base: AdversarialWeightPerturbation(base, 0.1, ascent="previous"),
     "random": lambda base: RandomWeightPerturbation(
         base, 0.1, generator=torch.Generator().manual_seed(5)
     ),
@@ -592,16 +564,14 @@ def test_ambient_modes_change_nothing_and_leave_nothing(wrap, around):
                 with optimizer.perturb():
                     for _ in range(1, getattr(optimizer, "steps", 1)):
                         optimizer.ascend()
-                    realised = optimizer.realised_gammas()
-                    away.append(([p.detach().clone() for p in each], realised))
+                    away.append([p.detach().clone() for p in each])
                     set_gradients(each, gradients)
                 optimizer.step()
-        (inside, realised), (expected, as_realised) = away
-        assert same_bits(inside, expected)
-        assert realised == as_realised
+        assert same_bits(*away)
     assert same_bits(*params)
-    kept = [v for values in bases[0].state.values() for k, v in values.items() if "perturb" in k]
-    assert len(kept) == (2 if wrap in ("update", "previous") else 0)
+    saved = optimizers[0].state_dict()["state"].values()
+    kept = [v for values in saved for k, v in values.items() if "perturb" in k]
+    assert len(kept) == (2 if wrap == "update" else 0)
     assert not any(tensor.is_inference() for tensor in kept)
 
 
@@ -658,11 +628,10 @@ def test_steps_are_counted_where_the_base_took_them():
     assert optimizer.param_groups[0]["perturb_step"] == len(hooked) == 2
 
 
-@pytest.mark.parametrize("ascent", ["update", "previous"])
-def test_a_step_that_the_base_did_not_take_leaves_no_copy_behind(ascent):
+def test_a_step_that_the_base_did_not_take_leaves_no_copy_behind():
     model, data = small_net(), batch()
     base = EveryOther(torch.optim.SGD(model.parameters(), lr=0.1))
-    optimizer = AdversarialWeightPerturbation(base, 0.1, ascent=ascent)
+    optimizer = AdversarialWeightPerturbation(base, 0.1, ascent="update")
     closure_for(model, data)()
     assert all(p.grad is not None for p in model.parameters())  # torch makes them when asked for
     before = tensors_alive()
@@ -677,31 +646,6 @@ def tensors_alive() -> int:
 
 
 # -- GradScaler ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("form", ["block", "loop"])
-@pytest.mark.parametrize("steps_before", [0, 2])
-def test_unscaling_before_the_block_or_loop_is_an_error(steps_before, form):
-    model, data = small_net(torch.float32), batch(torch.float32)
-    optimizer, scaler = awp(model), torch.amp.GradScaler("cpu")
-
-    def backward() -> None:
-        optimizer.zero_grad()
-        scaler.scale(loss_of(model, data)).backward()
-
-    for _ in range(steps_before):  # after the block is right
-        backward()
-        with optimizer.perturb():
-            backward()
-        scaler.unscale_(optimizer)
-        scaler.step(optimizer)
-        scaler.update()
-    backward()
-    scaler.unscale_(optimizer)
-    with pytest.raises(RuntimeError, match="has unscaled gradients"):
-        one_step(optimizer, backward, form)
-    scaler.update()  # nothing is left behind
-    one_step(optimizer, backward, form)
 
 
 # -- known limits ----------------------------------------------------------------------------------
@@ -721,6 +665,7 @@ def test_limit_recomputing_after_the_block_sees_the_weights_at_home():
     assert weight.grad.item() == 2 * 2.0  # at w, not 2 * 3.0 at w + v
 
 
+@pytest.mark.filterwarnings("ignore:.* was written to while it was perturbed")
 def test_limit_two_wrappers_left_in_the_order_of_entering_leave_the_first_ones_move():
     """README, Limits: the one that was entered last is to be left first."""
     param = nn.Parameter(torch.full((2, 2), 2.0))
@@ -749,7 +694,7 @@ def test_limit_an_interrupt_before_coming_home_begins_leaves_weights_away_while_
     home = weights_of(model)
     held = []
     with monkeypatch.context() as patch:
-        patch.setattr(perturbation, "insist", interrupted)
+        patch.setattr(perturbation, "retry", interrupted)
         try:
             with optimizer.perturb():
                 pass
@@ -768,15 +713,14 @@ def interrupted(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("ascent", ["update", "previous"])
-def test_limit_a_group_whose_gamma_was_0_climbs_from_its_second_step_on(ascent):
+def test_limit_a_group_whose_gamma_was_0_climbs_from_its_second_step_on():
     """README, Limits: nothing was kept of it."""
     model, data = small_net(), batch()
     groups = [
         {"params": model[0].parameters(), "perturb_gamma": 0.0},
         {"params": model[2].parameters()},
     ]
-    optimizer = AdversarialWeightPerturbation(torch.optim.SGD(groups, lr=0.1), 0.1, ascent=ascent)
+    optimizer = AdversarialWeightPerturbation(torch.optim.SGD(groups, lr=0.1), 0.1, ascent="update")
     optimizer.step(closure_for(model, data))
     optimizer.param_groups[0]["perturb_gamma"] = 0.2
     assert relative_move(model[0].weight, optimizer) == 0

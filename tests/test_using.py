@@ -30,7 +30,6 @@ def test_awp_calls_the_closure_steps_plus_one_times_and_returns_the_clean_loss(s
     "wrap",
     [
         lambda base: RandomWeightPerturbation(base, 0.1),
-        lambda base: AdversarialWeightPerturbation(base, 0.1, ascent="previous"),
     ],
 )
 def test_single_pass_modes_call_the_closure_once_and_return_its_loss(wrap):

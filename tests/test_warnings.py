@@ -18,7 +18,7 @@ def warn_of(module: str, category: type[Warning]) -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        "torch_awp.wrapper",
+        "torch_awp.optimizer",
         "vqa.training.loop",
         "benchmarks.overhead",
         "reference",

@@ -1,56 +1,63 @@
-"""Adversarial weight perturbation: climb the loss, take the gradient there, step from below."""
+"""Adversarial weight perturbation: climb the loss, take the gradient there, step from `w`."""
 
+from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any, Literal
 
+import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
-from torch_awp.arguments import Select, checked_choice, checked_integer, checked_real
-from torch_awp.delegation import maximizes
-from torch_awp.kept import copies_of, drop, keep, kept, load_kept, save_kept, subtract_params_
+from torch_awp.arguments import checked_choice, checked_integer, checked_real
+from torch_awp.functional import alike
+from torch_awp.optimizer import (
+    BLOCK,
+    UPDATE_KEY,
+    Constraint,
+    Gradients,
+    Select,
+    WeightPerturbation,
+    optimizers_of,
+)
 from torch_awp.perturbation import Move, Perturbation
-from torch_awp.wrapper import BLOCK, Constraint, WeightPerturbation
-
-# Under which name the modes that need no gradient at w keep their direction.
-_KEYS = {"update": "perturb_update", "previous": "perturb_gradient"}
+from torch_awp.sharding import is_sharded, local_part
 
 
 class AdversarialWeightPerturbation(WeightPerturbation):
-    r"""Wrap an optimizer so that it steps on gradients taken at adversarially perturbed weights.
+    """Wrap an optimizer so that it steps on gradients taken at adversarially perturbed weights.
 
-    Each selected tensor :math:`w` climbs the loss inside a ball relative to its own norm
-    :math:`W = \lVert w \rVert`, ``steps`` times (Eq. 10 to 12 of Yue et al. 2024):
+    Each selected tensor `w` climbs the loss inside a ball relative to its own norm `W = ||w||`,
+    `steps` times (Eq. 10 to 12 of Yue et al. 2024):
 
-    .. math:: v \leftarrow \mathrm{project}(v + \eta \cdot W \cdot g / \lVert g \rVert)
+        v <- project(v + step_size * W * g / ||g||)
 
-    with :math:`g` the gradient at :math:`w + v` and :math:`\eta` the ``step_size``. The base then
-    steps from :math:`w` with the gradient at :math:`w + v`.
+    with `g` the gradient at `w + v`. The base then steps from `w` with the gradient at `w + v`.
 
     Args:
-        optimizer: any constructed ``torch.optim.Optimizer``.
-        gamma: magnitude relative to each layer, ``||v|| <= gamma * W``. A parameter group may
-            bring its own as ``"perturb_gamma"``, which is also the live value.
-        steps: ascent steps; a step takes ``steps + 1`` passes.
-        step_size: length of one ascent step relative to ``W``; default ``gamma / steps``.
-        constraint: ``"layer"`` projects onto the ball, ``"element"`` onto ``|v_i| <= gamma|w_i|``.
-        select: which tensors move: ``None`` for trainable tensors with more than one dimension,
-            or a callable ``(name, param) -> bool``, which needs an optimizer built with
-            ``named_parameters()``.
-        interval: perturb every ``interval``-th step.
+        optimizer: any constructed `torch.optim.Optimizer`.
+        gamma: magnitude relative to each layer, `||v|| <= gamma * W`. A parameter group may bring
+            its own as `"perturb_gamma"`, which is also the live value.
+        steps: ascent steps; a step takes `steps + 1` passes.
+        step_size: length of one ascent step relative to `W`; default `gamma / steps`.
+        constraint: `"layer"` projects onto the ball, `"element"` onto `|v_i| <= gamma * |w_i|`.
+        select: which tensors move: `None` for trainable tensors with more than one dimension, or a
+            callable `(name, param) -> bool`, which needs an optimizer built with
+            `named_parameters()`.
+        interval: perturb every `interval`-th step.
         start_step: the first step (counted from 0) that perturbs.
-        ascent: ``"current"`` climbs along the gradient at the current weights, which costs a
-            forward and a backward pass. With ``steps=1`` two others cost none, but a copy of the
-            perturbed tensors between steps: ``"update"`` goes on along the change that the last
-            ``step()`` made, whatever the base (the idea of Becker, Altrock and Risse 2024,
-            "Momentum-SAM", for any optimizer), ``"previous"`` climbs along the gradient that the
-            last ``step()`` used. Their first step is unperturbed.
-        epsilon: added to both norms, ``1e-6`` in the paper's released code. Leave it at 0 unless
-            you reproduce that: it makes the direction depend on the scale of the loss.
+        ascent: `"current"` climbs along the gradient at the current weights, which costs a forward
+            and a backward pass. `"update"` (with `steps=1`) costs none, but a copy of the perturbed
+            tensors between steps: it goes on along the change that the last `step()` made, whatever
+            the base (the idea of Becker, Altrock and Risse 2024, "Momentum-SAM", for any
+            optimizer). Its first step is unperturbed.
+        epsilon: added to both norms, `1e-6` in the paper's released code. Leave it at 0 unless you
+            reproduce that: it makes the direction depend on the scale of the loss.
 
     Raises:
-        TypeError: ``optimizer`` is not an optimizer instance.
+        TypeError: `optimizer` is not an optimizer instance.
         ValueError: any other bad value; the message names argument and value.
 
-    "Adversarial" is what the base calls worse: with ``maximize=True`` the climb is along ``-g``. A
+    "Adversarial" is what the base calls worse: with `maximize=True` the climb is along `-g`. A
     tensor does not move where its weight or direction is zero or not finite, or has no direction.
 
     >>> import torch
@@ -66,7 +73,6 @@ class AdversarialWeightPerturbation(WeightPerturbation):
     """
 
     _default_key = "perturb_adversarial"
-    _others_default_key = "perturb_random"
 
     def __init__(
         self,
@@ -79,14 +85,14 @@ class AdversarialWeightPerturbation(WeightPerturbation):
         select: Select | None = None,
         interval: int = 1,
         start_step: int = 0,
-        ascent: Literal["current", "update", "previous"] = "current",
+        ascent: Literal["current", "update"] = "current",
         epsilon: float = 0.0,
     ) -> None:
         self.steps = checked_integer("steps", steps, minimum=1)
         self.step_size = (
             None if step_size is None else checked_real("step_size", step_size, positive=True)
         )
-        self.ascent = checked_choice("ascent", ascent, ("current", *_KEYS))
+        self.ascent = checked_choice("ascent", ascent, ("current", "update"))
         if ascent != "current" and steps != 1:
             raise ValueError(f"ascent={ascent!r} climbs once: steps must be 1, got {steps}")
         super().__init__(
@@ -105,90 +111,152 @@ class AdversarialWeightPerturbation(WeightPerturbation):
         Raises:
             RuntimeError: outside a block.
         """
-        perturbation = self._open_perturbation("ascend")
-        if self._progress.visit != BLOCK:
-            raise RuntimeError(f"ascend() inside {self._progress.visit}, which climbs by itself")
-        if self._perturbs_now():
+        perturbation = self._run.perturbation()
+        if self._run.inside != BLOCK or perturbation is None:
+            inside = self._run.inside
+            where = f"inside {inside}, which climbs by itself" if inside else f"outside {BLOCK}"
+            raise RuntimeError(f"ascend() {where}: enter one first")
+        if self._is_due():
             perturbation.move(self._moves())
 
     @property
-    def _climbs(self) -> int:  # type: ignore[override]
+    def _ascent_steps(self) -> int:  # type: ignore[override]
         return self.steps if self.ascent == "current" else 0
 
     @property
-    def _keeps_memory(self) -> bool:  # type: ignore[override]
+    def _keeps_backups(self) -> bool:  # type: ignore[override]
         # A copy between steps is what the direction takes already.
         return self.ascent == "current"
 
-    def _climb(self, perturbation: Perturbation) -> None:
-        moves = self._moves()
-        climbed = perturbation.move(moves)
-        selected = self._is_anything_selected(bool(moves))
-        if selected and self.ascent == "current" and not (moves and climbed):
+    def _step_size_of(self, gamma: float) -> float:
+        return gamma / self.steps if self.step_size is None else self.step_size
+
+    def _ascend(self, perturbation: Perturbation, gradients: Gradients | None = None) -> None:
+        moves = self._moves(gradients)
+        moved = perturbation.move(moves)
+        if not moves and not self._selected():
+            self._warn_if_nothing_is_selected()
+        elif self.ascent == "current" and not (moves and moved):
             self._warn_once(
                 "gradients",
                 "no tensor is perturbed: none that is selected has a gradient other than zero. Was "
                 "it cleared between backward() and perturb(), or computed elsewhere?",
             )
 
-    def _step_size_of(self, gamma: float) -> float:
-        return gamma / self.steps if self.step_size is None else self.step_size
+    def _would_move(self) -> bool:
+        return any(self._direction_of(param) is not None for param, _, _ in self._selected())
 
-    def _can_climb(self) -> bool:
-        return bool(self._moves())
-
-    def _moves(self) -> list[Move]:
-        moves = []
+    def _moves(self, gradients: Gradients | None = None) -> list[Move]:
         # What is kept of an update is the way back; a base that maximizes calls up down.
         against = {
-            id(group): self.ascent == "update" or maximizes(self.base, group)
-            for group in self.base.param_groups
+            id(group): self.ascent == "update" or _maximizes(self.base, group)
+            for group in self.param_groups
         }
+        moves = []
         for param, gamma, group in self._selected():
-            if self.ascent == "current":
-                direction = param.grad
-            else:
-                direction = kept(self.state, _KEYS[self.ascent], param)
+            direction = self._direction_of(param, gradients)
+            if direction is None and self.ascent == "current" and is_sharded(param):
+                # Other processes may have a gradient, and the norm takes a part from each.
+                direction = torch.zeros_like(param)
             if direction is not None:
                 step_size = self._step_size_of(gamma)
-                signed = -step_size if against[id(group)] else step_size
-                moves.append(Move(param, direction, gamma, signed))
+                moves.append(
+                    Move(param, direction, gamma, -step_size if against[id(group)] else step_size)
+                )
         return moves
 
-    def _gradients_ready(self, is_probe: bool) -> None:
-        if self.ascent == "current" or not (is_probe or self._is_due(self._step_number() + 1)):
-            return
-        selected = [param for param, _, _ in self._selected()]
-        if self.ascent == "previous":
-            # Before the base's hooks run: a loop or a hook may zero gradients in place.
-            gradients = {param: param.grad for param in selected if param.grad is not None}
-            self._progress.copies = copies_of(gradients)
-        elif self._progress.copies is None:  # LBFGS has changed the weights when it asks again
-            self._progress.copies = copies_of({param: param for param in selected})
-
-    def _stepped(self, is_probe: bool) -> None:
+    def _direction_of(self, param: Tensor, gradients: Gradients | None = None) -> Tensor | None:
         if self.ascent == "current":
-            return
-        copies = self._progress.copies or {}
-        if self.ascent == "update":
-            subtract_params_(copies)
-        keep(self.state, _KEYS[self.ascent], copies, self._params())
+            return param.grad if gradients is None else gradients.get(param)
+        update = self._run.update.get(param)  # of a tensor that may have another shape now
+        return update if update is not None and update.shape == param.shape else None
+
+    # -- the change that the last step made ------------------------------------------------------
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _before_base_step(self) -> None:
+        super()._before_base_step()
+        if self.ascent == "update" and (self._run.is_probe or self._is_due(ahead=1)):
+            params = [param for param, _, _ in self._selected()]
+            before = [torch.empty_like(param) for param in params]
+            for copies, weights in alike(*map(_local, (before, params))):
+                torch._foreach_copy_(copies, weights)
+            self._run.before = dict(zip(params, before, strict=True))
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _after_base_step(self) -> None:
+        super()._after_base_step()
+        update = self._run.before
+        for copies, weights in alike(_local(list(update.values())), _local(list(update))):
+            torch._foreach_sub_(copies, weights)
+        self._run.update, self._run.before = update, {}
+        if self._run.is_probe:  # flattened checkpoints are read into the keys of the live state
+            for param in update:
+                if param in self.state or isinstance(self.state, defaultdict):
+                    self.state[param][UPDATE_KEY] = update[param]
 
     def state_dict(self) -> dict[str, Any]:
         state_dict = super().state_dict()
-        if self.ascent == "current":
-            return state_dict
-        begun = bool(self.state) or self._step_number() > 0
-        named = {param for param, _, _ in self._selected()} if begun else set()
-        return save_kept(self.state, _KEYS[self.ascent], self._params(), state_dict, named)
+        if self.ascent == "update":
+            self._add_update(_of_torch(state_dict))
+        return state_dict
+
+    def _add_update(self, state_dict: dict[str, Any]) -> None:
+        """Put the update into a checkpoint, beside the state that the base has of each tensor.
+
+        Tensors without one have zeros there: distributed checkpoints are read into what a fresh
+        optimizer has, and want entries of all tensors or of none.
+        """
+        saved = dict(state_dict["state"])
+        begun = bool(self.state) or self._step_number() > 0 or bool(self._run.update)
+        selected = {param for param, _, _ in self._selected()} if begun else set()
+        stateless = not any(saved.values())
+        if self._run.update or selected:
+            saved = {index: saved.get(index, {}) for index in _indices(state_dict)} | saved
+        for index, param in zip(_indices(state_dict), self._params(), strict=True):
+            values = saved.get(index) or {}
+            update = self._direction_of(param)
+            if update is None and param in selected and (values or stateless):
+                update = torch.zeros_like(param, requires_grad=False)
+            if update is not None:
+                saved[index] = {**values, UPDATE_KEY: update}
+        state_dict["state"] = saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        params = self._params()
-        key = _KEYS.get(self.ascent, "")
-        directions = load_kept(key, params, state_dict) if key else {}
+        update = {}
+        saved = _of_torch(state_dict)
+        for index, param in zip(_indices(saved), self._params(), strict=False):
+            values = saved["state"].get(index)  # before the base changes it
+            value = values.get(UPDATE_KEY) if isinstance(values, dict) else None
+            if isinstance(value, Tensor):
+                update[param] = value.to(param.device, param.dtype, copy=True)
         super().load_state_dict(state_dict)
-        drop(self.state, _KEYS.values())
-        keep(self.state, key, directions, params)
+        self._run.update = update if self.ascent == "update" else {}
 
     def _describe(self) -> str:
         return f"{super()._describe()}, steps={self.steps}, ascent={self.ascent!r}"
+
+
+def _maximizes(base: Optimizer, group: dict[str, Any]) -> bool:
+    """Whether the base steps uphill: in torch a value of the group, elsewhere an attribute."""
+    if "maximize" in group:
+        return bool(group["maximize"])
+    return any(bool(getattr(optimizer, "maximize", False)) for optimizer in optimizers_of(base))
+
+
+def _local(tensors: list[Tensor]) -> list[Tensor]:
+    return [local_part(tensor.detach()) for tensor in tensors]
+
+
+def _of_torch(state_dict: Mapping[str, Any]) -> Any:
+    """The part in torch's format, also in what an optimizer around another saves (Lookahead)."""
+    for part in (state_dict, *state_dict.values()):
+        if isinstance(part, Mapping) and "param_groups" in part:
+            return part
+    raise ValueError(f"no parameter groups in an optimizer's state_dict of {list(state_dict)}")
+
+
+def _indices(state_dict: Mapping[str, Any]) -> list[Any]:
+    return [index for group in state_dict["param_groups"] for index in group["params"]]

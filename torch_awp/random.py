@@ -1,45 +1,49 @@
 """Random weight perturbation: take the gradient at a random point near the weights."""
 
+from collections.abc import Iterator
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 from torch.optim import Optimizer
 
-from torch_awp.arguments import Select
-from torch_awp.perturbation import Perturbation
+from torch_awp.functional import on_host, opmath_dtype
+from torch_awp.optimizer import Constraint, Gradients, Select, WeightPerturbation
+from torch_awp.perturbation import Move, Perturbation
 from torch_awp.sharding import part_like
-from torch_awp.wrapper import Constraint, WeightPerturbation
 
-GENERATOR_KEY = "perturb_generator"
+GENERATOR_KEY, SEED_KEY = "perturb_generator", "perturb_seed"
+# Elements of noise that exist at a time.
+_HOST_PORTION, _DEVICE_PORTION = 2**17, 2**25
 
 
 class RandomWeightPerturbation(WeightPerturbation):
-    r"""Wrap an optimizer so that it steps on gradients taken at randomly perturbed weights.
+    """Wrap an optimizer so that it steps on gradients taken at randomly perturbed weights.
 
-    Each selected tensor :math:`w` moves to :math:`w + v` with, for
-    :math:`\varepsilon \sim N(0, I)` and :math:`W = \lVert w \rVert` (Eq. 9 of Yue et al. 2024),
+    Each selected tensor `w` moves to `w + v` with, for `eps ~ N(0, I)` and `W = ||w||` (Eq. 9 of
+    Yue et al. 2024),
 
-    .. math:: v = \mathrm{gamma} \cdot W \cdot \varepsilon / \lVert \varepsilon \rVert
+        v = gamma * W * eps / ||eps||
 
     whether it has a gradient or not. A step costs one forward and backward pass.
 
     Everything that is not said here is as in :class:`~torch_awp.AdversarialWeightPerturbation`.
 
     Args:
-        optimizer: any constructed ``torch.optim.Optimizer``.
-        gamma: magnitude relative to each layer, ``||v|| = gamma * W``. A parameter group may bring
-            its own as ``"perturb_gamma"``, which is also the live value.
-        constraint: ``"element"`` also keeps ``|v_i| <= gamma * |w_i|``.
+        optimizer: any constructed `torch.optim.Optimizer`.
+        gamma: magnitude relative to each layer, `||v|| = gamma * W`. A parameter group may bring
+            its own as `"perturb_gamma"`, which is also the live value.
+        constraint: `"element"` also keeps `|v_i| <= gamma * |w_i|`.
         select: which tensors move, as there.
-        interval: perturb every ``interval``-th step.
+        interval: perturb every `interval`-th step.
         start_step: the first step (counted from 0) that perturbs.
-        generator: source of the noise; its state is part of ``state_dict()``. ``None`` draws from
+        generator: source of the noise; its state is part of `state_dict()`. `None` draws from
             torch's global generators, whose state is yours to save.
         epsilon: added to both norms, as there.
 
     Raises:
-        TypeError: ``optimizer`` is not an optimizer instance.
+        TypeError: `optimizer` is not an optimizer instance.
         ValueError: any other bad value; the message names argument and value.
 
     >>> import torch
@@ -54,7 +58,6 @@ class RandomWeightPerturbation(WeightPerturbation):
     """
 
     _default_key = "perturb_random"
-    _others_default_key = "perturb_adversarial"
 
     def __init__(
         self,
@@ -82,17 +85,43 @@ class RandomWeightPerturbation(WeightPerturbation):
         )
         self._publish_generator_state()
 
-    def _climb(self, perturbation: Perturbation) -> None:
-        selected = [(param, gamma) for param, gamma, _ in self._selected()]
-        self._is_anything_selected(bool(selected))
-        perturbation.wander(selected, self._noise_like)
+    def _ascend(self, perturbation: Perturbation, gradients: Gradients | None = None) -> None:
+        gammas = {param: gamma for param, gamma, _ in self._selected()}
+        if not gammas:
+            self._warn_if_nothing_is_selected()
+        perturbation.save(gammas)
+        for params in _portions(list(gammas)):
+            perturbation.move(
+                [
+                    Move(param, noise, gammas[param], gammas[param])
+                    for param, noise in zip(params, self._noise_like(params), strict=True)
+                ]
+            )
 
-    def _noise_like(self, param: Tensor) -> Tensor:
-        # For the whole tensor also where a part lies here: shards then differ, replicas agree and
-        # both are what a single process would draw.
-        device = param.device if self.generator is None else self.generator.device
-        noise = torch.randn(param.shape, dtype=param.dtype, device=device, generator=self.generator)
-        return part_like(noise, param).to(param.device)
+    def _would_move(self) -> bool:
+        return bool(self._selected())
+
+    def _noise_like(self, params: list[Tensor]) -> list[Tensor]:
+        # For whole tensors also where a part lies here: shards then differ, replicas agree and both
+        # are what a single process would draw.
+        device = params[0].device if self.generator is None else self.generator.device
+        dtypes = [opmath_dtype(param.dtype) for param in params]
+        numels = [param.numel() for param in params]
+        if device.type == "cpu":  # tensor by tensor, so that no device and no portion changes it
+            draws = [self._draw(*drawn, device) for drawn in zip(numels, dtypes, strict=True)]
+        if not on_host(params[0]):  # one kernel or one transfer for all
+            if device.type == "cpu":
+                whole = torch.cat(draws)
+            else:
+                whole = self._draw(sum(numels), reduce(torch.promote_types, set(dtypes)), device)
+            draws = list(torch.split(whole.to(params[0].device), numels))
+        return [
+            part_like(draw.view(param.shape), param)
+            for draw, param in zip(draws, params, strict=True)
+        ]
+
+    def _draw(self, numel: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.randn(numel, dtype=dtype, device=device, generator=self.generator)
 
     def state_dict(self) -> dict[str, Any]:
         self._publish_generator_state()
@@ -100,11 +129,20 @@ class RandomWeightPerturbation(WeightPerturbation):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        state = self.param_groups[0].get(GENERATOR_KEY)
+        first = self.param_groups[0]
+        state, seed = first.get(GENERATOR_KEY), first.get(SEED_KEY)
         if state is not None and self.generator is not None:
+            if seed is not None and seed != self.generator.initial_seed():
+                self._warn_once(
+                    "seed",
+                    f"the checkpoint's generator began with seed {seed} and this one with "
+                    f"{self.generator.initial_seed()}: it goes on as the saved one. Where every "
+                    "process has a seed of its own, load in each the checkpoint of that process",
+                )
             self.generator.set_state(state.cpu())
         elif state is not None:
-            del self.param_groups[0][GENERATOR_KEY]  # soon out of date, and it would be saved again
+            # Soon out of date, and they would be saved again.
+            del first[GENERATOR_KEY], first[SEED_KEY]
             self._warn_once(
                 "generator",
                 "the checkpoint has the state of a generator and this wrapper has none, so its "
@@ -115,6 +153,7 @@ class RandomWeightPerturbation(WeightPerturbation):
         # In a group, where torch.distributed.checkpoint looks; the live object is not a value.
         if self.generator is not None:
             self.param_groups[0][GENERATOR_KEY] = self.generator.get_state()
+            self.param_groups[0][SEED_KEY] = self.generator.initial_seed()
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
@@ -128,3 +167,19 @@ class RandomWeightPerturbation(WeightPerturbation):
             device, generator_state = state["generator"]
             self.generator = Generator(device)
             self.generator.set_state(generator_state)
+
+
+def _portions(params: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Tensors of one device, so few that the noise of all never exists at once."""
+    portion: list[Tensor] = []
+    room = 0
+    for param in params:
+        room -= param.numel()
+        if portion and (room < 0 or param.device != portion[0].device):
+            yield portion
+            portion = []
+        if not portion:
+            room = (_HOST_PORTION if on_host(param) else _DEVICE_PORTION) - param.numel()
+        portion.append(param)
+    if portion:
+        yield portion

@@ -11,12 +11,18 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed
-from torch import Tensor
-
-from torch_awp.functional import Numbers, frobenius_norms, is_plain
+from torch import Tensor, nn
 
 if TYPE_CHECKING:  # torch can be built without it
     from torch.distributed import ProcessGroup
+
+Groups = tuple["ProcessGroup", ...]
+"""The process groups over which the parts of a tensor lie; none for a whole tensor."""
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether this is one of torch's own tensors, of no class that gives operations a meaning."""
+    return type(tensor) in (Tensor, nn.Parameter)
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -33,14 +39,14 @@ def local_part(tensor: Tensor) -> Tensor:
 
 
 def placed_like(direction: Tensor, tensor: Tensor) -> Tensor:
-    """Return a direction spread over processes exactly as ``tensor`` is."""
+    """Return a direction spread over processes exactly as `tensor` is."""
     if is_sharded(direction) and direction.placements != tensor.placements:  # type: ignore[attr-defined]
         direction = direction.redistribute(placements=tensor.placements)  # type: ignore[attr-defined]
     return direction
 
 
-def shard_groups(tensor: Tensor) -> tuple[ProcessGroup, ...]:
-    """Return the process groups over which the parts of a tensor lie; none for a whole tensor.
+def shard_groups(tensor: Tensor) -> Groups:
+    """Return the process groups that share a tensor.
 
     Raises:
         RuntimeError: it is neither replicated nor sharded in a way that is known.
@@ -62,35 +68,27 @@ def shard_groups(tensor: Tensor) -> tuple[ProcessGroup, ...]:
     return tuple(groups)
 
 
-def whole_norms(
-    lists: Sequence[list[Tensor]], groups: Sequence[tuple[ProcessGroup, ...]]
-) -> list[Numbers]:
-    """Return the norms of whole tensors, list by list, from the parts that lie here.
+def whole_norms(norms_here: Sequence[Tensor], groups: Sequence[Groups]) -> list[Tensor]:
+    """Return the norms of whole tensors from those of the parts that lie here.
 
     Args:
-        lists: of each tensor the part here, in lists of one dtype.
+        norms_here: norms of lists of tensors, of shape `[L]` each.
         groups: for each list, over which process groups its tensors are spread.
 
     Returns:
-        For each list its ``L`` norms. Lists that lie over the same groups share their collectives,
-        one for each group.
+        Norms of the same shapes. Lists spread over the same groups share their collectives, one
+        for each group.
     """
-    norms = [frobenius_norms(tensors) for tensors in lists]
-    for spread in dict.fromkeys(place for place in groups if place):
-        mine = [i for i, place in enumerate(groups) if place == spread]
-        squares = torch.cat([_as_tensor(norms[i]) for i in mine]).square()
+    found = list(norms_here)
+    for spread in dict.fromkeys(of_list for of_list in groups if of_list):
+        mine = [i for i, of_list in enumerate(groups) if of_list == spread]
+        squares = torch.cat([found[i].double() for i in mine]).square()
         for group in spread:
             torch.distributed.all_reduce(squares, group=group)
-        parts = torch.split(squares.sqrt(), [len(lists[i]) for i in mine])
+        parts = torch.split(squares.sqrt(), [len(found[i]) for i in mine])
         for i, part in zip(mine, parts, strict=True):
-            norms[i] = part.tolist() if isinstance(norms[i], list) else part
-    return norms
-
-
-def _as_tensor(numbers: Numbers) -> Tensor:
-    if isinstance(numbers, Tensor):
-        return numbers
-    return torch.tensor(numbers, dtype=torch.float64, device="cpu")
+            found[i] = part.to(found[i].dtype)
+    return found
 
 
 def any_nonzero(tensor: Tensor) -> bool:
@@ -102,7 +100,7 @@ def any_nonzero(tensor: Tensor) -> bool:
 
 
 def part_like(whole: Tensor, tensor: Tensor) -> Tensor:
-    """Return of ``whole`` what lies in this process if it is spread like ``tensor``."""
+    """Return of `whole` what lies in this process if it is spread like `tensor`."""
     if not is_sharded(tensor):
         return whole
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset

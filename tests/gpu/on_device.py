@@ -30,7 +30,6 @@ MODES: dict[str, Wrap] = {
         base, GAMMA, step_size=1.0, constraint="element"
     ),
     "update": lambda base: AdversarialWeightPerturbation(base, GAMMA, ascent="update"),
-    "previous": lambda base: AdversarialWeightPerturbation(base, GAMMA, ascent="previous"),
     "rwp": _random,
     "rwp, element": lambda base: _random(base, constraint="element"),
 }

@@ -19,7 +19,6 @@ MEMORY = {
     "awp, cut": (0, 1, 2),
     "awp, element": (0, 1, 3),
     "update": (1, 2, 3),
-    "previous": (1, 2, 3),
     "rwp": (0, 1, 3),
     "rwp, element": (0, 1, 4),
 }

@@ -13,7 +13,6 @@ WRAPS = {
     "awp": lambda base: AdversarialWeightPerturbation(base, 0.1),
     "awp-interval": lambda base: AdversarialWeightPerturbation(base, 0.1, interval=2),
     "awp-update": lambda base: AdversarialWeightPerturbation(base, 0.1, ascent="update"),
-    "awp-previous": lambda base: AdversarialWeightPerturbation(base, 0.1, ascent="previous"),
     "rwp": lambda base: RandomWeightPerturbation(
         base, 0.1, generator=torch.Generator().manual_seed(5)
     ),

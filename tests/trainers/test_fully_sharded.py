@@ -42,7 +42,6 @@ WRAPS = {
     "awp-update-interval": lambda base: AdversarialWeightPerturbation(
         base, 0.1, ascent="update", interval=2
     ),
-    "awp-previous": lambda base: AdversarialWeightPerturbation(base, 0.1, ascent="previous"),
     "rwp": lambda base: RandomWeightPerturbation(
         base, 0.1, interval=2, generator=torch.Generator().manual_seed(5)
     ),
@@ -206,7 +205,7 @@ def resume(rank: int, wrap: str, options: StateDictOptions) -> bool:
     return same_bits(local_weights(model), local_weights(twin))
 
 
-RESUMED = ["awp", "awp-update", "awp-update-interval", "awp-previous", "rwp"]
+RESUMED = ["awp", "awp-update", "awp-update-interval", "rwp"]
 OPTIONS = {
     "sharded": StateDictOptions(),
     "flat": StateDictOptions(flatten_optimizer_state_dict=True),
@@ -215,9 +214,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize(
-    "wrap", ["awp", "awp-update", "awp-update-interval", "awp-previous", "rwp"]
-)
+@pytest.mark.parametrize("wrap", ["awp", "awp-update", "awp-update-interval", "rwp"])
 def test_distributed_state_dicts_resume_bitwise(two_ranks, wrap, options):
     assert two_ranks.run(resume, wrap, OPTIONS[options]) == [True, True]
 
@@ -251,9 +248,7 @@ def _states(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(
-    "wrap", ["awp", "awp-update", "awp-update-interval", "awp-previous", "rwp"]
-)
+@pytest.mark.parametrize("wrap", ["awp", "awp-update", "awp-update-interval", "rwp"])
 def test_a_distributed_checkpoint_on_disk_resumes_bitwise(two_ranks, wrap, tmp_path):
     expected = two_ranks.run(save, tmp_path, wrap)
     for weights, reference in zip(two_ranks.run(load, tmp_path, wrap), expected, strict=True):

@@ -100,7 +100,7 @@ def test_automatic_accumulation_is_an_error_not_a_mixture(wrap, tmp_path):
 
 
 @pytest.mark.parametrize("pieces", [1, 3])
-@pytest.mark.parametrize("wrap", ["awp", "awp-interval", "awp-update", "awp-previous"])
+@pytest.mark.parametrize("wrap", ["awp", "awp-interval", "awp-update"])
 def test_manual_optimization_accumulates_like_one_big_batch(wrap, pieces, tmp_path):
     module = Manual(wrap, pieces)
     fit = trainer(tmp_path)

@@ -1,0 +1,711 @@
+"""What both wrappers share: the base they stand for, when and what to perturb, and the state."""
+
+import math
+import warnings
+import weakref
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from itertools import repeat
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from torch_awp.arguments import checked_choice, checked_integer, checked_real
+from torch_awp.perturbation import Perturbation, Workspace
+from torch_awp.sharding import any_nonzero, is_sharded
+
+Closure = Callable[[], Any]
+Constraint = Literal["layer", "element"]
+Select = Callable[[str, Tensor], bool]
+Gradients = Mapping[Tensor, Tensor]
+
+GAMMA_KEY, STEP_KEY = "perturb_gamma", "perturb_step"
+# In the first group: the gamma of groups without one of their own, and which wrapper gave it.
+_DEFAULT_KEYS = ("perturb_adversarial", "perturb_random")
+UPDATE_KEY = "perturb_update"  # in a checkpoint, beside the base's state of a tensor
+BLOCK = "a perturb() block"
+
+# Below half the spacing between numbers most moves of a weight relative to itself round away.
+_SMALLEST_GAMMA = {dtype: torch.finfo(dtype).eps / 2 for dtype in (torch.bfloat16, torch.float16)}
+# Whose step the hooks on a base serve.
+_owners: "weakref.WeakKeyDictionary[Optimizer, _Owner]" = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward and backward pass of a step.
+
+    Attributes:
+        index: 0, 1, ... within the step.
+        climbs: its gradient only serves to climb: another pass follows.
+        perturbed: the weights are at `w + v`.
+        inputs: the tensors whose gradient this pass is needed for, as `backward(inputs=...)` takes
+            them: those that may move, in a pass that climbs; otherwise `None`, for all.
+    """
+
+    index: int
+    climbs: bool
+    perturbed: bool
+    inputs: list[Tensor] | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Passes:
+    """The passes of one step. Each `for` gets a generator that ends, and restores, with it."""
+
+    run: Callable[[], Iterator[Pass]]
+
+    def __iter__(self) -> Iterator[Pass]:
+        return self.run()
+
+
+@dataclass(eq=False)
+class RunState:
+    """What changes while training: one object, since trainers copy an optimizer's `__dict__`."""
+
+    inside: str | None = None  # the form that is open now
+    perturbation: Callable[[], Perturbation | None] = lambda: None  # weak: who opened it owns it
+    current_pass: Pass | None = None
+    versions: list[tuple[Tensor, Any]] = field(default_factory=list)  # of gradients, as it began
+    used: bool = False  # a block or loop ran since the last step
+    has_gradients: bool = False  # ... and computed the gradients to step on
+    in_closure: bool = False  # the base evaluates the closure
+    is_probe: bool = False
+    missed: str | None = None  # why the step on which the base is was not perturbed
+    stepped: bool = False
+    steps: int = 0  # successful ones, where no group tells
+    before: dict[Tensor, Tensor] = field(default_factory=dict)  # weights, while the base steps
+    update: dict[Tensor, Tensor] = field(default_factory=dict)  # minus the change of the last step
+    workspace: Workspace = field(default_factory=Workspace)
+    warned: set[str] = field(default_factory=set)
+    replaced: bool = False  # a newer wrapper owns the base
+
+
+@dataclass(eq=False)
+class _Owner:
+    run: RunState
+    handles: list[RemovableHandle]
+
+
+def _of_base(name: str) -> Any:
+    """An attribute whose value is the base's, to read and to assign."""
+    return property(
+        lambda self: getattr(self.base, name), lambda self, value: setattr(self.base, name, value)
+    )
+
+
+class WeightPerturbation(Optimizer):
+    """An optimizer that is its base in everything but the weights its gradients are taken at.
+
+    Use :class:`~torch_awp.AdversarialWeightPerturbation` or
+    :class:`~torch_awp.RandomWeightPerturbation`.
+
+    Attributes:
+        base: the wrapped optimizer. `param_groups`, `state`, `defaults` and all hooks of the
+            wrapper are the base's own objects, attributes that `Optimizer` does not have too.
+    """
+
+    param_groups: list[dict[str, Any]] = _of_base("param_groups")
+    state: Any = _of_base("state")
+    defaults: dict[str, Any] = _of_base("defaults")
+
+    _default_key: ClassVar[str]
+    _ascent_steps = 0  # passes before the last one
+    _keeps_backups = True
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        gamma: float,
+        *,
+        constraint: Constraint,
+        select: Select | None,
+        interval: int,
+        start_step: int,
+        epsilon: float,
+    ) -> None:
+        # Optimizer.__init__ is left out: it would make groups, state and hooks beside the base's.
+        base = _checked_base(optimizer)
+        self.default_gamma = checked_real("gamma", gamma)
+        self.constraint = checked_choice("constraint", constraint, ("layer", "element"))
+        self.select = _checked_select(select, base)
+        self.interval = checked_integer("interval", interval, minimum=1)
+        self.start_step = checked_integer("start_step", start_step, minimum=0)
+        self.epsilon = checked_real("epsilon", epsilon)
+        self.base = base
+        self._connect()
+        for key in _DEFAULT_KEYS:  # gammas that an earlier wrapper of this base filled in
+            defaults = [group.pop(key) for group in self.param_groups if key in group]
+            for group in self.param_groups:
+                if group.get(GAMMA_KEY) in defaults:
+                    del group[GAMMA_KEY]
+        self._fill_groups(self._step_number())
+
+    @abstractmethod
+    def _ascend(self, perturbation: Perturbation, gradients: Gradients | None = None) -> None:
+        """Perturb every selected tensor that has a direction; `gradients` replace their own."""
+
+    @abstractmethod
+    def _would_move(self) -> bool:
+        """Whether a tensor would move if weights were perturbed now."""
+
+    def _step_size_of(self, gamma: float) -> float:
+        """How far one move of a tensor with this gamma goes, relative to its norm."""
+        return gamma
+
+    # -- the three forms -------------------------------------------------------------------------
+
+    def passes(self) -> Passes:
+        """Return the forward and backward passes of this step, to be gone through by `for`.
+
+        Clear the gradients and compute new ones in each pass; `step()` belongs after the loop,
+        where the weights are restored bit for bit, in the same storage, however the loop is left.
+        Every mode takes the same loop, a step that does not perturb too.
+
+        Raises:
+            RuntimeError: inside another loop or block of this optimizer, and where a pass of a step
+                that perturbs adds to older gradients.
+
+        >>> import torch
+        >>> from torch_awp import AdversarialWeightPerturbation
+        >>> model = torch.nn.Linear(4, 1)
+        >>> optimizer = AdversarialWeightPerturbation(torch.optim.SGD(model.parameters(), lr=0.1))
+        >>> for p in optimizer.passes():
+        ...     optimizer.zero_grad()
+        ...     model(torch.ones(2, 4)).square().mean().backward()
+        ...     print(p)
+        Pass(index=0, climbs=True, perturbed=False)
+        Pass(index=1, climbs=False, perturbed=True)
+        >>> optimizer.step()
+        """
+        self._refuse_while_open("passes")
+        return Passes(self._run_passes)
+
+    def _run_passes(self) -> Iterator[Pass]:
+        with self._open("a loop over passes()") as perturbation:
+            due = self._is_due()
+            ascents = self._ascent_steps if due else 0
+            for index in range(ascents + 1):
+                if due and (index > 0 or ascents == 0):
+                    self._ascend(perturbation)
+                climbs = index < ascents
+                inputs = self._inputs() if climbs else None
+                with self._watched(Pass(index, climbs, perturbation.active, inputs), due) as p:
+                    yield p
+
+    def perturb(self) -> AbstractContextManager[None]:
+        """Return a context in which the weights are at `w + v`; it restores them bit for bit.
+
+        They are in the same storage, also after an exception or KeyboardInterrupt. On a step that
+        does not perturb (`interval`, `start_step`, gamma 0) nothing moves.
+
+        Raises:
+            RuntimeError: inside another block or loop of this optimizer.
+        """
+        self._refuse_while_open("perturb")
+        return self._block()
+
+    @contextmanager
+    def _block(self) -> Iterator[None]:
+        with self._open(BLOCK) as perturbation:
+            if self._is_due():
+                self._ascend(perturbation)
+            with self._watched(Pass(self._ascent_steps, False, perturbation.active), False):
+                yield
+
+    @contextmanager
+    def _open(self, name: str) -> Iterator[Perturbation]:
+        """The one way to perturbed weights and back."""
+        self._refuse_while_open(name)
+        run = self._run
+        perturbation = Perturbation(self.constraint, self.epsilon, run.workspace)
+        try:
+            run.inside, run.perturbation = name, weakref.ref(perturbation)
+            run.used, run.has_gradients = True, False
+            with perturbation:
+                yield perturbation
+        finally:
+            run.inside = run.current_pass = None
+            if not self._keeps_backups:
+                run.workspace.backups.clear()
+        if perturbation.overwritten:
+            shape = tuple(perturbation.overwritten[0].shape)
+            self._warn_once(
+                "overwritten",
+                f"a parameter of shape {shape} was written to while it was perturbed, which is "
+                "undone: write to weights before the loop or block, or after step()",
+            )
+
+    def step(self, closure: Closure | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Let the base step, with a closure on the gradients at perturbed weights.
+
+        Args:
+            closure: clears the gradients, computes the loss, calls `backward` and returns the loss.
+                Without it the base steps on the gradients that are there, which a loop over
+                :meth:`passes` or a :meth:`perturb` block has made.
+            *args: further arguments of the base's `step`.
+            **kwargs: further arguments of the base's `step`.
+
+        Returns:
+            The loss of the closure's first call, or what the base returns where there is none.
+
+        Raises:
+            RuntimeError: inside a block or loop, if the base never calls the closure, if the
+                closure computes no gradient or adds to older ones on a step that perturbs, or if
+                the base differentiates gradients that belong to perturbed weights.
+        """
+        self._refuse_while_open("step")
+        run, due, losses = self._run, self._is_due(), []  # type: ignore[var-annotated]
+        if closure is not None:
+            # Through the base's own closure, so that optimizers which need one (LBFGS) work too.
+            args = (self._evaluation(closure, losses), *args)
+        run.in_closure, run.stepped = closure is not None, False
+        try:
+            loss = self._step_base(*args, **kwargs)
+        except RuntimeError as error:
+            if "modified by an inplace operation" in str(error):
+                raise RuntimeError(
+                    f"{type(self.base).__name__}.step() differentiates the gradients once more, "
+                    "but they belong to perturbed weights, which are restored: a second-order base "
+                    "cannot be perturbed"
+                ) from error
+            raise
+        finally:
+            run.in_closure = False
+            run.before = {}
+        if due and closure is not None and run.stepped:
+            if not losses:
+                raise RuntimeError(f"{type(self.base).__name__}.step() never called its closure")
+            return losses[0]
+        return loss
+
+    def _evaluation(self, closure: Closure, first_losses: list[Any]) -> Closure:
+        """A closure for the base, which leaves the gradients to step on."""
+
+        @torch.enable_grad()
+        def evaluation() -> Any:
+            due, earlier, losses = self._is_due(), self._run.has_gradients, []
+            for _ in self._run_passes():
+                losses.append(closure())
+                if due and not self._has_computed():
+                    if earlier:  # Lightning's manual optimization brings an empty closure to the
+                        break  # step after the user's own loop
+                    raise RuntimeError(
+                        "the closure computed no gradient, on a step that perturbs: it must clear "
+                        "the gradients, compute the loss, call backward() and return the loss"
+                    )
+            first_losses.append(losses[0])
+            return losses[-1]
+
+        return evaluation
+
+    def _step_base(self, *args: Any, **kwargs: Any) -> Any:
+        if self._base_calls_hooks:
+            return self.base.step(*args, **kwargs)
+        self._before_base_step()
+        loss = self.base.step(*args, **kwargs)
+        self._after_base_step()
+        return loss
+
+    def _before_base_step(self) -> None:
+        """Hook of the base, before it steps, whoever makes it."""
+        self._refuse_while_open(f"{type(self.base).__name__}.step")
+        run = self._run
+        run.is_probe = self._is_state_probe()
+        run.missed = self._what_was_missed()
+
+    def _after_base_step(self) -> None:
+        """Hook of the base, after it has stepped."""
+        run = self._run
+        if run.missed is not None:
+            self._warn_once("step", run.missed)
+        run.stepped = True
+        run.used = run.has_gradients = False
+        if not run.is_probe:
+            self._count(self._step_number() + 1)
+
+    def _what_was_missed(self) -> str | None:
+        """Why the gradients of a step that is due are not those of perturbed weights."""
+        run = self._run
+        if run.is_probe or run.in_closure or run.has_gradients or not self._is_due():
+            return None
+        if self._would_move():
+            return (
+                "step() on gradients of unperturbed weights: none was computed in a loop over "
+                "passes(), a perturb() block or a closure, as in a trainer's own loop. Override "
+                "its training step (README, recipes), or set gamma to 0"
+            )
+        if run.used and all(param.grad is None for param in self._params()):
+            return (
+                "step() without a gradient: no tensor of this optimizer got one. Are they trained "
+                "elsewhere (an optimizer in backward hooks), or all frozen? Nothing is perturbed"
+            )
+        return None
+
+    # -- when and what ---------------------------------------------------------------------------
+
+    @property
+    def current_pass(self) -> Pass | None:
+        """The pass that is running, `None` outside of a loop, block or closure."""
+        return self._run.current_pass
+
+    @property
+    def gamma(self) -> float:
+        """The magnitude of groups without one of their own; assigning reaches those groups."""
+        return self.default_gamma
+
+    @gamma.setter
+    def gamma(self, value: float) -> None:
+        value = checked_real("gamma", value)
+        for group in self.param_groups:
+            if group.get(GAMMA_KEY, self.default_gamma) == self.default_gamma:
+                group[GAMMA_KEY] = value
+        self.default_gamma = value
+        self.param_groups[0][self._default_key] = value
+
+    def _gammas(self) -> list[float]:
+        gammas = [group.get(GAMMA_KEY, self.default_gamma) for group in self.param_groups]
+        for i, gamma in enumerate(gammas):
+            if not (type(gamma) is float and 0 <= gamma < math.inf):
+                gammas[i] = checked_real(f"param_groups[{i}]['{GAMMA_KEY}']", gamma)
+        return gammas
+
+    def _is_due(self, ahead: int = 0) -> bool:
+        """Whether this step perturbs, or one further ahead."""
+        step = self._step_number() + ahead - self.start_step
+        return step >= 0 and step % self.interval == 0 and any(self._gammas())
+
+    def _step_number(self) -> int:
+        """The number of successful steps so far; every group has it, since groups come and go."""
+        counts = [int(group[STEP_KEY]) for group in self.param_groups if STEP_KEY in group]
+        return max(counts, default=self._run.steps)
+
+    def _count(self, steps: int) -> None:
+        self._run.steps = steps
+        for group in self.param_groups:
+            group[STEP_KEY] = steps
+
+    def _is_state_probe(self) -> bool:
+        """Whether this step only creates state, as torch.distributed.checkpoint does.
+
+        It steps an optimizer without state on zero gradients with a zero learning rate.
+        """
+        if self.state or self._run.in_closure:
+            return False
+        lrs = [group.get("lr", 0) for group in self.param_groups]
+        # Looking at one on an accelerator would wait.
+        if any(isinstance(lr, Tensor) and lr.device.type != "cpu" for lr in lrs) or any(lrs):
+            return False
+        grads = [param.grad for param in self._params() if param.grad is not None]
+        return bool(grads) and not any(any_nonzero(grad) for grad in grads)
+
+    def _params(self) -> list[Tensor]:
+        return [param for group in self.param_groups for param in group["params"]]
+
+    def _selected(self) -> list[tuple[Tensor, float, dict[str, Any]]]:
+        """Every trainable tensor that may move, once, with its group's gamma and its group."""
+        _checked_select(self.select, self.base)  # groups can have been assigned since
+        selected: dict[Tensor, tuple[Tensor, float, dict[str, Any]]] = {}
+        for group, gamma in zip(self.param_groups, self._gammas(), strict=True):
+            names = group["param_names"] if self.select else repeat("", len(group["params"]))
+            for param, name in zip(group["params"], names, strict=True):
+                chosen = self.select(name, param) if self.select else param.ndim > 1
+                if chosen and gamma > 0 and param.requires_grad:
+                    selected.setdefault(param, (param, gamma, group))
+        for gamma, dtype in dict.fromkeys((g, p.dtype) for p, g, _ in selected.values()):
+            self._warn_if_too_small(gamma, dtype)
+        return list(selected.values())
+
+    def _inputs(self) -> list[Tensor] | None:
+        inputs = [param for param, _, _ in self._selected()]
+        # FSDP2 fills no gradient but in a whole backward pass.
+        return None if any(is_sharded(param) for param in inputs) else inputs or None
+
+    # -- what silence would hide -----------------------------------------------------------------
+
+    @contextmanager
+    def _watched(self, this: Pass, refuse_adding: bool) -> Iterator[Pass]:
+        """A pass, of which we note whether it computes gradients, and refuse that it adds to older.
+
+        Those belong to other weights (another batch at `w`, the ascent), so the sum would be
+        neither the gradient at `w` nor that at `w + v`. Trainers that accumulate gradients do this,
+        and loops that clear them only after the step. Watched on the first tensor with a gradient.
+        """
+        run = self._run
+        run.current_pass = this
+        run.versions = [(p, _version(p.grad)) for p in self._params()]
+        watched = this.inputs or self._params() if refuse_adding else []
+        first = next((p for p in watched if p.requires_grad and p.grad is not None), None)
+        added: list[bool] = []
+        handles = _watch_adding(first, added) if first is not None else []
+        try:
+            yield this
+        finally:
+            for handle in handles:
+                handle.remove()
+            run.has_gradients = not this.climbs and self._has_computed()
+            run.current_pass, run.versions = None, []
+        if any(added):
+            raise RuntimeError(
+                "a pass added to gradients that were there before: clear them at the beginning of "
+                "each pass, and let one pass go over all batches that a step accumulates (a trainer"
+                " that accumulates by itself, as Lightning's accumulate_grad_batches, shows only "
+                "the last). To add on purpose use perturb()"
+            )
+
+    def _has_computed(self) -> bool:
+        """Whether this pass has computed any gradient (or one was written by other means)."""
+        return any(
+            param.grad is not None and not _is_version(param.grad, version)
+            for param, version in self._run.versions
+        )
+
+    def _refuse_while_open(self, what: str) -> None:
+        if self._run.replaced:
+            raise RuntimeError(
+                f"{what}() of a wrapper whose base was wrapped anew: use the newer wrapper"
+            )
+        perturbation = self._run.perturbation()
+        inside = self._run.inside
+        if inside is None and perturbation is not None and perturbation.active:
+            inside = "a block or loop that could not be left"
+        if inside is not None:
+            raise RuntimeError(f"{what}() inside {inside}: leave it first")
+
+    def _refuse_while_perturbed(self, what: str) -> None:
+        """In the first pass of a loop the weights are at `w`, so a checkpoint is good there."""
+        perturbation = self._run.perturbation()
+        if self._run.inside == BLOCK or (perturbation is not None and perturbation.active):
+            self._refuse_while_open(what)
+
+    def _warn_once(self, about: str, message: str) -> None:
+        if about not in self._run.warned:
+            self._run.warned.add(about)
+            warnings.warn(message, stacklevel=3)
+
+    def _warn_if_too_small(self, gamma: float, dtype: torch.dtype) -> None:
+        smallest = _SMALLEST_GAMMA.get(dtype)
+        step_size = min(gamma, self._step_size_of(gamma))
+        if smallest is not None and step_size < smallest:
+            steps = f" in steps of {step_size:g}" if step_size < gamma else ""
+            self._warn_once(
+                "gamma",
+                f"gamma={gamma:g}{steps} is below {smallest:g}, half the relative spacing of "
+                f"{dtype} parameters: most of the perturbation rounds away. Use a larger gamma "
+                "or step, or float32 parameters (under autocast, say)",
+            )
+
+    def _warn_if_nothing_is_selected(self) -> None:
+        groups = zip(self.param_groups, self._gammas(), strict=True)
+        params = [param for group, gamma in groups if gamma > 0 for param in group["params"]]
+        if any(param.requires_grad and param.numel() for param in params):
+            reason = (
+                "all have one dimension (flat parameters, as FSDP1, DeepSpeed and flat buffers "
+                "make them?); select=lambda name, param: True takes those"
+                if self.select is None
+                else "select picks none: look at its names"
+            )
+            self._warn_once("select", f"no tensor is perturbed: {reason}")
+
+    # -- being the base --------------------------------------------------------------------------
+
+    def zero_grad(self, *args: Any, **kwargs: Any) -> None:
+        """The base's, whatever arguments it takes."""
+        self.base.zero_grad(*args, **kwargs)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """The base's; the group may bring its own `"perturb_gamma"`."""
+        steps = self._step_number()
+        self.base.add_param_group(param_group)
+        self._fill_groups(steps)
+
+    def __getattr__(self, name: str) -> Any:
+        # Private names stay private: torch.amp.GradScaler steps around who shows it the base's.
+        if name.startswith("_") or "base" not in vars(self):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.base, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        own = name.startswith("_") or name in vars(self) or hasattr(type(self), name)
+        if own or "base" not in vars(self) or not hasattr(self.base, name):
+            super().__setattr__(name, value)
+        else:
+            setattr(self.base, name, value)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._describe()}, base={self.base!r})"
+
+    def _describe(self) -> str:
+        gammas = list(dict.fromkeys(self._gammas()))
+        shown = f"{gammas[0]:g}" if len(gammas) == 1 else f"[{', '.join(f'{g:g}' for g in gammas)}]"
+        return f"gamma={shown}, constraint={self.constraint!r}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Left out: hooks, as in every torch optimizer, and the `step` that a scheduler puts into
+        # the instance, which would step the original of a copy.
+        self._refuse_while_perturbed("copying or pickling")
+        own = {k: v for k, v in vars(self).items() if not k.startswith("_") and k != "step"}
+        return {**own, UPDATE_KEY: self._run.update}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "base" not in state:  # the usual reset of an optimizer's state
+            self.base.__setstate__(state)
+            return
+        self.__dict__.update(state)
+        update = self.__dict__.pop(UPDATE_KEY)
+        self._connect()
+        self._run.update = update
+
+    def _connect(self) -> None:
+        """Become the one wrapper of the base, with its dictionaries of hooks: each fires once."""
+        self._run = RunState()
+        self._base_calls_hooks = False
+        for optimizer in optimizers_of(self.base):
+            hooks = {key: v for key, v in vars(optimizer).items() if key.endswith("_hooks")}
+            if "_optimizer_step_pre_hooks" in hooks and hasattr(type(optimizer).step, "hooked"):
+                break
+        else:
+            return
+        self.__dict__.update(hooks)
+        self._base_calls_hooks = True
+        if (earlier := _owners.pop(optimizer, None)) is not None:
+            earlier.run.replaced = True
+            for handle in earlier.handles:
+                handle.remove()
+        me = weakref.ref(self)
+        handles = [
+            optimizer.register_step_pre_hook(lambda *_: _call(me, "_before_base_step")),
+            optimizer.register_step_post_hook(lambda *_: _call(me, "_after_base_step")),
+        ]
+        _owners[optimizer] = _Owner(self._run, handles)
+
+    # -- state -----------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base's state, with the few values of the wrapper in its parameter groups.
+
+        Raises:
+            RuntimeError: while weights are perturbed.
+        """
+        self._refuse_while_perturbed("state_dict")
+        self._fill_groups(self._step_number())
+        return self.base.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a checkpoint of this wrapper or of the plain base.
+
+        Without values of a wrapper in it, gammas and generator stay as they are and steps count
+        from 0 again; gammas of the other wrapper are not taken over. Names of parameters stay.
+        """
+        self._refuse_while_open("load_state_dict")
+        before = [(group.get(GAMMA_KEY), group.get("param_names")) for group in self.param_groups]
+        self.base.load_state_dict(state_dict)
+        for values in self.state.values():
+            if isinstance(values, dict):
+                values.pop(UPDATE_KEY, None)
+        own = any(self._default_key in group for group in self.param_groups)
+        (other_key,) = (key for key in _DEFAULT_KEYS if key != self._default_key)
+        others = [group.pop(other_key) for group in self.param_groups if other_key in group]
+        for group, (gamma, names) in zip(self.param_groups, before, strict=True):
+            if names is not None:
+                group["param_names"] = names
+            if gamma is not None and not own:
+                group[GAMMA_KEY] = gamma
+        if others and not own:
+            self._warn_once(
+                "load",
+                f"gammas of another kind of weight perturbation in the checkpoint are not used: "
+                f"{self._describe()} stays",
+            )
+        self._run.steps = 0
+        for group in self.param_groups:
+            self.default_gamma = float(group.get(self._default_key, self.default_gamma))
+        self._fill_groups(self._step_number())
+
+    def _fill_groups(self, steps: int) -> None:
+        for group in self.param_groups:
+            group.setdefault(GAMMA_KEY, self.default_gamma)
+            group.setdefault(STEP_KEY, steps)
+        for group in self.param_groups[:1]:
+            group.setdefault(self._default_key, self.default_gamma)
+
+
+def optimizers_of(base: Optimizer) -> Iterator[Optimizer]:
+    """The base and, where it is one around others (Accelerate's, Lookahead), those inside."""
+    yield base
+    for value in vars(base).values():
+        if isinstance(value, Optimizer):
+            yield from optimizers_of(value)
+
+
+def _call(wrapper: Callable[[], WeightPerturbation | None], method: str) -> None:
+    me = wrapper()
+    if me is not None:
+        getattr(me, method)()
+
+
+def _version(grad: Tensor | None) -> Any:
+    """What tells a gradient from a later one, without keeping it alive."""
+    return None if grad is None else (weakref.ref(grad), grad._version)
+
+
+def _is_version(grad: Tensor | None, version: Any) -> bool:
+    if grad is None or version is None:
+        return False
+    return version[0]() is grad and bool(version[1] == grad._version)
+
+
+def _watch_adding(param: Tensor, added: list[bool]) -> list[RemovableHandle]:
+    """Append to `added` whether gradients of `param` are added to that which it has now."""
+    older = _version(param.grad)
+    found: list[bool] = []
+
+    def computed(_: Tensor) -> None:
+        # `grad.data.zero_()` leaves no trace but its zeros.
+        found[:] = [_is_version(param.grad, older) and bool(param.grad.any())]  # type: ignore[union-attr]
+
+    def accumulated(_: Tensor) -> None:  # torch.autograd.grad computes and accumulates nothing
+        added.extend(flag and param.grad is older[0]() for flag in found)
+
+    return [
+        param.register_hook(computed),  # type: ignore[no-untyped-call]
+        param.register_post_accumulate_grad_hook(accumulated),  # type: ignore[no-untyped-call]
+    ]
+
+
+def _checked_base(optimizer: Any) -> Optimizer:
+    if isinstance(optimizer, type):
+        raise TypeError(
+            f"optimizer must be a constructed optimizer, got the class {optimizer.__name__}: "
+            f"write {optimizer.__name__}(model.parameters(), ...)"
+        )
+    if isinstance(optimizer, WeightPerturbation):
+        raise ValueError(
+            f"optimizer must not be a weight perturbation itself, got {type(optimizer).__name__}: "
+            "wrap its base"
+        )
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
+        )
+    return optimizer
+
+
+def _checked_select(select: Select | None, optimizer: Optimizer) -> Select | None:
+    """Return `select` if it can be asked about every tensor of the optimizer by name."""
+    if select is None:
+        return None
+    if not callable(select):
+        raise ValueError(f"select must be None or a callable (name, param) -> bool, got {select!r}")
+    if any("param_names" not in group for group in optimizer.param_groups):
+        cls = type(optimizer).__name__
+        raise ValueError(
+            f"select={select!r} needs parameter names, which this {cls} does not have: build it "
+            f"with {cls}(model.named_parameters(), ...)"
+        )
+    return select
