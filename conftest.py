@@ -5,7 +5,7 @@ rest of the product is marked slow. What a whole file shares is made in one proc
 """
 
 import gc
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 import pytest
@@ -45,16 +45,24 @@ def _rest_of_products(items: list[pytest.Item]) -> Iterator[pytest.Function]:
         if hasattr(item, "callspec") and not item.get_closest_marker("slow"):
             products[item.nodeid.partition("[")[0]].append(item)
     for product in products.values():
-        rest, values = list(product), _values(product)
-        while values:
-            chosen = max(rest, key=lambda item: len(values & item.callspec.indices.items()))
-            values -= chosen.callspec.indices.items()
+        rest, tried = list(product), Counter()
+        while missing := set().union(*map(_values, product)) - tried.keys():
+            # Of those with as many new values, the one whose others were tried least.
+            chosen = min(
+                rest, key=lambda item: (-len(missing & _values(item)), _tried(item, tried))
+            )
+            tried.update(_values(chosen))
             rest.remove(chosen)
         yield from rest
 
 
-def _values(product: list[pytest.Function]) -> set[tuple[str, int]]:
-    return {value for item in product for value in item.callspec.indices.items()}
+def _values(item: pytest.Function) -> set[tuple[int, str]]:
+    """By number of the axis, which may have several parameters, and by name of the value."""
+    return set(enumerate(item.callspec._idlist))
+
+
+def _tried(item: pytest.Function, tried: Counter[tuple[int, str]]) -> int:
+    return sum(tried[value] for value in _values(item))
 
 
 def _group(item: pytest.Item) -> str | None:
