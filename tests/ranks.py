@@ -8,6 +8,7 @@ import functools
 import multiprocessing
 import os
 import pickle
+import sys
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -61,8 +62,10 @@ class Ranks:
         self._processes, self._pipes = [], []
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
+        windows = sys.platform == "win32"
+        context = multiprocessing.get_context("spawn" if windows else "forkserver")
+        if not windows:
+            context.set_forkserver_preload(PRELOADED)
         rendezvous = self._folder / f"rendezvous{len(list(self._folder.iterdir()))}"
         for rank in range(self.size):
             here, there = context.Pipe()
@@ -89,7 +92,8 @@ class Failure:
 
 
 def _serve(pipe: Connection, rank: int, size: int, rendezvous: str) -> None:
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    if sys.platform == "linux":
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=size, timeout=PATIENCE
