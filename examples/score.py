@@ -24,7 +24,6 @@ from typing import Annotated, Literal, get_args
 import torch
 import tyro
 from torch import Tensor, nn
-from vqa.models.backbone import Backbone
 
 import fast_vqa
 import sama_iqa

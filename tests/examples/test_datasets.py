@@ -8,7 +8,7 @@ from unicodedata import normalize
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from openpyxl import Workbook
 from scipy.io import savemat
@@ -656,7 +656,6 @@ FILE_NAMES = st.text(
 ).map(lambda name: f"{name[:40]}.png")
 
 
-@settings(max_examples=40)
 @given(st.dictionaries(FILE_NAMES, st.floats(-1e6, 1e6), min_size=1, max_size=5))
 def test_whatever_a_csv_can_hold_is_read_back(scores):
     with tempfile.TemporaryDirectory() as folder:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import IMPORTABLE, run_command
+from command_line import IMPORTABLE, call_command, run_command
 
 from vqa.errors import expected_errors_in_one_line
 from vqa.io.video import VideoError
@@ -83,11 +83,18 @@ def test_debug_shows_every_traceback(command):
     ],
 )
 def test_scripts_end_so(script, flags, message):
-    done = run_command(EXAMPLES / script, *flags)
+    done = call_command(EXAMPLES / script, *flags)
 
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_script_in_a_process_of_its_own_ends_so():
+    done = run_command(EXAMPLES / "landscape.py", "--checkpoint", "/nowhere.pt")
+
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_reader_that_has_gone_away_is_no_mistake(tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 import av
 import pytest
 import torch
-from command_line import REPOSITORY, run_command
+from command_line import IN_THIS_PROCESS_AND_ITS_OWN, REPOSITORY, call_command
 from full_disk import room_for
 from PIL import Image
 from torchvision.models import resnet50
@@ -115,6 +115,7 @@ def test_a_file_has_one_score_alone_and_among_others(trained):
     assert score_files(trained.checkpoint, files[::-1]) == together[::-1]
 
 
+@pytest.mark.slow
 def test_the_number_of_workers_does_not_show(image_model):
     together = score_files(image_model.checkpoint, [image_model.files])
 
@@ -446,7 +447,7 @@ def python(command, folder, *more):
     """Run a command of README.md in another folder, with more arguments."""
     program, script, *arguments = command
     assert program == "python"
-    return run_command(REPOSITORY / script, *arguments, *more, folder=folder)
+    return call_command(REPOSITORY / script, *arguments, *more, folder=folder)
 
 
 @pytest.mark.parametrize("script", ["fast_vqa", "sama_iqa"])
@@ -488,8 +489,9 @@ def test_a_new_user_scores_own_files_by_what_the_readme_says(
         assert told in scored.stdout
 
 
-def test_a_wrong_call_is_one_line_and_status_2(tmp_path):
-    done = run_command(SCRIPT, tmp_path / "gone.pt", tmp_path, "--output", tmp_path / "scores.csv")
+@IN_THIS_PROCESS_AND_ITS_OWN
+def test_a_wrong_call_is_one_line_and_status_2(tmp_path, run):
+    done = run(SCRIPT, tmp_path / "gone.pt", tmp_path, "--output", tmp_path / "scores.csv")
 
     assert done.returncode == 2
     assert "gone.pt: expected a checkpoint, there is no file" in done.stderr
