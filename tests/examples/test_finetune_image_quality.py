@@ -31,7 +31,7 @@ from vqa.sampling.squares import Images, load_images
 from vqa.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "finetune_image_quality.py"
-METHODS = ["plain", "rwp", "awp", "awp-update", "awp-previous"]
+METHODS = ["plain", "rwp", "awp", "awp-update"]
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from vqa.training.main import run_script
 from vqa.training.settings import Settings
 
 SCRIPTS = {script.__name__: script for script in (fast_vqa, sama_vqa, sama_iqa, simple_vqa)}
-PERTURB = ["none", "rwp", "awp", "awp-previous"]
+PERTURB = ["none", "rwp", "awp", "awp-update"]
 
 
 @pytest.fixture(params=SCRIPTS)
