@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,6 +35,20 @@ class PerturbationRule:
     """Move the tensors whose name contains "weight", not those with more than one dimension."""
     epsilon: float = 0.0
     """Added to both norms."""
+    within: tuple[str, ...] = ()
+    """Names of the only modules whose tensors move; none for all."""
+
+    @property
+    def select(self) -> Callable[[str, Tensor], bool] | None:
+        """Which tensors move; None is the library's default."""
+        if not self.named_weight and not self.within:
+            return None
+        return self._moves
+
+    def _moves(self, name: str, parameter: Tensor) -> bool:
+        if self.within and not any(name.startswith(f"{own}.") for own in self.within):
+            return False
+        return "weight" in name if self.named_weight else parameter.ndim > 1
 
 
 _DEFAULT_RULE = PerturbationRule()
@@ -60,8 +75,7 @@ def perturbed(
         seed: of the random perturbation.
         rule: how the perturbation is made.
     """
-    select = _is_named_weight if rule.named_weight else None
-    constraint, epsilon = rule.constraint, rule.epsilon
+    select, constraint, epsilon = rule.select, rule.constraint, rule.epsilon
     if method == "plain":
         return AdversarialWeightPerturbation(optimizer, gamma=0.0)
     if method == "rwp":
@@ -90,7 +104,3 @@ _ASCENT: dict[Method, Literal["current", "update", "previous"]] = {
     "awp-update": "update",
     "awp-previous": "previous",
 }
-
-
-def _is_named_weight(name: str, parameter: Tensor) -> bool:
-    return "weight" in name
