@@ -56,6 +56,7 @@ class Saved:
             sharding.local_part(self.param.detach()).copy_(self.local)
         else:
             self.param.data = self.local
+        self.weight = _as_real(self.local)
 
 
 class Perturbation:
