@@ -79,13 +79,13 @@ def fit(run: TrainingRun, folder: Path) -> None:
         if log is not None:
             log.close()
     run.place.wait_for_all()
-    chosen = load_checkpoint(best)
-    if (chosen.run, chosen.epoch) != (run.digest, run.counters.best_epoch):
+    kept = load_checkpoint(best)
+    if (kept.run, kept.epoch) != (run.digest, run.counters.best_epoch):
         raise CheckpointError(
             f"{best}: expected epoch {run.counters.best_epoch} as this run wrote it, got epoch"
-            f" {chosen.epoch} of another run: choose another --output, or --resume never"
+            f" {kept.epoch} of another run: choose another --output, or --resume never"
         )
-    run.tested_model.load_state_dict(chosen.state_dict)
+    run.tested_model.load_state_dict(kept.state_dict)
 
 
 def _describe_taken_up(run: TrainingRun, folder: Path) -> str:
