@@ -397,4 +397,4 @@ if __name__ == "__main__":
         with FileLock(settings.output / "run-in-progress.lock", timeout=0):
             main(settings)
     except (UnusableError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+        parser.exit(2, f"{parser.prog}: {' '.join(str(error).split())}\n")
