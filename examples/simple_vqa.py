@@ -68,6 +68,7 @@ PAPER = SimpleVqa(
     weight_decay=1e-7,
     ema=0.0,
     logistic_fit=True,
+    logistic_start="released",
     perturb="awp",
     loss="released",
     batch_statistics="released",
@@ -108,6 +109,7 @@ def task(settings: SimpleVqa) -> Task:
         files=(settings.features / MANIFEST,),
         features=lambda: FeatureCache.open(settings.features).made(),
         head="quality",
+        clips="quality",
         end=ENDS[settings.model],
         freeze_statistics=settings.batch_statistics == "fixed",
     )

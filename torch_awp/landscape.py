@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Generator, Tensor, nn
 
-from torch_awp.arguments import checked_integer, checked_real
+from torch_awp.optimizer import checked_integer, checked_real
 from torch_awp.perturbation import Move, Perturbation
 from torch_awp.running_stats import is_writable
 

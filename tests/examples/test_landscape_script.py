@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import REPOSITORY, run_command
+from command_line import IN_THIS_PROCESS_AND_ITS_OWN, REPOSITORY
 
 import fast_vqa
 import sama_iqa
@@ -227,11 +227,12 @@ def test_every_checkpoint_counts_once(checkpoint):
         Landscape(checkpoint)
 
 
-def test_it_runs_from_the_command_line(settings, tmp_path):
+@IN_THIS_PROCESS_AND_ITS_OWN
+def test_it_runs_from_the_command_line(settings, tmp_path, run):
     arguments = ["--checkpoint", *settings.checkpoint, "--batches", "1"]
     arguments += ["--output", tmp_path / "out", "--landscape.points", "3"]
 
-    run = run_command(REPOSITORY / "examples" / "landscape.py", *arguments)
+    done = run(REPOSITORY / "examples" / "landscape.py", *arguments)
 
-    assert run.returncode == 0, run.stderr
+    assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "curves.png").exists()

@@ -1,20 +1,34 @@
 """The benchmark of reading files, and the memory that reading takes."""
 
 import json
+from dataclasses import replace
 
+import pytest
 from command_line import REPOSITORY, run_command
 
-from vqa.synthetic.mini_ugc import MiniUgcSettings, build_mini_ugc
+from benchmarks import pipeline
+from benchmarks.pipeline import Benchmark, main
 
-SCRIPT = REPOSITORY / "benchmarks" / "pipeline.py"
+MEMORY = Benchmark(measures=("memory",), memory_heights=(720,), memory_seconds=(1,))
 
 
-def test_reading_a_file_takes_the_memory_of_a_few_frames_however_many_there_are(tmp_path):
+def test_reading_a_file_takes_the_memory_of_a_few_frames(tmp_path, monkeypatch):
     """A frame has 4 MiB as floating-point luma; a second of them, with planes, had two thousand."""
+    monkeypatch.setattr(pipeline, "MEMORY_READERS", {"SAMA": pipeline.read_sama})
+    monkeypatch.setattr(pipeline, "SAMPLINGS", {"testing": pipeline.SAMPLINGS["testing"]})
+
+    main(replace(MEMORY, output=tmp_path / "pipeline.json"))
+
+    found = json.loads((tmp_path / "pipeline.json").read_text())["memory"]["MiB"]
+    assert 0 < found["SAMA, testing"]["720p-1s"] < 150
+
+
+@pytest.mark.slow
+def test_every_reading_of_a_file_takes_the_memory_of_a_few_frames(tmp_path):
     output = tmp_path / "pipeline.json"
     output.write_text('{"results": "of an earlier run"}')
     settings = ["--measures", "memory", "--memory-heights", "720", "--memory-seconds", "1"]
-    run = run_command(SCRIPT, *settings, "--output", output)
+    run = run_command(REPOSITORY / "benchmarks" / "pipeline.py", *settings, "--output", output)
     assert run.returncode == 0, run.stderr
 
     found = json.loads(output.read_text())
@@ -25,14 +39,18 @@ def test_reading_a_file_takes_the_memory_of_a_few_frames_however_many_there_are(
     assert max(grown.values()) < 150, grown
 
 
-def test_what_the_stack_costs_is_told_apart_from_the_steps(tmp_path):
-    build_mini_ugc(tmp_path / "set", MiniUgcSettings(photographs=2, train_clips=11, test_clips=2))
-    settings = ["--measures", "stack", "--stack-epochs", "1", "--rounds", "2"]
-    settings += ["--mini-ugc", tmp_path / "set", "--output", tmp_path / "pipeline.json"]
+def test_what_the_stack_costs_is_told_apart_from_the_steps(few_videos, tmp_path):
+    output = tmp_path / "pipeline.json"
+    main(
+        Benchmark(
+            measures=("stack",),
+            stack_epochs=1,
+            rounds=2,
+            mini_ugc=few_videos["data_root"],
+            output=output,
+        )
+    )
 
-    run = run_command(SCRIPT, *settings)
-
-    assert run.returncode == 0, run.stderr
-    shares = json.loads((tmp_path / "pipeline.json").read_text())["stack"]["shares"]
+    shares = json.loads(output.read_text())["stack"]["shares"]
     for name in ("steps", "reading", "choosing, saving, logging"):
         assert 0 < shares[name][1] < 1

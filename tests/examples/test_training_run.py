@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 import torch
+from tiers import first_fast
 from toy_task import SETTINGS, score_toy, toy_samples, toy_task, with_settings
 
 from vqa.training.checkpoint import RunStateError
@@ -165,10 +166,11 @@ def test_an_overflow_leaves_the_step_out_and_the_weights_alone():
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a single core
-def test_the_number_of_workers_does_not_show():
+@pytest.mark.parametrize("workers", first_fast([1, 2]))
+def test_the_number_of_workers_does_not_show(workers):
     alone = train(new_run(), 2)
 
-    assert train(new_run(with_settings(workers=2)), 2) == alone
+    assert train(new_run(with_settings(workers=workers)), 2) == alone
 
 
 def test_a_run_with_other_settings_or_labels_is_not_gone_on_from(tmp_path):

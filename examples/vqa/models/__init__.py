@@ -8,7 +8,7 @@ from torch import nn
 
 from vqa.models.fast_vqa import FastVqa, FastVqaM
 from vqa.models.formats import Drop, Format
-from vqa.models.published import LoadReport, PublishedWeightsError, load_published
+from vqa.models.published import LoadReport, PublishedWeightsError, load_published, other_owner
 from vqa.models.sama_iqa import SamaIqa, TinySamaIqa
 from vqa.models.simple_vqa import SimpleVqa, TinySimpleVqa
 from vqa.models.tiny_fast_vqa import TinyFastVqa
@@ -20,6 +20,7 @@ __all__ = [
     "PublishedWeightsError",
     "build_model",
     "load_published",
+    "other_owner",
 ]
 
 _MODELS: dict[str, Callable[..., nn.Module]] = {

@@ -36,7 +36,9 @@ def dry_run(task: Task, settings: Settings, parts: Parts, place: Place) -> None:
     step_seconds, step_wall = _time_steps(run)
     test_seconds = _time_test(run, parts)
     print(_describe_batch(run))
-    print(f"memory: {peak_memory(place.device) / 2**30:.2f} GiB at most on {place.device}")
+    memory = peak_memory(place.device)
+    if memory is not None:
+        print(f"memory: {memory / 2**30:.2f} GiB at most on {place.device}")
     tested = len(parts.chooses(settings)) * run.epochs + sum(
         len(own) for name, own in sizes.items() if name != "train" or settings.train_score
     )

@@ -21,10 +21,12 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from torch_awp import freeze_running_stats
 from vqa.datasets import Sample
+from vqa.io.files import digest
 from vqa.metrics import Agreement
 from vqa.progress import progress_bar
 from vqa.training.checkpoint import (
     Checkpoint,
+    CheckpointError,
     Counters,
     HasState,
     load_checkpoint,
@@ -57,6 +59,7 @@ def fit(run: TrainingRun, folder: Path) -> None:
 
     Raises:
         RunStateError: last.pt cannot be gone on from.
+        CheckpointError: best.pt is not what this run wrote.
         ValueError: bad files have left nothing of an epoch to train on.
     """
     last, best = folder / "last.pt", folder / "best.pt"
@@ -76,7 +79,13 @@ def fit(run: TrainingRun, folder: Path) -> None:
         if log is not None:
             log.close()
     run.place.wait_for_all()
-    run.tested_model.load_state_dict(load_checkpoint(best).state_dict)
+    chosen = load_checkpoint(best)
+    if (chosen.run, chosen.epoch) != (run.digest, run.counters.best_epoch):
+        raise CheckpointError(
+            f"{best}: expected epoch {run.counters.best_epoch} as this run wrote it, got epoch"
+            f" {chosen.epoch} of another run: choose another --output, or --resume never"
+        )
+    run.tested_model.load_state_dict(chosen.state_dict)
 
 
 def _describe_taken_up(run: TrainingRun, folder: Path) -> str:
@@ -186,6 +195,11 @@ class TrainingRun:
             self._compiled = torch.compile(self.model)  # type: ignore[assignment]
         # Every process drops out other units.
         torch.manual_seed(settings.seed + place.rank)
+
+    @property
+    def digest(self) -> str:
+        """Of all that decides the result."""
+        return digest(self._identity)
 
     @property
     def tested_model(self) -> nn.Module:
@@ -340,7 +354,7 @@ def _choose(run: TrainingRun, best: Path) -> Agreement | None:
             "choose",
             run.task.choice_batch,
         )
-        chosen = measured(predictions, run.settings.logistic_fit)
+        chosen = measured(predictions, run.settings)
     score = math.inf if chosen is None else chosen.srcc + chosen.plcc
     # Not a number is never better; but there must be one to fall back on.
     if chosen is None or score > counters.best or counters.best_epoch == 0:
@@ -355,6 +369,7 @@ def _choose(run: TrainingRun, best: Path) -> Agreement | None:
                     counters.epoch,
                     run.tested_model.state_dict(),
                     features=run.task.features(),
+                    run=run.digest,
                 ),
             )
     return chosen

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from vqa.datasets.splits import Protocol
+from vqa.metrics import LogisticStart
 from vqa.synthetic.mini_ugc import DEFAULT_FOLDER
 from vqa.training.distributed import DeviceName
 from vqa.training.perturbation import Method, PerturbationRule
@@ -34,7 +35,8 @@ class Settings:
     annotations: Path | None = None
     """Its annotation file; looked for in the usual places if not given."""
     score_column: str | None = None
-    """Another score than the data set's usual one, such as MOS of KonIQ-10k."""
+    """Another score than the data set's usual one, such as MOS of KonIQ-10k; of several columns,
+    such as anna,ben or rater*, the mean."""
     also_test: tuple[str, ...] = ()
     """More data sets to test on: NAME=ROOT or NAME=ROOT,ANNOTATIONS."""
     official_parts: Literal["use", "ignore"] = "use"
@@ -51,6 +53,9 @@ class Settings:
     logistic_fit: bool = False
     """Fit a four-parameter logistic before PLCC and RMSE, as SimpleVQA does; the others only move
     predictions to the mean and deviation of the opinion scores before RMSE."""
+    logistic_start: LogisticStart = "fixed"
+    """Where that fit begins: the released start does not follow the scale of the predictions, so
+    PLCC depends on it and can be lower than without a fit."""
     missing_files: Literal["stop", "skip"] = "stop"
     """Stop when annotated files are missing, or go on without them."""
     bad_files: Literal["stop", "skip"] = "stop"
@@ -115,7 +120,7 @@ class Settings:
 
     # The machine
     device: DeviceName = "auto"
-    """`auto` is a GPU where there is one."""
+    """`auto` (a GPU where there is one), `cpu`, `cuda`, or `cuda:1` for one GPU of several."""
     amp: Literal["none", "bf16", "fp16"] = "none"
     """Mixed precision."""
     compile: bool = False
@@ -127,7 +132,8 @@ class Settings:
 
     # Output
     output: Path | None = None
-    """Folder of the results; by default runs/SCRIPT/DATASET-PERTURBATION, or DATASET-evaluated."""
+    """Folder of the results, of one running command at a time; by default
+    runs/SCRIPT/DATASET-PERTURBATION-seed-SEED, or DATASET-evaluated."""
     resume: Literal["auto", "never"] = "auto"
     """Go on where an interrupted run with the same settings stopped, or begin again."""
     save_every: int = 500
