@@ -272,9 +272,11 @@ class TrainingRun:
         Only with respect to `inputs`, where they are given.
         """
         losses = []
-        # DistributedDataParallel averages all gradients or none.
-        alone = isinstance(model, DistributedDataParallel) and inputs is not None
-        with model.no_sync() if alone else nullcontext():
+        with (
+            model.no_sync()  # DistributedDataParallel averages all gradients or none
+            if inputs is not None and isinstance(model, DistributedDataParallel)
+            else nullcontext()
+        ):
             for batch in batches:
                 loss = self._loss(model, batch, later) / len(batches)
                 torch.autograd.backward(self.scaler.scale(loss), inputs=inputs)
