@@ -23,7 +23,7 @@ from vqa.training.settings import Settings
 
 SCRIPTS = {script.__name__: script for script in (fast_vqa, sama_vqa, sama_iqa, simple_vqa)}
 ONE_FAST = pytest.mark.parametrize("script", first_fast(SCRIPTS), indirect=True)
-PERTURB = ["none", "rwp", "awp", "awp-previous"]
+PERTURB = ["none", "rwp", "awp", "awp-update"]
 
 
 @pytest.fixture(params=SCRIPTS)

@@ -13,14 +13,13 @@ from torch_awp import AdversarialWeightPerturbation, RandomWeightPerturbation
 
 Perturbed = AdversarialWeightPerturbation | RandomWeightPerturbation
 
-Method = Literal["plain", "rwp", "awp", "awp-update", "awp-previous"]
+Method = Literal["plain", "rwp", "awp", "awp-update"]
 
 METHOD_NAMES: dict[Method, str] = {
     "plain": "plain AdamW",
     "rwp": "RWP",
     "awp": "AWP",
     "awp-update": 'AWP, ascent="update"',
-    "awp-previous": 'AWP, ascent="previous"',
 }
 
 
@@ -69,8 +68,8 @@ def perturbed(
     Args:
         optimizer: the base, built with `named_parameters()` if the rule asks for names.
         method: `"rwp"` moves the weights at random, `"awp"` uphill along the current gradient (one
-            more pass for each of the rule's steps), `"awp-update"` along the previous step's change
-            of the weights and `"awp-previous"` along its gradient (no more passes).
+            more pass for each of the rule's steps) and `"awp-update"` along the change that the
+            last step made to the weights (no more passes).
         gamma: size of the perturbation relative to each weight tensor.
         seed: of the random perturbation.
         rule: how the perturbation is made.
@@ -92,15 +91,8 @@ def perturbed(
         optimizer,
         gamma,
         steps=rule.steps if method == "awp" else 1,
-        ascent=_ASCENT[method],
+        ascent="update" if method == "awp-update" else "current",
         constraint=constraint,
         select=select,
         epsilon=epsilon,
     )
-
-
-_ASCENT: dict[Method, Literal["current", "update", "previous"]] = {
-    "awp": "current",
-    "awp-update": "update",
-    "awp-previous": "previous",
-}

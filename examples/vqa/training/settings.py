@@ -62,9 +62,8 @@ class Settings:
     """Stop at a file that cannot be read, or leave it out and count it."""
 
     # Perturbation
-    perturb: Literal["none", "rwp", "awp", "awp-update", "awp-previous"] = "none"
-    """Weight perturbation: random, adversarial, or in one pass along the last update or
-    gradient."""
+    perturb: Literal["none", "rwp", "awp", "awp-update"] = "none"
+    """Weight perturbation: random, adversarial, or in one pass along the last update."""
     gamma: float = 1e-4
     """Its size relative to each weight tensor."""
     perturb_end: bool = False
