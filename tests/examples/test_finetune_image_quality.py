@@ -360,6 +360,7 @@ def test_weights_that_do_not_fit_end_the_command_in_one_line(settings, tmp_path)
     done = run_command(
         *(SCRIPT, "--data-root", settings.data_root, "--backbone", settings.backbone),
         *("--weights", tmp_path / "weights.pt", "--size", 48, "--crop", 32, "--batch", 6),
+        *("--output", tmp_path / "out"),
     )
 
     assert done.returncode == 2
