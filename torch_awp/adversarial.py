@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from torch_awp.arguments import checked_choice, checked_integer, checked_real
 from torch_awp.functional import alike
 from torch_awp.optimizer import (
     BLOCK,
@@ -17,6 +16,9 @@ from torch_awp.optimizer import (
     Gradients,
     Select,
     WeightPerturbation,
+    checked_choice,
+    checked_integer,
+    checked_real,
     optimizers_of,
 )
 from torch_awp.perturbation import Move, Perturbation
@@ -89,21 +91,13 @@ class AdversarialWeightPerturbation(WeightPerturbation):
         epsilon: float = 0.0,
     ) -> None:
         self.steps = checked_integer("steps", steps, minimum=1)
-        self.step_size = (
-            None if step_size is None else checked_real("step_size", step_size, positive=True)
-        )
-        self.ascent = checked_choice("ascent", ascent, ("current", "update"))
+        self.step_size = step_size
+        if step_size is not None:
+            self.step_size = checked_real("step_size", step_size, positive=True)
+        self.ascent = checked_choice("ascent", ascent, "current", "update")
         if ascent != "current" and steps != 1:
             raise ValueError(f"ascent={ascent!r} climbs once: steps must be 1, got {steps}")
-        super().__init__(
-            optimizer,
-            gamma,
-            constraint=constraint,
-            select=select,
-            interval=interval,
-            start_step=start_step,
-            epsilon=epsilon,
-        )
+        super().__init__(optimizer, gamma, constraint, select, interval, start_step, epsilon)
 
     def ascend(self) -> None:
         """Climb once more, along the current gradients; inside a :meth:`perturb` block.
@@ -113,9 +107,7 @@ class AdversarialWeightPerturbation(WeightPerturbation):
         """
         perturbation = self._run.perturbation()
         if self._run.inside != BLOCK or perturbation is None:
-            inside = self._run.inside
-            where = f"inside {inside}, which climbs by itself" if inside else f"outside {BLOCK}"
-            raise RuntimeError(f"ascend() {where}: enter one first")
+            raise RuntimeError(f"ascend() outside {BLOCK}: enter one first")
         if self._is_due():
             perturbation.move(self._moves())
 
@@ -126,7 +118,7 @@ class AdversarialWeightPerturbation(WeightPerturbation):
     @property
     def _keeps_backups(self) -> bool:  # type: ignore[override]
         # A copy between steps is what the direction takes already.
-        return self.ascent == "current"
+        return bool(self.ascent == "current")
 
     def _step_size_of(self, gamma: float) -> float:
         return gamma / self.steps if self.step_size is None else self.step_size

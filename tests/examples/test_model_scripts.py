@@ -23,7 +23,7 @@ from vqa.training.settings import Settings
 
 SCRIPTS = {script.__name__: script for script in (fast_vqa, sama_vqa, sama_iqa, simple_vqa)}
 ONE_FAST = pytest.mark.parametrize("script", first_fast(SCRIPTS), indirect=True)
-PERTURB = ["none", "rwp", "awp", "awp-previous"]
+PERTURB = ["none", "rwp", "awp", "awp-update"]
 
 
 @pytest.fixture(params=SCRIPTS)
@@ -258,6 +258,7 @@ def test_simple_vqas_presets_have_the_published_values_and_quirks(tmp_path):
     )
     assert simple_vqa.SimpleVqa().loss == "fixed"
     assert simple_vqa.SimpleVqa().batch_statistics == "fixed"
+    assert (paper.logistic_start, simple_vqa.SimpleVqa().logistic_start) == ("released", "fixed")
 
 
 @pytest.mark.parametrize(("loss", "has_rank_gradient"), [("fixed", True), ("released", False)])

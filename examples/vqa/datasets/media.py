@@ -78,7 +78,7 @@ def _find_file(spec: DataSetSpec, root: Path, name: str, listings: FolderListing
 
 
 def _candidates(spec: DataSetSpec, name: str) -> Iterator[str]:
-    name = name.replace("\\", "/")
+    name = os.path.expanduser(name.replace("\\", "/"))
     identifier = PurePosixPath(name).name.split(".")[0].split("_")[0]
     for folder in spec.folders:
         for file in spec.files:
