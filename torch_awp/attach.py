@@ -464,9 +464,11 @@ def _own_graph() -> Any:
 def _suspended(optimizer: WeightPerturbation, stay: _Stay) -> Iterator[None]:
     run, perturbation = optimizer._run, stay.perturbation
     this, run.current_pass = run.current_pass, None
-    with perturbation.suspended() if perturbation is not None else nullcontext():
-        yield
-    run.current_pass = this
+    try:
+        with perturbation.suspended() if perturbation is not None else nullcontext():
+            yield
+    finally:
+        run.current_pass = this
 
 
 def _refuse_backward(stay: _Stay, output: Any) -> None:
