@@ -403,8 +403,8 @@ def test_a_loss_that_is_not_found_is_an_error_that_names_the_cure(output):
     with pytest.raises(RuntimeError, match="loss=.*ends in its loss.*one pass"):
         model(*batches(1)[0])
     assert same_bits(weights_of(model), home)
-    _, optimizer, _ = single = build(WRAPS["rwp"], Returning(output))
-    single[0](*batches(1)[0])
+    model, optimizer, _ = build(WRAPS["rwp"], Returning(output))
+    output = model(*batches(1)[0])
     assert optimizer.current_pass.perturbed  # needs no loss
 
 
@@ -510,8 +510,6 @@ def test_an_output_that_is_dropped_is_restored_before_the_next_forward_pass():
     first, second = batches(2)
     model(*first)  # not kept
     assert not same_bits(weights_of(model), home)
-    twin, other = copy.deepcopy, None
-    del twin, other
     seen = []
     model.body.register_forward_pre_hook(lambda *_: seen.append(weights_of(model)))
     model(*second).backward()
@@ -763,7 +761,6 @@ def test_a_second_backward_pass_through_the_same_graph_is_an_error():
 
 def test_a_second_backward_pass_that_torch_lets_pass_is_an_error_too():
     model = nn.Sequential(nn.Embedding(4, 3))
-    model.eval = None
     optimizer = WRAPS["rwp"](sgd(model))
     optimizer.attach(model)
     loss = model(torch.tensor([0, 1])).sum()

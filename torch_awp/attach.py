@@ -90,6 +90,7 @@ class Attachment:
         self._call = ExitStack()  # what ends with it
         self._finish: Callable[[Any], None] | None = None  # what to do with its output
         self._climbing = False
+        self._looked = False  # at the precision of its graph
         self._paused = 0
         self.begin_step()
 
@@ -282,19 +283,16 @@ class Attachment:
             del output
             if not isinstance(loss, Tensor) or loss.ndim > 0:
                 raise RuntimeError(f"attach(loss=...) must give a scalar tensor, got {loss!r}")
-            device = loss.device.type
-            if (
-                self._loss is None
-                and torch.is_autocast_enabled(device)
-                and torch.get_autocast_dtype(device) == torch.float16
-            ):
-                optimizer._warn_once(
-                    "autocast",
-                    "small gradients of the climb's loss vanish under float16 autocast: scale it as"
-                    " the training does, attach(model, loss=lambda output, *_, **__: "
-                    "scaler.scale(output.loss))",
-                )
-            with torch.autocast(device, enabled=False):
+            if self._loss is None and not self._looked:
+                self._looked = True
+                if _is_half_way(loss):
+                    optimizer._warn_once(
+                        "float16",
+                        "small gradients of the climb's loss vanish in float16: scale it as the "
+                        "training does, attach(model, loss=lambda output, *_, **__: "
+                        "scaler.scale(output.loss))",
+                    )
+            with torch.autocast(loss.device.type, enabled=False):
                 found = _differentiate(loss, tensors)
         gradients = {p: g for p, g in zip(tensors, found, strict=True) if g is not None}
         sharded = [param for param in tensors if is_sharded(param)]
@@ -451,6 +449,20 @@ def _differentiate(loss: Tensor, tensors: list[Tensor]) -> tuple[Tensor | None, 
                 "torch.utils.checkpoint with use_reentrant=False"
             ) from error
         raise
+
+
+def _is_half_way(loss: Tensor) -> bool:
+    """Whether gradients come through float16, under autocast, say."""
+    nodes, seen = [loss.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if any(tensor.dtype == torch.float16 for tensor in getattr(node, "_input_metadata", ())):
+            return True
+        nodes.extend(following for following, _ in node.next_functions)
+    return False
 
 
 def _own_graph() -> Any:
