@@ -186,19 +186,21 @@ class Attachment:
         self._call.close()  # what an interrupt left
         self._module = weakref.ref(module)
         self._depth, self._frame, self._finish = 1, _calling_frame(), None
+        hooks = module._forward_pre_hooks
+        late = self._first in hooks and next(iter(hooks)) != self._first
+        if late:
+            hooks.move_to_end(self._first, last=False)
         trains = module.training and torch.is_grad_enabled()
         if self._stay is not None:
             self._call_again(optimizer, self._stay, trains)
         elif trains and not self._paused:
             if optimizer._is_due():
-                self._perturb(optimizer, module, args, kwargs)
+                with _ungathered(module) if late else nullcontext():
+                    self._perturb(optimizer, module, args, kwargs)
         elif not module.training:
             self.missed = "its forward passes were in evaluation mode (model.eval())"
         else:
             self.missed = "its forward passes were paused, or without gradients"
-        hooks = module._forward_pre_hooks
-        if self._first in hooks and next(iter(hooks)) != self._first:
-            hooks.move_to_end(self._first, last=False)
 
     @_eager
     def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -363,9 +365,10 @@ class Attachment:
     # -- what cannot be right --------------------------------------------------------------------
 
     def _find_tensors(self, optimizer: WeightPerturbation, module: nn.Module) -> None:
-        for part in module.modules():  # FSDP2 registers whole tensors after a forward pass alone
-            if hasattr(part, "reshard") and hasattr(part, "unshard"):
-                part.reshard()
+        if any(is_sharded(param) for param in optimizer._params()):
+            for part in module.modules():  # weights gathered for an evaluation would be used again
+                if hasattr(part, "reshard"):
+                    part.reshard()
         found = set(optimizer._params()).intersection(module.parameters())
         if len(found) < max(1, len(self.tensors)):
             raise RuntimeError(
@@ -470,6 +473,22 @@ def _own_graph() -> Any:
     if torch._C._autograd._top_saved_tensors_default_hooks(False) is None:
         return nullcontext()
     return saved_tensors_hooks(lambda tensor: tensor.detach(), lambda tensor: tensor)
+
+
+@contextmanager
+def _ungathered(module: Any) -> Iterator[None]:
+    """FSDP2 gathers weights as the first of the hooks, if it came after us: let it do so again."""
+    shards = hasattr(module, "reshard")
+    if shards:
+        module.reshard()
+        kept = not all(is_sharded(param) for param in module.parameters(recurse=False))
+        if kept:  # the outermost module's, for the backward pass
+            module.set_reshard_after_forward(True, recurse=False)
+            module.reshard()
+            module.set_reshard_after_forward(False, recurse=False)
+    yield
+    if shards:
+        module.unshard()
 
 
 @contextmanager
