@@ -44,6 +44,7 @@ class _Stay:
         self.graphs: list[weakref.ref[Any]] = []  # hooks that only the graph of an output holds
         self.reached = False  # by a backward pass
         self.ended = False
+        self.random: tuple[list[Tensor], list[Tensor]] | None = None  # before and after moving
 
     def is_pending(self) -> bool:
         """Whether a backward pass may still come; one that has come and not ended us has failed."""
@@ -168,7 +169,7 @@ class Attachment:
         if optimizer is None:  # a copy of the module
             return
         if torch._C._current_graph_task_id() != -1:  # activations are computed once more
-            self._refuse_recomputing(optimizer, module)
+            self._recompute(optimizer, module)
             return
         if getattr(module, "_is_replica", False):
             raise RuntimeError("an attached module inside nn.DataParallel: use DDP")
@@ -230,6 +231,7 @@ class Attachment:
         self.missed = "no backward pass went through what its forward returned"
         try:
             self._find_tensors(optimizer, module)
+            before = _random_state() if _is_checkpointed() else None
             stay.stack.callback(_keep_gradients(optimizer))
             name = f"a forward pass of an attached {type(module).__name__}"
             perturbation = stay.stack.enter_context(optimizer._open(name))
@@ -242,6 +244,8 @@ class Attachment:
             this = Pass(ascents, False, perturbation.active)
             stay.stack.enter_context(optimizer._watched(this, False))
             self._call.enter_context(freeze_running_stats(module, ascents > 0))
+            if before is not None:
+                stay.random = before, _random_state()
         except BaseException:
             self.restore()
             raise
@@ -378,7 +382,14 @@ class Attachment:
             )
         self.tensors = found
 
-    def _refuse_recomputing(self, optimizer: WeightPerturbation, module: nn.Module) -> None:
+    def _recompute(self, optimizer: WeightPerturbation, module: nn.Module) -> None:
+        """In a backward pass a checkpoint calls once more."""
+        stay = self._stay
+        if stay is not None and stay.random is not None:
+            # It has put back the random numbers from before our hook, which drew some.
+            before, after = stay.random
+            if all(map(torch.equal, _random_state(), before)):
+                _set_random_state(after)
         trains = module.training and torch.is_grad_enabled() and not self._paused
         if trains and self._stay is None and optimizer._is_due():
             raise RuntimeError(
@@ -468,11 +479,29 @@ def _is_half_way(loss: Tensor) -> bool:
     return False
 
 
+def _is_checkpointed() -> bool:
+    """Whether somebody watches what is saved for a backward pass, as a checkpoint around does."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+
+
 def _own_graph() -> Any:
-    """A context in which the hooks of an outer checkpoint do not see what the climb saves."""
-    if torch._C._autograd._top_saved_tensors_default_hooks(False) is None:
-        return nullcontext()
-    return saved_tensors_hooks(lambda tensor: tensor.detach(), lambda tensor: tensor)
+    """A context in which a checkpoint around does not see what the climb saves."""
+    if _is_checkpointed():
+        return saved_tensors_hooks(lambda tensor: tensor.detach(), lambda tensor: tensor)
+    return nullcontext()
+
+
+def _random_state() -> list[Tensor]:
+    states = [torch.get_rng_state()]
+    if torch.accelerator.is_available():
+        states.append(torch.get_device_module().get_rng_state())
+    return states
+
+
+def _set_random_state(states: list[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    for state in states[1:]:
+        torch.get_device_module().set_rng_state(state)
 
 
 @contextmanager
