@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -200,6 +201,18 @@ class Perturbation:
             group[2].append(direction)
         return groups
 
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Context in which the weights are at `w`, which a pending backward pass does not see."""
+        away = [[weight.detach().clone() for weight in weights] for weights, _ in self._copies]
+        for weights, backups in reversed(self._copies):
+            _copy_unseen(weights, backups)
+        try:
+            yield
+        finally:
+            for (weights, _), values in zip(self._copies, away, strict=True):
+                _copy_unseen(weights, values)
+
     def _note_writes(self) -> None:
         for saved in self._saved.values():
             if saved.weight._version != saved.version:
@@ -246,6 +259,15 @@ def _saved(param: Tensor) -> Saved:
 
 def _local(param: Tensor) -> Tensor:
     return param.detach() if sharding.is_plain(param) else sharding.local_part(param.detach())
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def _copy_unseen(weights: list[Tensor], values: list[Tensor]) -> None:
+    """Copy without a trace in the versions by which autograd finds what it saved overwritten."""
+    with torch.autograd._unsafe_preserve_version_counter(tuple(weights)):  # type: ignore[attr-defined]
+        torch._foreach_copy_(weights, values)
+    torch.clear_autocast_cache()
 
 
 def _memory(tensor: Tensor) -> tuple[object, ...]:
