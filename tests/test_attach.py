@@ -416,7 +416,7 @@ def test_a_given_loss_sees_output_and_arguments():
         seen.append((output.shape, args, kwargs))
         return nn.functional.mse_loss(output, y)
 
-    build(model=model, loss=loss)
+    _held = build(model=model, loss=loss)
     model(input=x)
     assert seen == [((6, 3), (), {"input": x})]
 
