@@ -39,7 +39,8 @@ class Saved:
 
     def is_in_place(self) -> bool:
         """Whether the parameter still has the memory that it had."""
-        return _memory(_local(self.param)) == self.memory
+        param = self.param
+        return _memory(param if sharding.is_plain(param) else _local(param)) == self.memory
 
     def follow(self) -> None:
         """Move on in the memory that somebody gave the parameter while it was perturbed."""
@@ -258,7 +259,7 @@ def _saved(param: Tensor) -> Saved:
 
 
 def _local(param: Tensor) -> Tensor:
-    return param.detach() if sharding.is_plain(param) else sharding.local_part(param.detach())
+    return sharding.local_part(param.detach())
 
 
 @torch.inference_mode(False)
