@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -116,7 +117,12 @@ class Perturbation:
             False where all directions are known to be zero, though a weight is not; they are not
             known where reading them would wait.
         """
-        self.save([move.param for move in moves])
+        params = [move.param for move in moves]
+        self.save(params)
+        with _naming_classes(params):
+            return self._moved(moves)
+
+    def _moved(self, moves: Sequence[Move]) -> bool:
         self._note_writes()
         groups = self._by_kind(moves)
         # The norms of all at once, since those of sharded tensors cost a collective.
@@ -149,6 +155,11 @@ class Perturbation:
     @torch.no_grad()
     def save(self, params: Iterable[Tensor]) -> None:
         """Back up what is not yet: before any of them moves, since they may share memory."""
+        params = list(params)
+        with _naming_classes(params):
+            self._save(params)
+
+    def _save(self, params: list[Tensor]) -> None:
         new = []
         for param in params:
             saved = self._saved.get(param)
@@ -216,6 +227,21 @@ def retry(restore: Callable[[], None], attempts: int = 5) -> None:
     except BaseException:  # a second Ctrl-C, say
         if attempts > 1:
             retry(restore, attempts - 1)
+        raise
+
+
+@contextmanager
+def _naming_classes(params: list[Tensor]) -> Iterator[None]:
+    """Say where an operation is missing: in a class that is not torch's own."""
+    try:
+        yield
+    except (NotImplementedError, TypeError) as error:
+        for param in params:
+            if not (sharding.is_plain(param) or sharding.is_sharded(param)):
+                raise RuntimeError(
+                    f"a parameter of shape {tuple(param.shape)} is of class "
+                    f"{type(param).__name__}, which lacks an operation: leave it out with select"
+                ) from error
         raise
 
 
