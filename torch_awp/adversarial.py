@@ -204,13 +204,17 @@ class AdversarialWeightPerturbation(WeightPerturbation):
         saved = dict(state_dict["state"])
         begun = bool(self.state) or self._step_number() > 0 or bool(self._run.update)
         selected = {param for param, _, _ in self._selected()} if begun else set()
-        stateless = not any(saved.values())
+        # Bases read state of a tensor as their own (Adam's "step"): none where nothing was changed.
+        changed = any(map(_is_change, [*self._run.update.values(), *filter(is_sharded, selected)]))
+        fill = changed and not any(saved.values())
         if self._run.update or selected:
             saved = {index: saved.get(index, {}) for index in _indices(state_dict)} | saved
         for index, param in zip(_indices(state_dict), self._params(), strict=True):
             values = saved.get(index) or {}
             update = self._direction_of(param)
-            if update is None and param in selected and (values or stateless):
+            if update is not None and not (values or fill or _is_change(update)):
+                continue
+            if update is None and param in selected and (values or fill):
                 update = torch.zeros_like(param, requires_grad=False)
             if update is not None:
                 saved[index] = {**values, UPDATE_KEY: update}
@@ -236,6 +240,11 @@ def _maximizes(base: Optimizer, group: dict[str, Any]) -> bool:
     if "maximize" in group:
         return bool(group["maximize"])
     return any(bool(getattr(optimizer, "maximize", False)) for optimizer in optimizers_of(base))
+
+
+def _is_change(update: Tensor) -> bool:
+    # Of a sharded one the processes may know different parts, and one alone may ask.
+    return is_sharded(update) or bool(update.any())
 
 
 def _local(tensors: list[Tensor]) -> list[Tensor]:

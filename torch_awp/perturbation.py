@@ -125,13 +125,17 @@ class Perturbation:
             known where reading them would wait.
         """
         self._note_writes()
-        self._save(params)
+        params = list(params)
+        with _naming_classes(params):
+            self._save(params)
         found, longest = [], 0.0
         for moves in portions:
             length = max((abs(m.step_size) / m.gamma for m in moves if m.gamma), default=0.0)
             longest = max(longest, length)
-            if moves:
-                found.append(self._move(moves, self._length + length))
+            moved = [move.param for move in moves]
+            with _naming_classes(moved):
+                self._save(moved)
+                found.extend([self._move(moves, self._length + length)] if moves else [])
             del moves  # so that the next portion can take its memory
         self._length += longest
         for saved in self._saved.values():
@@ -141,7 +145,6 @@ class Perturbation:
 
     def _move(self, moves: Sequence[Move], length: float) -> bool:
         """Compute `v <- project(v + step_size * W * d / ||d||)`; `length` is that of the path."""
-        self._save(move.param for move in moves)
         groups = self._by_kind(moves)
         # The norms of all at once, since those of sharded tensors cost a collective.
         norms = sharding.whole_norms(
@@ -165,7 +168,7 @@ class Perturbation:
             return True
         return any(n.any() for n in norms[1::2]) or not any(n.any() for n in norms[::2])
 
-    def _save(self, params: Iterable[Tensor]) -> None:
+    def _save(self, params: list[Tensor]) -> None:
         """Back up what is not yet."""
         new = []
         for param in params:
@@ -269,6 +272,21 @@ def _copy_unseen(weights: list[Tensor], values: list[Tensor]) -> None:
     with torch.autograd._unsafe_preserve_version_counter(tuple(weights)):  # type: ignore[attr-defined]
         torch._foreach_copy_(weights, values)
     torch.clear_autocast_cache()
+
+
+@contextmanager
+def _naming_classes(params: list[Tensor]) -> Iterator[None]:
+    """Say where an operation is missing: in a class that is not torch's own."""
+    try:
+        yield
+    except (NotImplementedError, TypeError) as error:
+        for param in params:
+            if not (sharding.is_plain(param) or sharding.is_sharded(param)):
+                raise RuntimeError(
+                    f"a parameter of shape {tuple(param.shape)} is of class "
+                    f"{type(param).__name__}, which lacks an operation: leave it out with select"
+                ) from error
+        raise
 
 
 def _memory(tensor: Tensor) -> tuple[object, ...]:

@@ -118,7 +118,8 @@ class RandomWeightPerturbation(WeightPerturbation):
                 "noise does not go on where it stopped: give it generator=torch.Generator()",
             )
         elif state is not None and self.generator is not None:
-            if seed != (own := self.generator.initial_seed()):
+            own = self.generator.initial_seed()
+            if seed not in (own, None):  # checkpoints of before have none
                 self._warn_once(
                     "seed",
                     f"the generator goes on as the checkpoint's, of seed {seed}, and not {own}. "
