@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from torch_awp import sharding
 from torch_awp.functional import on_host
-from torch_awp.perturbation import Perturbation
+from torch_awp.perturbation import Perturbation, Saved
 
 Closure = Callable[[], Any]
 Constraint = Literal["layer", "element"]
@@ -81,7 +81,7 @@ class RunState:
     steps: int = 0  # successful ones, where no group tells
     before: dict[Tensor, Tensor] = field(default_factory=dict)  # weights, while the base steps
     update: dict[Tensor, Tensor] = field(default_factory=dict)  # minus the change of the last step
-    backups: dict[Tensor, Tensor] = field(default_factory=dict)  # memory to use again
+    saved: dict[Tensor, Saved] = field(default_factory=dict)  # by the last perturbation
     row_owners: dict[object, Tensor] = field(default_factory=dict)
     warned: set[str] = field(default_factory=set)
     replaced: bool = False  # a newer wrapper owns the base
@@ -244,7 +244,7 @@ class WeightPerturbation(Optimizer):
         """The one way to perturbed weights and back."""
         self._refuse_while_open(name)
         run = self._run
-        perturbation = Perturbation(self.constraint, self.epsilon, run.backups, run.row_owners)
+        perturbation = Perturbation(self.constraint, self.epsilon, run.saved, run.row_owners)
         try:
             run.inside, run.perturbation = name, weakref.ref(perturbation)
             run.used, run.has_gradients = True, False
@@ -253,7 +253,7 @@ class WeightPerturbation(Optimizer):
         finally:
             run.inside = run.current_pass = None
             if not self._keeps_backups:
-                run.backups.clear()
+                run.saved.clear()
         if perturbation.overwritten:
             shape = tuple(perturbation.overwritten[0].shape)
             self._warn_once(
