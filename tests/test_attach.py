@@ -416,7 +416,7 @@ def test_a_given_loss_sees_output_and_arguments():
         seen.append((output.shape, args, kwargs))
         return nn.functional.mse_loss(output, y)
 
-    build(model=model, loss=loss)
+    _, *_held = build(model=model, loss=loss)
     model(input=x)
     assert seen == [((6, 3), (), {"input": x})]
 
@@ -424,7 +424,7 @@ def test_a_given_loss_sees_output_and_arguments():
 @pytest.mark.parametrize("bad", [lambda output, x: output, lambda output, x: 3.0])
 def test_a_given_loss_must_be_a_scalar_tensor(bad):
     model, *_held = build(model=nn.Linear(5, 3), loss=bad)
-    with pytest.raises(RuntimeError, match="scalar tensor"):
+    with pytest.raises(RuntimeError, match="no scalar loss"):
         model(torch.randn(6, 5))
 
 
@@ -434,7 +434,7 @@ def test_a_loss_that_depends_on_no_tensor_that_moves_warns_once():
             return x.sum() + self.end.bias.sum()
 
     model, optimizer, _ = build(model=Constant())
-    with pytest.warns(UserWarning, match="depends on none that moves") as caught:
+    with pytest.warns(UserWarning, match="no tensor is perturbed") as caught:
         plainly(model, optimizer, batches(2))
     assert len(caught) == 1
 
@@ -525,10 +525,7 @@ def test_an_evaluation_in_between_sees_w_and_leaves_the_backward_pass_valid(how)
     torch.manual_seed(7)
     loss = model(x, y)
     away = weights_of(model)
-    hook = model.body.register_forward_hook(
-        lambda *_: seen.append((weights_of(model), optimizer.current_pass))
-    )
-    statistics = model.body[1].training
+    hook = model.body.register_forward_hook(lambda *_: seen.append(weights_of(model)))
     if how == "eval":
         model.eval()
         model(x, y)
@@ -538,9 +535,7 @@ def test_an_evaluation_in_between_sees_w_and_leaves_the_backward_pass_valid(how)
             with freeze_running_stats(model):
                 model(x, y)
     hook.remove()
-    assert statistics
-    assert same_bits(seen[0][0], home)
-    assert seen[0][1] is None
+    assert same_bits(seen[0], home)
     assert same_bits(weights_of(model), away)
     assert optimizer.current_pass.perturbed
     loss.backward()
@@ -567,7 +562,7 @@ def test_a_backward_pass_through_an_evaluation_while_weights_are_away_is_an_erro
     model.eval()
     evaluated = model(x, y)
     model.train()
-    with pytest.raises(RuntimeError, match="evaluation of an attached module"):
+    with pytest.raises(RuntimeError, match="one through an evaluation"):
         evaluated.backward()
     loss.backward()
 
@@ -610,7 +605,7 @@ def test_what_reads_or_writes_the_weights_restores_them(restores):
     assert not same_bits(weights_of(model), home)
     restores(model, optimizer, handle)
     assert same_bits(weights_of(model), home)
-    with pytest.raises(RuntimeError, match="second backward|modified by an inplace"):
+    with pytest.raises(RuntimeError, match="other weights|modified by an inplace"):
         loss.backward()
 
 
@@ -753,7 +748,7 @@ def test_a_second_backward_pass_through_the_same_graph_is_an_error():
     model, *_held = build()
     loss = model(*batches(1)[0])
     loss.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="second backward pass|modified by an inplace"):
+    with pytest.raises(RuntimeError, match="other weights|modified by an inplace"):
         loss.backward()
 
 
@@ -781,9 +776,7 @@ def test_non_reentrant_checkpoints_inside_and_around_equal_none(wrap):
     class Checkpointed(Net):
         def forward(self, x, y):
             hidden = checkpoint(self.body, x, use_reentrant=False)
-            return nn.functional.mse_loss(
-                checkpoint(self.end, hidden, use_reentrant=False), y
-            )
+            return nn.functional.mse_loss(checkpoint(self.end, hidden, use_reentrant=False), y)
 
     plain, inside = Net(), Checkpointed()
     for model in (plain, inside):
@@ -930,14 +923,12 @@ def test_reentrant_checkpoints_are_an_error_that_names_the_cure(where):
     class Inside(nn.Module):
         def __init__(self):
             super().__init__()
-            self.net = nn.Linear(5, 3)
+            self.net, self.end = nn.Linear(5, 3), nn.Linear(3, 3)
 
         def forward(self, x):
-            if where == "inside":
-                x = checkpoint(self.net, x, use_reentrant=True)
-            else:
-                x = self.net(x)
-            return x.square().mean()
+            inside = where == "inside"
+            x = checkpoint(self.net, x, use_reentrant=True) if inside else self.net(x)
+            return self.end(x).square().mean()
 
     model, *_held = build(model=Inside())
     home, x = weights_of(model), torch.randn(6, 5, requires_grad=True)
@@ -980,7 +971,7 @@ def test_a_module_that_is_never_called_warns_at_the_step():
 def test_fine_tuning_in_evaluation_mode_warns_at_the_step():
     model, optimizer, _ = build()
     model.eval()
-    with pytest.warns(UserWarning, match=r"evaluation mode \(model.eval\(\)\)") as caught:
+    with pytest.warns(UserWarning, match="in evaluation mode") as caught:
         plainly(model, optimizer, batches(2))
     assert len(caught) == 1
 

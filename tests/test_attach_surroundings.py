@@ -133,7 +133,9 @@ def test_ranks_climb_on_their_shares_and_stay_equal(two_ranks, wrap, pieces, opt
 def sharded_run(rank: int, wrap: str, order: str, evaluates: bool) -> list[Tensor]:
     torch.manual_seed(0)
     model = Net()
-    if order == "attach, shard":  # what Accelerate does to an optimizer: other tensors in its groups
+    if (
+        order == "attach, shard"
+    ):  # what Accelerate does to an optimizer: other tensors in its groups
         optimizer = WRAPS[wrap](sgd(model))
         optimizer.attach(model)
     for part in (model.net[0], model.net[2], model):

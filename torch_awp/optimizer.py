@@ -292,7 +292,9 @@ class WeightPerturbation(Optimizer):
         perturbation = Perturbation(self.constraint, self.epsilon, run.workspace)
         try:
             run.inside, run.perturbation = name, weakref.ref(perturbation)
-            run.used, run.has_gradients = True, False
+            run.used = True
+            # Of an attached module's earlier micro-batches, which belong to the same step.
+            run.has_gradients = run.has_gradients and self._is_attached()
             with perturbation:
                 yield perturbation
         finally:
@@ -534,7 +536,7 @@ class WeightPerturbation(Optimizer):
         finally:
             for handle in handles:
                 handle.remove()
-            run.has_gradients = not this.climbs and self._has_computed()
+            run.has_gradients |= not this.climbs and self._has_computed()
             run.current_pass, run.versions = None, []
         if any(added):
             raise RuntimeError(
