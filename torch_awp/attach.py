@@ -32,25 +32,13 @@ _attachments: weakref.WeakSet[Attachment] = weakref.WeakSet()
 _gone: Any = weakref.ref(type("Gone", (), {})())
 # Hooks are not to be compiled; torch offers this form, which does not import its compiler.
 _eager: Any = torch._disable_dynamo  # type: ignore[attr-defined]
-_at_end_of_backward = torch.autograd.Variable._execution_engine.queue_callback
-_NEVER_CALLED = (
-    "its forward was never called (parts of it alone, or code compiled before attach()?)"
-)
-_AGAIN = (
-    "several forward passes of an attached module before one backward pass: the climb followed the "
-    "loss of the first. Let the module make all of them"
-)
-_CHECKPOINT = (
-    "an attached module is called in a backward pass on weights that are restored: checkpoint it "
-    "with use_reentrant=False, and call backward() once"
-)
+_queue = torch.autograd.Variable._execution_engine.queue_callback
+_AGAIN = "several forward passes before one backward pass: the climb followed the loss of the first"
+_CHECKPOINT = "an attached module needs checkpoints with use_reentrant=False, and backward() once"
+_FSDP2 = "FSDP2 gives a climb no gradients: use a loop over passes(), or a mode of one pass"
+_NEVER_CALLED = "its forward was never called (its parts alone? compiled before attach()?)"
 _NO_GRADIENT = (
-    "an attached module returned no tensor that a gradient can come through (in an object that is "
-    "not searched?): nothing is perturbed"
-)
-_NOT_UNDER_FSDP2 = (
-    "FSDP2 gives the climb of an attached module no gradients (torch.autograd.grad): use a loop "
-    'over passes(), ascent="update" or RandomWeightPerturbation'
+    "an attached module returned nothing that gradients come through: nothing is perturbed"
 )
 _OTHER_WEIGHTS = (
     "a backward pass through an attached module at other weights than its forward pass had: a "
@@ -131,10 +119,6 @@ class Attachment:
         """Whether the module and its optimizer exist and belong together."""
         return self._optimizer() is not None and self._module() is not None
 
-    def begin_step(self) -> None:
-        """Forget why the last step was not perturbed."""
-        self.missed = _NEVER_CALLED
-
     # -- the handle ------------------------------------------------------------------------------
 
     def remove(self) -> None:
@@ -142,9 +126,9 @@ class Attachment:
         self.restore()
         for handle in self._handles:
             handle.remove()
-        optimizer, self._optimizer = self._optimizer(), _gone
-        if optimizer is not None:
+        if (optimizer := self._optimizer()) is not None:
             optimizer._run.attachment = None
+        self._optimizer = _gone
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -197,14 +181,21 @@ class Attachment:
             self.restore()
         self._depth, self._call, self._finish = 1, ExitStack(), None
         calling = (f for f in _frames() if f.f_code.co_filename == nn.modules.module.__file__)
-        self._frame, self._module = next(calling, None), weakref.ref(module)
+        self._frame = next(calling, None)
+        if self._module() is None:  # of a copied pair
+            self._module = weakref.ref(module)
         hooks = module._forward_pre_hooks
         late = next(iter(hooks.values())) != self._before
         if late:
             mine = next(key for key, hook in hooks.items() if hook == self._before)
             hooks.move_to_end(mine, last=False)
         if self._stay is not None:
-            self._call_again(optimizer, self._stay, trains)
+            if not trains:
+                self._suspend(optimizer, module, self._stay)
+            elif not self._paused:
+                self._finish = partial(self._watch, self._stay, False)
+                if optimizer._ascent_steps:
+                    optimizer._warn_once("again", _AGAIN)
         elif not trains or self._paused:
             mode = "paused, or without gradients" if module.training else "in evaluation mode"
             self.missed = f"its forward passes were {mode} (model.train(), handle.paused())"
@@ -275,8 +266,9 @@ class Attachment:
         # DDP's first pass over a static graph counts the gradients that arrive: not these.
         forward = module.module if getattr(module, "static_graph", False) else module
         self._climbing = True
+        hooks = (Tensor.detach, Tensor.detach)  # a checkpoint around does not see what we save
         try:
-            with _saving_unwatched():
+            with saved_tensors_hooks(*hooks) if _saving_is_watched() else nullcontext():
                 output = forward(*args, **kwargs)
                 loss = (self._loss or _loss_in)(output, *args, **kwargs)
                 _check_loss(loss, output)
@@ -292,7 +284,7 @@ class Attachment:
         gradients = {p: g for p, g in zip(tensors, found, strict=True) if g is not None}
         sharded = [param for param in tensors if is_sharded(param)]
         if sharded and gradients.keys().isdisjoint(sharded):
-            raise RuntimeError(_NOT_UNDER_FSDP2)
+            raise RuntimeError(_FSDP2)
         return gradients
 
     def _look(self, optimizer: WeightPerturbation, graph: list[Any]) -> None:
@@ -307,14 +299,15 @@ class Attachment:
 
     def _watch(self, stay: _Stay, evaluated: bool, output: Any) -> None:
         """Notice the backward pass through an output."""
+        run = self._optimizer()._run
 
         def reached(_: Tensor) -> None:
             if stay.ended != evaluated:
                 raise RuntimeError(_OTHER_WEIGHTS)
             if not stay.reached and not evaluated:
-                stay.reached = True
+                stay.reached = run.has_gradients = True
                 # Twice: after what others have queued for the end, as DDP and FSDP do.
-                _at_end_of_backward(partial(_at_end_of_backward, partial(self._end, stay)))
+                _queue(partial(_queue, lambda: stay.ended or self.restore()))
 
         _hook(output, reached)
         if evaluated:
@@ -323,29 +316,20 @@ class Attachment:
         del reached
         if not stay.is_pending():
             self.restore()
-            if sys.exc_info()[0] is None and not self._optimizer()._run.has_gradients:
+            if sys.exc_info()[0] is None and not run.has_gradients:
                 self._optimizer()._warn_once("output", _NO_GRADIENT)
 
-    def _end(self, stay: _Stay) -> None:
-        if self._stay is stay:
-            self.restore()
-
-    def _call_again(self, optimizer: WeightPerturbation, stay: _Stay, trains: bool) -> None:
-        """A forward pass while a backward pass is pending."""
-        if not trains:
-            self._call.enter_context(stay.perturbation.suspended())
-        if not trains or not self._paused:
-            self._finish = partial(self._watch, stay, not trains)
-        if trains and not self._paused and optimizer._ascent_steps:
-            optimizer._warn_once("again", _AGAIN)
+    def _suspend(self, optimizer: WeightPerturbation, module: nn.Module, stay: _Stay) -> None:
+        """An evaluation while a backward pass is pending."""
+        for enter in (partial(_reshard, optimizer, module), stay.perturbation.suspended):
+            self._call.enter_context(enter())
+        self._finish = partial(self._watch, stay, True)
 
     # -- whose, and copies -----------------------------------------------------------------------
 
     def _find_tensors(self, optimizer: WeightPerturbation, module: nn.Module) -> None:
-        if any(is_sharded(param) for param in optimizer._params()):
-            for part in module.modules():  # FSDP2 would use what an evaluation has gathered
-                if hasattr(part, "reshard"):
-                    part.reshard()
+        with _reshard(optimizer, module):
+            pass
         found = frozenset(optimizer._params()).intersection(module.parameters())
         if len(found) < max(1, len(self.tensors)):
             what = f"{len(found)} tensors of {type(module).__name__} belong to the optimizer"
@@ -366,10 +350,8 @@ class Attachment:
 
 
 def _refuse(module: Any, loss: Any) -> None:
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
-    if loss is not None and not callable(loss):
-        raise TypeError(f"loss must be None or a callable (output, *args, **kwargs), got {loss!r}")
+    if not isinstance(module, nn.Module) or not (loss is None or callable(loss)):
+        raise TypeError(f"attach() takes an nn.Module and a callable, got {module!r}, {loss!r}")
     packages = {cls.__module__.split(".")[0] for cls in type(module).__mro__}
     of_deepspeed = any(hasattr(param, "ds_id") for param in module.parameters())
     if isinstance(module, nn.DataParallel) or "deepspeed" in packages or of_deepspeed:
@@ -391,10 +373,9 @@ def _loss_in(output: Any, *_: Any, **__: Any) -> Any:
 def _check_loss(loss: Any, output: Any) -> None:
     if not isinstance(loss, Tensor) or loss.ndim > 0:
         raise RuntimeError(
-            f"no scalar loss to climb, {type(loss).__name__}, in the {type(output).__name__} that "
-            "an attached module returned: give attach(module, loss=lambda output, *args, **kwargs: "
-            "...), attach a module that ends in its loss, or take a mode of one pass "
-            '(ascent="update", RandomWeightPerturbation)'
+            f"no scalar loss to climb in the {type(output).__name__} of an attached module: give "
+            "attach(module, loss=lambda output, *args, **kwargs: ...), attach one that ends in its "
+            'loss, or take a mode of one pass (ascent="update", RandomWeightPerturbation)'
         )
 
 
@@ -412,12 +393,6 @@ def _saving_is_watched() -> bool:
     return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
 
 
-def _saving_unwatched() -> Any:
-    """A context in which a checkpoint around does not see what the climb saves."""
-    watched = _saving_is_watched()
-    return saved_tensors_hooks(Tensor.detach, Tensor.detach) if watched else nullcontext()
-
-
 def _random_sources() -> list[Any]:
     return [torch, *([torch.get_device_module()] if torch.accelerator.is_available() else [])]
 
@@ -428,11 +403,28 @@ def _random_states() -> list[Tensor]:
 
 def _hook(output: Any, hook: Callable[[Tensor], None]) -> None:
     """Hook the gradients of the tensors in an output, also in objects, one level deep."""
-    leaves = tree_leaves(output)
-    plain = [leaf for leaf in leaves if not isinstance(leaf, Tensor) and hasattr(leaf, "__dict__")]
-    for leaf in [*leaves, *(inner for leaf in plain for inner in tree_leaves(dict(vars(leaf))))]:
-        if isinstance(leaf, Tensor) and leaf.grad_fn is not None:
-            leaf.register_hook(hook)  # type: ignore[no-untyped-call]
+    held = []
+    for leaf in tree_leaves(output):
+        inside = [
+            list(leaf.values()) if isinstance(leaf, Mapping) else [],
+            getattr(leaf, "__dict__", {}),
+        ]
+        held += [leaf] if isinstance(leaf, Tensor) else tree_leaves(inside)
+    for tensor in held:
+        if isinstance(tensor, Tensor) and tensor.grad_fn is not None:
+            tensor.register_hook(hook)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _reshard(optimizer: WeightPerturbation, module: nn.Module) -> Iterator[None]:
+    """FSDP2 uses weights again that it has gathered, unless it gives them up before and after."""
+    sharded = any(is_sharded(param) for param in optimizer._params())
+    parts = [part for part in module.modules() if sharded and hasattr(part, "reshard")]
+    for part in parts:
+        part.reshard()
+    yield
+    for part in parts:
+        part.reshard()
 
 
 def _frames() -> Iterator[FrameType]:

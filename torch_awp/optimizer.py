@@ -402,7 +402,7 @@ class WeightPerturbation(Optimizer):
         run.stepped = True
         run.used = run.has_gradients = False
         if run.attachment is not None:
-            run.attachment.begin_step()
+            run.attachment.missed = type(run.attachment).missed
         if not run.is_probe:
             self._count(self._step_number() + 1)
 
@@ -436,7 +436,7 @@ class WeightPerturbation(Optimizer):
 
     @property
     def current_pass(self) -> Pass | None:
-        """The pass that is running, `None` outside of a loop, block or closure."""
+        """The pass that is running, `None` outside of a loop, block, closure or attached module."""
         return self._run.current_pass
 
     @property
