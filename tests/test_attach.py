@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections import namedtuple
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -400,7 +401,7 @@ def test_the_loss_is_found_in_what_the_module_returns(output):
 def test_a_loss_that_is_not_found_is_an_error_that_names_the_cure(output):
     model, *_held = build(model=Returning(output))
     home = weights_of(model)
-    with pytest.raises(RuntimeError, match="loss=.*ends in its loss.*one pass"):
+    with pytest.raises(RuntimeError, match=r"loss=.*ends in its loss.*one pass"):
         model(*batches(1)[0])
     assert same_bits(weights_of(model), home)
     model, optimizer, _ = build(WRAPS["rwp"], Returning(output))
@@ -416,7 +417,7 @@ def test_a_given_loss_sees_output_and_arguments():
         seen.append((output.shape, args, kwargs))
         return nn.functional.mse_loss(output, y)
 
-    _held = build(model=model, loss=loss)
+    _, *_held = build(model=model, loss=loss)
     model(input=x)
     assert seen == [((6, 3), (), {"input": x})]
 
@@ -424,7 +425,7 @@ def test_a_given_loss_sees_output_and_arguments():
 @pytest.mark.parametrize("bad", [lambda output, x: output, lambda output, x: 3.0])
 def test_a_given_loss_must_be_a_scalar_tensor(bad):
     model, *_held = build(model=nn.Linear(5, 3), loss=bad)
-    with pytest.raises(RuntimeError, match="scalar tensor"):
+    with pytest.raises(RuntimeError, match="no scalar loss"):
         model(torch.randn(6, 5))
 
 
@@ -434,7 +435,7 @@ def test_a_loss_that_depends_on_no_tensor_that_moves_warns_once():
             return x.sum() + self.end.bias.sum()
 
     model, optimizer, _ = build(model=Constant())
-    with pytest.warns(UserWarning, match="depends on none that moves") as caught:
+    with pytest.warns(UserWarning, match="no tensor is perturbed") as caught:
         plainly(model, optimizer, batches(2))
     assert len(caught) == 1
 
@@ -505,7 +506,7 @@ def test_modes_of_one_pass_make_several_forward_passes_without_a_word():
 
 
 def test_an_output_that_is_dropped_is_restored_before_the_next_forward_pass():
-    model, optimizer, _ = build()
+    model, *_held = build()
     home = weights_of(model)
     first, second = batches(2)
     model(*first)  # not kept
@@ -525,22 +526,17 @@ def test_an_evaluation_in_between_sees_w_and_leaves_the_backward_pass_valid(how)
     torch.manual_seed(7)
     loss = model(x, y)
     away = weights_of(model)
-    hook = model.body.register_forward_hook(
-        lambda *_: seen.append((weights_of(model), optimizer.current_pass))
-    )
-    statistics = model.body[1].training
+    hook = model.body.register_forward_hook(lambda *_: seen.append(weights_of(model)))
     if how == "eval":
         model.eval()
         model(x, y)
         model.train()
     else:
-        with torch.no_grad() if how == "no_grad" else torch.inference_mode():
-            with freeze_running_stats(model):
-                model(x, y)
+        without = torch.no_grad() if how == "no_grad" else torch.inference_mode()
+        with without, freeze_running_stats(model):
+            model(x, y)
     hook.remove()
-    assert statistics
-    assert same_bits(seen[0][0], home)
-    assert seen[0][1] is None
+    assert same_bits(seen[0], home)
     assert same_bits(weights_of(model), away)
     assert optimizer.current_pass.perturbed
     loss.backward()
@@ -567,7 +563,7 @@ def test_a_backward_pass_through_an_evaluation_while_weights_are_away_is_an_erro
     model.eval()
     evaluated = model(x, y)
     model.train()
-    with pytest.raises(RuntimeError, match="evaluation of an attached module"):
+    with pytest.raises(RuntimeError, match="one through an evaluation"):
         evaluated.backward()
     loss.backward()
 
@@ -610,7 +606,7 @@ def test_what_reads_or_writes_the_weights_restores_them(restores):
     assert not same_bits(weights_of(model), home)
     restores(model, optimizer, handle)
     assert same_bits(weights_of(model), home)
-    with pytest.raises(RuntimeError, match="second backward|modified by an inplace"):
+    with pytest.raises(RuntimeError, match=r"other weights|modified by an inplace"):
         loss.backward()
 
 
@@ -679,11 +675,11 @@ def test_after_an_exception_in_backward_the_next_entry_restores():
     home, seen = weights_of(model), []
 
     def fail(_):
-        raise ValueError
+        raise ZeroDivisionError
 
     handle = model.body[0].weight.register_hook(fail)
     loss = model(*batches(1)[0])
-    with pytest.raises(ValueError):
+    with pytest.raises(ZeroDivisionError):
         loss.backward()
     handle.remove()
     model.register_forward_hook(lambda *_: seen.append(weights_of(model)))
@@ -753,7 +749,7 @@ def test_a_second_backward_pass_through_the_same_graph_is_an_error():
     model, *_held = build()
     loss = model(*batches(1)[0])
     loss.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="second backward pass|modified by an inplace"):
+    with pytest.raises(RuntimeError, match=r"other weights|modified by an inplace"):
         loss.backward()
 
 
@@ -928,22 +924,18 @@ def test_reentrant_checkpoints_are_an_error_that_names_the_cure(where):
     class Inside(nn.Module):
         def __init__(self):
             super().__init__()
-            self.net = nn.Linear(5, 3)
+            self.net, self.end = nn.Linear(5, 3), nn.Linear(3, 3)
 
         def forward(self, x):
-            if where == "inside":
-                x = checkpoint(self.net, x, use_reentrant=True)
-            else:
-                x = self.net(x)
-            return x.square().mean()
+            inside = where == "inside"
+            x = checkpoint(self.net, x, use_reentrant=True) if inside else self.net(x)
+            return self.end(x).square().mean()
 
     model, *_held = build(model=Inside())
     home, x = weights_of(model), torch.randn(6, 5, requires_grad=True)
+    call = model if where == "inside" else partial(checkpoint, model, use_reentrant=True)
     with pytest.raises(RuntimeError, match="use_reentrant=False"):
-        if where == "inside":
-            model(x)
-        else:
-            checkpoint(model, x, use_reentrant=True).backward()
+        call(x).backward()
     assert same_bits(weights_of(model), home)
 
 
@@ -978,7 +970,7 @@ def test_a_module_that_is_never_called_warns_at_the_step():
 def test_fine_tuning_in_evaluation_mode_warns_at_the_step():
     model, optimizer, _ = build()
     model.eval()
-    with pytest.warns(UserWarning, match=r"evaluation mode \(model.eval\(\)\)") as caught:
+    with pytest.warns(UserWarning, match="in evaluation mode") as caught:
         plainly(model, optimizer, batches(2))
     assert len(caught) == 1
 
@@ -1004,9 +996,8 @@ def test_an_output_that_needs_no_gradient_warns_once_and_restores_at_once():
 
     model, *_held = build(WRAPS["rwp"], Detached())
     home = weights_of(model)
-    with pytest.warns(UserWarning, match="no tensor that a gradient can come through") as caught:
-        for data in batches(2):
-            model(*data)
+    with pytest.warns(UserWarning, match="nothing that gradients come through") as caught:
+        [model(*data) for data in batches(2)]
     assert len(caught) == 1
     assert same_bits(weights_of(model), home)
 
@@ -1032,9 +1023,7 @@ def test_nothing_selected_in_the_module_warns_once():
     optimizer = WRAPS["awp"](sgd(model))
     optimizer.attach(model, loss=lambda output, *_: output.sum())
     with pytest.warns(UserWarning, match="no tensor is perturbed") as caught:
-        for x, _ in batches(2):
-            model(x).sum().backward()
-            optimizer.step()
+        plainly(lambda x, y: model(x).sum(), optimizer, batches(2))
     assert len(caught) == 1
 
 
@@ -1236,3 +1225,156 @@ def test_silence_means_it_worked():
         for wrap in WRAPS.values():
             model, optimizer, _ = build(wrap)
             plainly(model, optimizer, batches(2))
+
+
+# -- tried to break it ---------------------------------------------------------------------------
+
+
+class Keyed(dict):
+    """Of a class that torch does not know."""
+
+
+class Holding:
+    def __init__(self, loss: Tensor) -> None:
+        self.held = {"inner": [loss]}
+
+
+@pytest.mark.parametrize("output", [Keyed, Holding, lambda loss: [(loss, None)]])
+def test_outputs_are_found_in_containers_and_objects(output):
+    class Wrapping(Net):
+        def forward(self, x, y):
+            self.loss = super().forward(x, y)
+            return output({"loss": self.loss} if output is Keyed else self.loss)
+
+    model, optimizer, _ = build(WRAPS["rwp"], Wrapping())
+    home = weights_of(model)
+    model(*batches(1)[0])
+    assert optimizer.current_pass.perturbed
+    model.loss.backward()
+    del model.loss
+    assert same_bits(weights_of(model), home)
+    optimizer.step()
+
+
+def test_an_input_that_is_returned_and_an_output_changed_in_place_do_no_harm():
+    class Passing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.net(x).square().mean(), x
+
+    model, optimizer, _ = build(model=Passing())
+    home = weights_of(model)
+    before = torch.randn(6, 5, requires_grad=True)
+    loss, same = model(before * 2)
+    loss /= 2
+    (loss + same.sum()).backward()
+    assert same_bits(weights_of(model), home)
+    optimizer.step()
+
+
+def test_a_backward_pass_with_inputs_and_gradients_by_hand_count():
+    model, optimizer, _ = build()
+    home = weights_of(model)
+    model(*batches(1)[0]).backward(inputs=[model.end.weight])
+    assert same_bits(weights_of(model), home)
+    optimizer.step()
+    optimizer.zero_grad()
+    params = list(model.parameters())
+    grads = torch.autograd.grad(model(*batches(1)[0]), params)
+    for param, grad in zip(params, grads, strict=True):
+        param.grad = grad
+    optimizer.step()  # no warning: they belong to w + v
+
+
+def test_a_backward_pass_in_another_thread_restores():
+    model, optimizer, _ = build()
+    home = weights_of(model)
+    loss = model(*batches(1)[0])
+    thread = threading.Thread(target=loss.backward)
+    thread.start()
+    thread.join()
+    assert same_bits(weights_of(model), home)
+    optimizer.step()
+
+
+def test_a_shallow_copy_that_is_gone_detaches_nothing():
+    model, optimizer, _ = build()
+    copy.copy(model)(*batches(1)[0]).backward()
+    gc.collect()
+    assert optimizer._is_attached()
+    optimizer.step()
+    plainly(model, optimizer, batches(1))
+
+
+def test_a_step_that_is_skipped_leaves_the_next_one_perturbed():
+    model, optimizer, _ = build()
+    for data in batches(2):  # a trainer that found an overflow, and does not step
+        optimizer.zero_grad()
+        loss = model(*data)
+        assert optimizer.current_pass.perturbed
+        loss.backward()
+    optimizer.step()
+
+
+def test_a_forward_pass_that_a_trainer_throws_away_costs_nothing_later():
+    (model, optimizer), (twin, by_passes) = twins(WRAPS["rwp"])
+    optimizer.attach(model)
+    model(*batches(1)[0])  # a batch that is skipped, say: it drew noise and moved statistics
+    twin.load_state_dict(model.state_dict())
+    by_passes.generator.set_state(optimizer.generator.get_state())
+    data = batches()
+    seeded(plainly, model, optimizer, data)
+    seeded(in_passes, twin, by_passes, data)
+    assert same_bits(states(model), states(twin))
+
+
+def test_parametrized_weights_move_behind_their_parametrization():
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(5, 3)))
+    (model, optimizer), (twin, by_passes) = twins(WRAPS["awp"], model)
+    optimizer.attach(model, loss=lambda output, *_: output.square().mean())
+    for x, _ in batches():
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+        for _ in by_passes.passes():
+            by_passes.zero_grad()
+            twin(x).square().mean().backward()
+        by_passes.step()
+    assert same_bits(states(model), states(twin))
+
+
+def test_saved_tensors_on_the_host_and_anomaly_mode_change_nothing():
+    (model, optimizer), (twin, by_passes) = twins(WRAPS["awp"])
+    optimizer.attach(model)
+    data = batches()
+    with torch.autograd.graph.save_on_cpu():
+        seeded(plainly, model, optimizer, data)
+    seeded(in_passes, twin, by_passes, data)
+    assert same_bits(states(model), states(twin))
+
+
+def test_hooks_that_come_first_later_stay_behind_ours():
+    model, optimizer, _ = build(WRAPS["rwp"])
+    seen: list[Any] = []
+    for _ in range(2):
+        model.register_forward_pre_hook(
+            lambda *_: seen.append(optimizer.current_pass), prepend=True
+        )
+    for data in batches(2):
+        model(*data).backward()
+    assert [this is None for this in seen] == [True, True, False, False]
+    optimizer.step()
+
+
+def test_an_optimizer_that_loads_a_checkpoint_while_weights_are_away_goes_on():
+    model, optimizer, _ = build()
+    saved = copy.deepcopy(optimizer.state_dict())
+    home = weights_of(model)
+    loss = model(*batches(1)[0])
+    optimizer.load_state_dict(saved)
+    assert same_bits(weights_of(model), home)
+    del loss
+    plainly(model, optimizer, batches(1))

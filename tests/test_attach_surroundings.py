@@ -130,7 +130,7 @@ def test_ranks_climb_on_their_shares_and_stay_equal(two_ranks, wrap, pieces, opt
 # -- FSDP2 ---------------------------------------------------------------------------------------
 
 
-def sharded_run(rank: int, wrap: str, order: str, evaluates: bool) -> list[Tensor]:
+def sharded_run(rank: int, wrap: str, order: str, evaluates: str) -> list[Tensor]:
     torch.manual_seed(0)
     model = Net()
     if (
@@ -148,15 +148,19 @@ def sharded_run(rank: int, wrap: str, order: str, evaluates: bool) -> list[Tenso
     for pieces in batches(rank):
         optimizer.zero_grad()
         for x, y in pieces:
-            if evaluates:
+            if evaluates == "before":
                 with torch.no_grad():
                     model(x, y)
-            model(x, y).backward()
+            loss = model(x, y)
+            if evaluates == "between":
+                with torch.no_grad():
+                    model(x, y)
+            loss.backward()
         optimizer.step()
     return [param.full_tensor().detach() for param in model.parameters()]
 
 
-@pytest.mark.parametrize("evaluates", [False, True])
+@pytest.mark.parametrize("evaluates", ["never", "before", "between"])
 @pytest.mark.parametrize("order", ["attach, shard", "shard, attach"])
 @pytest.mark.parametrize("wrap", ["rwp", "update"])
 def test_modes_of_one_pass_equal_one_process_under_fsdp2(two_ranks, wrap, order, evaluates):

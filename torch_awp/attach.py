@@ -11,6 +11,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -26,102 +27,97 @@ from torch_awp.sharding import is_sharded
 
 if TYPE_CHECKING:
     from torch_awp.optimizer import WeightPerturbation
-    from torch_awp.perturbation import Perturbation
-
-Loss = Callable[..., Tensor]
 
 _attachments: weakref.WeakSet[Attachment] = weakref.WeakSet()
-# The hooks are not to be compiled; torch offers this form, which does not import its compiler.
+_gone: Any = weakref.ref(type("Gone", (), {})())
+# Hooks are not to be compiled; torch offers this form, which does not import its compiler.
 _eager: Any = torch._disable_dynamo  # type: ignore[attr-defined]
+_queue = torch.autograd.Variable._execution_engine.queue_callback
+_AGAIN = "several forward passes before one backward pass: the climb followed the loss of the first"
+_CHECKPOINT = "an attached module needs checkpoints with use_reentrant=False, and backward() once"
+_FSDP2 = "FSDP2 gives a climb no gradients: use a loop over passes(), or a mode of one pass"
+_NEVER_CALLED = "its forward was never called (its parts alone? compiled before attach()?)"
+_NO_GRADIENT = (
+    "an attached module returned nothing that gradients come through: nothing is perturbed"
+)
+_OTHER_WEIGHTS = (
+    "a backward pass through an attached module at other weights than its forward pass had: a "
+    "second backward pass (add up the losses, or use a loop over passes()), or one through an "
+    "evaluation while the weights are at w + v (call backward() of the training loss before)"
+)
+_UNSCALED = (
+    "small gradients of the climb's loss vanish in float16: scale it as the training does, "
+    "attach(model, loss=lambda output, *_, **__: scaler.scale(output.loss))"
+)
 
 
+@dataclass(eq=False)
 class _Stay:
     """The time at `w + v` from a forward pass until the end of its backward pass."""
 
-    def __init__(self) -> None:
-        self.stack = ExitStack()  # leaving it restores
-        self.perturbation: Perturbation | None = None
-        self.graphs: list[weakref.ref[Any]] = []  # hooks that only the graph of an output holds
-        self.reached = False  # by a backward pass
-        self.ended = False
-        self.random: tuple[list[Tensor], list[Tensor]] | None = None  # before and after moving
+    stack: ExitStack = field(default_factory=ExitStack)  # leaving it restores
+    perturbation: Any = None
+    graphs: list[weakref.ref[Any]] = field(default_factory=list)  # hooks that only a graph holds
+    reached: bool = False  # by a backward pass
+    ended: bool = False
+    random: list[list[Tensor]] | None = None  # states of generators before and after moving
 
     def is_pending(self) -> bool:
-        """Whether a backward pass may still come; one that has come and not ended us has failed."""
+        """Whether a backward pass may come; one that has come and not ended this has failed."""
         return not self.reached and any(graph() is not None for graph in self.graphs)
 
 
 class Attachment:
-    """What :meth:`WeightPerturbation.attach` returns, and the hooks that it has registered."""
+    """What :meth:`WeightPerturbation.attach` returns, and the hooks that it has registered.
 
-    def __init__(self, optimizer: WeightPerturbation, module: nn.Module, loss: Loss | None) -> None:
-        self._reset(loss)
+    Attributes:
+        tensors: of the optimizer, that belong to the module.
+        missed: why a step was not perturbed, if none was.
+    """
+
+    tensors: frozenset[Tensor] = frozenset()
+    missed = _NEVER_CALLED
+    _optimizer: Any = _gone  # weak references, to these two
+    _module: Any = _gone
+    _loss: Callable[..., Any] | None = None
+    _handles: tuple[Any, ...] = ()
+    _stay: _Stay | None = None
+    _thread: int | None = None  # in which the weights went away
+    _depth = _paused = 0  # calls of the module that have begun, and pauses
+    _frame: FrameType | None = None  # of the first of these calls
+    _call = ExitStack()  # what ends with it
+    _finish: Callable[[Any], None] | None = None  # what to do with its output
+    _climbing = _looked = False
+
+    def __init__(self, optimizer: WeightPerturbation, module: Any, loss: Any) -> None:
         _refuse(module, loss)
         if optimizer._is_attached():
             raise RuntimeError("attach() of an optimizer that is attached: handle.remove() first")
         self._find_tensors(optimizer, module)
         for other in list(_attachments):
-            if other._holds(self.tensors):
-                raise RuntimeError(
-                    "attach(): another optimizer is attached that moves the same tensors: a module "
-                    "is perturbed once, handle.remove() that first"
-                )
-        self._handles: list[Any] = [
+            if other.alive and not other.tensors.isdisjoint(self.tensors):
+                if not other._optimizer()._run.replaced:
+                    raise RuntimeError("attach(): another optimizer that is attached moves these")
+                other.remove()
+        # Those of parts, too: whoever saves a model may have unwrapped it.
+        kinds = ("register_state_dict_pre_hook", "register_load_state_dict_pre_hook")
+        self._handles = (
             module.register_forward_pre_hook(self._before, prepend=True, with_kwargs=True),
             module.register_forward_hook(self._after, with_kwargs=True, always_call=True),
-        ]
-        for part in module.modules():  # whoever wraps or unwraps the module for a checkpoint
-            self._handles.append(part.register_state_dict_pre_hook(self._at_state))
-            self._handles.append(part.register_load_state_dict_pre_hook(self._at_state))
-        self._first = self._handles[0].id
-        self._module = weakref.ref(module)
+            *(getattr(part, kind)(self.restore) for part in module.modules() for kind in kinds),
+        )
+        self._loss, self._module = loss, weakref.ref(module)
         self.adopt(optimizer)
-
-    def _reset(self, loss: Loss | None) -> None:
-        self._loss = loss
-        self._optimizer: Callable[[], WeightPerturbation | None] = lambda: None
-        self._module: Callable[[], nn.Module | None] = lambda: None
-        self.tensors: set[Tensor] = set()  # of the optimizer, that belong to the module
-        self._handles = []
-        self._first: int | None = None
-        self._stay: _Stay | None = None
-        self._thread: int | None = None  # in which the weights went away
-        self._depth = 0  # of calls of the module that have begun, ...
-        self._frame: FrameType | None = None  # ... the first here
-        self._call = ExitStack()  # what ends with it
-        self._finish: Callable[[Any], None] | None = None  # what to do with its output
-        self._climbing = False
-        self._looked = False  # at the precision of its graph
-        self._paused = 0
-        self.begin_step()
 
     def adopt(self, optimizer: WeightPerturbation) -> None:
         """Belong to this optimizer from now on."""
-        self._optimizer = weakref.ref(optimizer)
-        optimizer._run.attachment = self
+        self._optimizer, optimizer._run.attachment = weakref.ref(optimizer), self
         _attachments.add(self)
 
     @property
     def alive(self) -> bool:
         """Whether the module and its optimizer exist and belong together."""
         return self._optimizer() is not None and self._module() is not None
-
-    def begin_step(self) -> None:
-        """Forget why the last step was not perturbed."""
-        self.missed = (
-            "its forward was never called (through a part of it, through code compiled before "
-            "attach(), or not at all)"
-        )
-
-    def _holds(self, tensors: set[Tensor]) -> bool:
-        """Whether a tensor of these moves here, by an optimizer that is in use."""
-        optimizer = self._optimizer()
-        if optimizer is None or not self.alive or self.tensors.isdisjoint(tensors):
-            return False
-        if optimizer._run.replaced:
-            self.remove()
-            return False
-        return True
 
     # -- the handle ------------------------------------------------------------------------------
 
@@ -130,10 +126,9 @@ class Attachment:
         self.restore()
         for handle in self._handles:
             handle.remove()
-        optimizer = self._optimizer()
-        if optimizer is not None and optimizer._run.attachment is self:
+        if (optimizer := self._optimizer()) is not None:
             optimizer._run.attachment = None
-        self._reset(None)
+        self._optimizer = _gone
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -148,11 +143,11 @@ class Attachment:
         finally:
             self._paused -= 1
 
-    def restore(self) -> None:
+    def restore(self, *_: Any) -> None:
         """Bring the weights home if they are away; a pending backward pass becomes an error."""
-        stay, self._stay = self._stay, None
-        call, self._call = self._call, ExitStack()
-        self._depth, self._frame, self._finish, self._thread = 0, None, None, None
+        stay, call = self._stay, self._call
+        self._stay = self._frame = self._finish = self._thread = None
+        self._depth, self._call = 0, ExitStack()
         try:
             call.close()
         finally:
@@ -163,421 +158,278 @@ class Attachment:
     # -- hooks -----------------------------------------------------------------------------------
 
     @_eager
-    def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def _before(self, module: Any, args: Any, kwargs: Any) -> None:
         """Before the module's own forward, as the first of its hooks."""
         optimizer = self._optimizer()
-        if optimizer is None:  # a copy of the module
+        if optimizer is None:  # a copy's
             return
-        if torch._C._current_graph_task_id() != -1:  # activations are computed once more
-            self._recompute(optimizer, module)
+        trains = module.training and torch.is_grad_enabled()
+        if torch._C._current_graph_task_id() != -1:
+            self._recompute(optimizer, trains)
             return
-        if getattr(module, "_is_replica", False):
-            raise RuntimeError("an attached module inside nn.DataParallel: use DDP")
-        if self._thread not in (None, threading.get_ident()):
-            raise RuntimeError(
-                "the attached module is called in a thread while another has its weights at w + v"
-            )
+        replica = getattr(module, "_is_replica", False)
+        if replica or self._thread not in (None, threading.get_ident()):
+            kind = "by nn.DataParallel: use DDP" if replica else "in a thread, perturbed in another"
+            raise RuntimeError(f"an attached module is called {kind}")
         if self._climbing:
             return
-        if self._depth and _is_running(self._frame):  # it calls itself
+        if self._depth and self._frame in _frames():  # it calls itself
             self._depth += 1
             return
+        self._call.close()  # an interrupt may have left it open
         if self._stay is not None and not self._stay.is_pending():
             self.restore()
-        self._call.close()  # what an interrupt left
-        self._module = weakref.ref(module)
-        self._depth, self._frame, self._finish = 1, _calling_frame(), None
+        self._depth, self._call, self._finish = 1, ExitStack(), None
+        calling = (f for f in _frames() if f.f_code.co_filename == nn.modules.module.__file__)
+        self._frame = next(calling, None)
+        if self._module() is None:  # of a copied pair
+            self._module = weakref.ref(module)
         hooks = module._forward_pre_hooks
-        late = self._first in hooks and next(iter(hooks)) != self._first
+        late = next(iter(hooks.values())) != self._before
         if late:
-            hooks.move_to_end(self._first, last=False)
-        trains = module.training and torch.is_grad_enabled()
+            mine = next(key for key, hook in hooks.items() if hook == self._before)
+            hooks.move_to_end(mine, last=False)
         if self._stay is not None:
-            self._call_again(optimizer, self._stay, trains)
-        elif trains and not self._paused:
-            if optimizer._is_due():
-                with _ungathered(module) if late else nullcontext():
-                    self._perturb(optimizer, module, args, kwargs)
-        elif not module.training:
-            self.missed = "its forward passes were in evaluation mode (model.eval())"
-        else:
-            self.missed = "its forward passes were paused, or without gradients"
+            if not trains:
+                self._suspend(optimizer, module, self._stay)
+            elif not self._paused:
+                self._finish = partial(self._watch, self._stay, False)
+                if optimizer._ascent_steps:
+                    optimizer._warn_once("again", _AGAIN)
+        elif not trains or self._paused:
+            mode = "paused, or without gradients" if module.training else "in evaluation mode"
+            self.missed = f"its forward passes were {mode} (model.train(), handle.paused())"
+        elif optimizer._is_due():
+            gathered = late and hasattr(module, "unshard")  # by FSDP2, before the weights move
+            if gathered:
+                module.set_reshard_after_forward(True, recurse=False)
+            self._perturb(optimizer, module, args, kwargs)
+            if gathered:
+                module.unshard()
 
     @_eager
     def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """After the module's forward, also where that has failed."""
-        if self._optimizer() is None or self._climbing or not self._depth:
-            return
-        if torch._C._current_graph_task_id() != -1:
+        idle = self._climbing or not self._depth or torch._C._current_graph_task_id() != -1
+        if idle or self._optimizer() is None:
             return
         self._depth -= 1
-        if self._depth:
-            return
-        self._frame = None
-        finish, self._finish = self._finish, None
-        self._call.close()
-        if finish is not None:
-            finish(output)
+        if self._depth == 0:
+            finish, self._finish, self._frame = self._finish, None, None
+            self._call.close()
+            if finish is not None:
+                finish(output)
 
-    def _at_state(self, *_: Any) -> None:
-        """Before the module's state is read or written."""
-        self.restore()
+    def _recompute(self, optimizer: WeightPerturbation, trains: bool) -> None:
+        """Inside a backward pass: a checkpoint calls once more."""
+        if self._stay is None:
+            if trains and not self._paused and optimizer._is_due():
+                raise RuntimeError(_CHECKPOINT)
+        elif self._stay.random is not None:
+            # The checkpoint put back the random numbers from before our hook, which drew some.
+            before, after = self._stay.random
+            if all(map(torch.equal, _random_states(), before)):
+                for source, state in zip(_random_sources(), after, strict=True):
+                    source.set_rng_state(state)
 
     # -- from w to w + v -------------------------------------------------------------------------
 
-    def _perturb(self, optimizer: WeightPerturbation, module: nn.Module, *inputs: Any) -> None:
+    def _perturb(self, optimizer: WeightPerturbation, module: nn.Module, *call: Any) -> None:
         stay = self._stay = _Stay()
         self._thread = threading.get_ident()
         self.missed = "no backward pass went through what its forward returned"
+        before = _random_states() if _saving_is_watched() else None
         try:
             self._find_tensors(optimizer, module)
-            before = _random_state() if _is_checkpointed() else None
-            stay.stack.callback(_keep_gradients(optimizer))
             name = f"a forward pass of an attached {type(module).__name__}"
-            perturbation = stay.stack.enter_context(optimizer._open(name))
-            stay.perturbation = perturbation
-            ascents = optimizer._ascent_steps
-            for index in range(ascents):
-                self._climb(optimizer, perturbation, index, module, *inputs)
-            if ascents == 0:
+            perturbation = stay.perturbation = stay.stack.enter_context(optimizer._open(name))
+            climbs = optimizer._ascent_steps
+            for index in range(climbs):
+                this = Pass(index, True, perturbation.active, optimizer._inputs())
+                with optimizer._watched(this, False), freeze_running_stats(module, index > 0):
+                    gradients = self._climb(optimizer, module, *call)
+                optimizer._ascend(perturbation, gradients)
+            if not climbs:
                 optimizer._ascend(perturbation)
-            this = Pass(ascents, False, perturbation.active)
+            this = Pass(climbs, False, perturbation.active)
             stay.stack.enter_context(optimizer._watched(this, False))
-            self._call.enter_context(freeze_running_stats(module, ascents > 0))
-            if before is not None:
-                stay.random = before, _random_state()
+            self._call.enter_context(freeze_running_stats(module, climbs > 0))
+            stay.random = None if before is None else [before, _random_states()]
         except BaseException:
             self.restore()
             raise
-        self._finish = partial(self._watch, stay)
+        self._finish = partial(self._watch, stay, False)
 
-    def _climb(
-        self,
-        optimizer: WeightPerturbation,
-        perturbation: Perturbation,
-        index: int,
-        module: nn.Module,
-        args: Any,
-        kwargs: Any,
-    ) -> None:
+    def _climb(self, optimizer: WeightPerturbation, module: Any, args: Any, kwargs: Any) -> Any:
+        """The gradients of one more call's loss; no `.grad` changes, and nothing else remains."""
         tensors = [param for param, _, _ in optimizer._selected()]
-        this = Pass(index, True, perturbation.active, optimizer._inputs())
-        gradients: dict[Tensor, Tensor] = {}
+        # DDP's first pass over a static graph counts the gradients that arrive: not these.
+        forward = module.module if getattr(module, "static_graph", False) else module
         self._climbing = True
+        hooks = (Tensor.detach, Tensor.detach)  # a checkpoint around does not see what we save
         try:
-            with optimizer._watched(this, False), freeze_running_stats(module, index > 0):
-                if tensors:
-                    gradients = self._gradients(optimizer, tensors, module, args, kwargs)
+            with saved_tensors_hooks(*hooks) if _saving_is_watched() else nullcontext():
+                output = forward(*args, **kwargs)
+                loss = (self._loss or _loss_in)(output, *args, **kwargs)
+                _check_loss(loss, output)
+                del output
+                if not loss.requires_grad or not tensors:
+                    return {}
+                with torch.autocast(loss.device.type, enabled=False):
+                    found = torch.autograd.grad(loss, tensors, allow_unused=True)
+                if not self._looked or any(gradient is None for gradient in found):
+                    self._look(optimizer, _graph_of(loss))
         finally:
             self._climbing = False
-        optimizer._ascend(perturbation, gradients)
-
-    def _gradients(
-        self,
-        optimizer: WeightPerturbation,
-        tensors: list[Tensor],
-        module: nn.Module,
-        args: Any,
-        kwargs: Any,
-    ) -> dict[Tensor, Tensor]:
-        """Those of one more call's loss; no `.grad` changes, and nothing of the call remains."""
-        # DDP's first pass over a static graph counts what arrives: not this.
-        forward = module.module if getattr(module, "static_graph", False) else module
-        with _own_graph():
-            output = forward(*args, **kwargs)
-            loss = _loss_of(output) if self._loss is None else self._loss(output, *args, **kwargs)
-            del output
-            if not isinstance(loss, Tensor) or loss.ndim > 0:
-                raise RuntimeError(f"attach(loss=...) must give a scalar tensor, got {loss!r}")
-            if self._loss is None and not self._looked:
-                self._looked = True
-                if _is_half_way(loss):
-                    optimizer._warn_once(
-                        "float16",
-                        "small gradients of the climb's loss vanish in float16: scale it as the "
-                        "training does, attach(model, loss=lambda output, *_, **__: "
-                        "scaler.scale(output.loss))",
-                    )
-            with torch.autocast(loss.device.type, enabled=False):
-                found = _differentiate(loss, tensors)
         gradients = {p: g for p, g in zip(tensors, found, strict=True) if g is not None}
         sharded = [param for param in tensors if is_sharded(param)]
-        if sharded and not any(param in gradients for param in sharded):
-            raise RuntimeError(
-                "attach() of a climb to FSDP2: its gradients do not arrive at torch.autograd.grad. "
-                'Use a loop over passes(), ascent="update" or RandomWeightPerturbation'
-            )
-        if not gradients:
-            optimizer._warn_once(
-                "gradients",
-                "no tensor is perturbed: the loss of the attached module depends on none that moves",
-            )
+        if sharded and gradients.keys().isdisjoint(sharded):
+            raise RuntimeError(_FSDP2)
         return gradients
+
+    def _look(self, optimizer: WeightPerturbation, graph: list[Any]) -> None:
+        self._looked = True
+        if any("CheckpointFunction" in node.name() for node in graph):
+            raise RuntimeError("a climb does not see into checkpoints: take use_reentrant=False")
+        half = any(t.dtype == torch.float16 for node in graph for t in node._input_metadata)
+        if half and self._loss is None:
+            optimizer._warn_once("float16", _UNSCALED)
 
     # -- from w + v to w -------------------------------------------------------------------------
 
-    def _watch(self, stay: _Stay, output: Any) -> None:
+    def _watch(self, stay: _Stay, evaluated: bool, output: Any) -> None:
         """Notice the backward pass through an output."""
+        run = self._optimizer()._run
 
         def reached(_: Tensor) -> None:
-            if stay.ended:
-                raise RuntimeError(
-                    "a second backward pass through an attached module, whose weights are restored "
-                    "after the first: add up what one forward pass leads to, and call backward() "
-                    "once, or use a loop over passes()"
-                )
-            if not stay.reached:
-                stay.reached = True
+            if stay.ended != evaluated:
+                raise RuntimeError(_OTHER_WEIGHTS)
+            if not stay.reached and not evaluated:
+                stay.reached = run.has_gradients = True
                 # Twice: after what others have queued for the end, as DDP and FSDP do.
-                _at_end_of_backward(partial(_at_end_of_backward, partial(self._end, stay)))
+                _queue(partial(_queue, lambda: stay.ended or self.restore()))
 
-        tensors = _with_graph(output)
-        for tensor in tensors:
-            tensor.register_hook(reached)  # type: ignore[no-untyped-call]
+        _hook(output, reached)
+        if evaluated:
+            return
         stay.graphs.append(weakref.ref(reached))
         del reached
-        if stay.is_pending():
-            return
-        self.restore()
-        optimizer = self._optimizer()
-        if optimizer is not None and not optimizer._run.has_gradients and sys.exc_info()[0] is None:
-            optimizer._warn_once(
-                "output",
-                "an attached module returned no tensor that a gradient can come through (none needs "
-                "one, or it is inside an object that is not searched): nothing is perturbed",
-            )
-
-    def _end(self, stay: _Stay) -> None:
-        if self._stay is stay:
+        if not stay.is_pending():
             self.restore()
+            if sys.exc_info()[0] is None and not run.has_gradients:
+                self._optimizer()._warn_once("output", _NO_GRADIENT)
 
-    def _call_again(self, optimizer: WeightPerturbation, stay: _Stay, trains: bool) -> None:
-        """A forward pass while a backward pass is pending."""
-        if not trains:
-            self._call.enter_context(_suspended(optimizer, stay))
-            self._finish = partial(_refuse_backward, stay)
-        elif not self._paused:
-            self._finish = partial(self._watch, stay)
-            if optimizer._ascent_steps:
-                optimizer._warn_once(
-                    "again",
-                    "several forward passes of an attached module before one backward pass: the "
-                    "climb followed the loss of the first. A module that makes all of them and "
-                    "returns their loss climbs along the whole",
-                )
+    def _suspend(self, optimizer: WeightPerturbation, module: nn.Module, stay: _Stay) -> None:
+        """An evaluation while a backward pass is pending."""
+        for enter in (partial(_reshard, optimizer, module), stay.perturbation.suspended):
+            self._call.enter_context(enter())
+        self._finish = partial(self._watch, stay, True)
 
-    # -- what cannot be right --------------------------------------------------------------------
+    # -- whose, and copies -----------------------------------------------------------------------
 
     def _find_tensors(self, optimizer: WeightPerturbation, module: nn.Module) -> None:
-        if any(is_sharded(param) for param in optimizer._params()):
-            for part in module.modules():  # weights gathered for an evaluation would be used again
-                if hasattr(part, "reshard"):
-                    part.reshard()
-        found = set(optimizer._params()).intersection(module.parameters())
+        with _reshard(optimizer, module):
+            pass
+        found = frozenset(optimizer._params()).intersection(module.parameters())
         if len(found) < max(1, len(self.tensors)):
-            raise RuntimeError(
-                f"{len(found)} tensors of {type(module).__name__} belong to its attached optimizer,"
-                f" {len(self.tensors) or 'at least 1'} expected: were parameters replaced since the"
-                " optimizer was built or attached? Build it from the module's, and attach last"
-            )
+            what = f"{len(found)} tensors of {type(module).__name__} belong to the optimizer"
+            raise RuntimeError(f"{what}: were parameters replaced since it was built or attached?")
         self.tensors = found
-
-    def _recompute(self, optimizer: WeightPerturbation, module: nn.Module) -> None:
-        """In a backward pass a checkpoint calls once more."""
-        stay = self._stay
-        if stay is not None and stay.random is not None:
-            # It has put back the random numbers from before our hook, which drew some.
-            before, after = stay.random
-            if all(map(torch.equal, _random_state(), before)):
-                _set_random_state(after)
-        trains = module.training and torch.is_grad_enabled() and not self._paused
-        if trains and self._stay is None and optimizer._is_due():
-            raise RuntimeError(
-                "an attached module is called inside a backward pass on weights that are not "
-                "perturbed: checkpoint it with use_reentrant=False, and call backward() once"
-            )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Attachment:
         """Of a copied optimizer, if that is copied with the module; otherwise nobody's."""
-        self.__reduce__()
-        twin = memo[id(self)] = _nobodys()
-        twin._loss = self._loss
+        new, arguments = self.__reduce__()
+        twin: Attachment = new(*arguments)
+        twin._loss, memo[id(self)] = self._loss, twin
         return twin
 
     def __reduce__(self) -> Any:
         if self._stay is not None:
-            raise RuntimeError(
-                "copying or pickling an attached module while its weights are perturbed: do it "
-                "after the backward pass"
-            )
-        return _nobodys, ()
-
-
-def _nobodys() -> Attachment:
-    attachment = Attachment.__new__(Attachment)
-    attachment._reset(None)
-    return attachment
+            raise RuntimeError("copying or pickling an attached module while it is perturbed")
+        return Attachment.__new__, (Attachment,)
 
 
 def _refuse(module: Any, loss: Any) -> None:
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
-    if loss is not None and not callable(loss):
-        raise TypeError(f"loss must be None or a callable (output, *args, **kwargs), got {loss!r}")
-    if isinstance(module, nn.DataParallel):
-        raise ValueError("module must not be an nn.DataParallel, which copies weights: use DDP")
-    deepspeed = any(cls.__module__.split(".")[0] == "deepspeed" for cls in type(module).__mro__)
-    if deepspeed or any(hasattr(param, "ds_id") for param in module.parameters()):
-        raise ValueError("module must not be DeepSpeed's, which steps on weights of its own")
+    if not isinstance(module, nn.Module) or not (loss is None or callable(loss)):
+        raise TypeError(f"attach() takes an nn.Module and a callable, got {module!r}, {loss!r}")
+    packages = {cls.__module__.split(".")[0] for cls in type(module).__mro__}
+    of_deepspeed = any(hasattr(param, "ds_id") for param in module.parameters())
+    if isinstance(module, nn.DataParallel) or "deepspeed" in packages or of_deepspeed:
+        raise ValueError("module must not be nn.DataParallel's or DeepSpeed's: use DDP or FSDP2")
 
 
-def _loss_of(output: Any) -> Any:
+def _loss_in(output: Any, *_: Any, **__: Any) -> Any:
     """The loss in what a module returned."""
-    if isinstance(output, Tensor) and output.ndim == 0:
-        return output
-    loss = getattr(output, "loss", None)
+    loss = output if isinstance(output, Tensor) else getattr(output, "loss", None)
     if loss is None and isinstance(output, Mapping):
-        values = [v for v in output.values() if isinstance(v, Tensor)]
-        scalars = [v for v in values if v.ndim == 0 and v.requires_grad]
+        values = [value for value in output.values() if isinstance(value, Tensor)]
+        scalars = [value for value in values if value.ndim == 0 and value.requires_grad]
         loss = output["loss"] if "loss" in output else sum(scalars) if scalars else None
     elif loss is None and isinstance(output, tuple) and output:
         loss = output[0]
-    if isinstance(loss, Tensor) and loss.ndim == 0:
-        return loss
-    raise RuntimeError(
-        f"the climb finds no loss in the {type(output).__name__} that the attached module returned:"
-        " give attach(module, loss=lambda output, *args, **kwargs: ...), attach a module that ends "
-        'in its loss, or take a mode of one pass (ascent="update", RandomWeightPerturbation)'
-    )
+    return loss
 
 
-def _differentiate(loss: Tensor, tensors: list[Tensor]) -> tuple[Tensor | None, ...]:
-    if not loss.requires_grad:
-        return (None,) * len(tensors)
-    try:
-        return torch.autograd.grad(loss, tensors, allow_unused=True)
-    except RuntimeError as error:
-        if "heckpoint" in str(error):
-            raise RuntimeError(
-                "the climb cannot differentiate through reentrant checkpoints: use "
-                "torch.utils.checkpoint with use_reentrant=False"
-            ) from error
-        raise
+def _check_loss(loss: Any, output: Any) -> None:
+    if not isinstance(loss, Tensor) or loss.ndim > 0:
+        raise RuntimeError(
+            f"no scalar loss to climb in the {type(output).__name__} of an attached module: give "
+            "attach(module, loss=lambda output, *args, **kwargs: ...), attach one that ends in its "
+            'loss, or take a mode of one pass (ascent="update", RandomWeightPerturbation)'
+        )
 
 
-def _is_half_way(loss: Tensor) -> bool:
-    """Whether gradients come through float16, under autocast, say."""
-    nodes, seen = [loss.grad_fn], set()
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if any(tensor.dtype == torch.float16 for tensor in getattr(node, "_input_metadata", ())):
-            return True
-        nodes.extend(following for following, _ in node.next_functions)
-    return False
+def _graph_of(loss: Tensor) -> list[Any]:
+    nodes, seen = [loss.grad_fn], {None}
+    for node in nodes:  # to which we append
+        new = {following for following, _ in node.next_functions} - seen
+        seen |= new
+        nodes += new
+    return nodes
 
 
-def _is_checkpointed() -> bool:
-    """Whether somebody watches what is saved for a backward pass, as a checkpoint around does."""
+def _saving_is_watched() -> bool:
+    """Whether hooks see what is saved for a backward pass, as those of a checkpoint around do."""
     return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
 
 
-def _own_graph() -> Any:
-    """A context in which a checkpoint around does not see what the climb saves."""
-    if _is_checkpointed():
-        return saved_tensors_hooks(lambda tensor: tensor.detach(), lambda tensor: tensor)
-    return nullcontext()
+def _random_sources() -> list[Any]:
+    return [torch, *([torch.get_device_module()] if torch.accelerator.is_available() else [])]
 
 
-def _random_state() -> list[Tensor]:
-    states = [torch.get_rng_state()]
-    if torch.accelerator.is_available():
-        states.append(torch.get_device_module().get_rng_state())
-    return states
+def _random_states() -> list[Tensor]:
+    return [source.get_rng_state() for source in _random_sources()]
 
 
-def _set_random_state(states: list[Tensor]) -> None:
-    torch.set_rng_state(states[0])
-    for state in states[1:]:
-        torch.get_device_module().set_rng_state(state)
+def _hook(output: Any, hook: Callable[[Tensor], None]) -> None:
+    """Hook the gradients of the tensors in an output, also in objects, one level deep."""
+    held = []
+    for leaf in tree_leaves(output):
+        inside = [
+            list(leaf.values()) if isinstance(leaf, Mapping) else [],
+            getattr(leaf, "__dict__", {}),
+        ]
+        held += [leaf] if isinstance(leaf, Tensor) else tree_leaves(inside)
+    for tensor in held:
+        if isinstance(tensor, Tensor) and tensor.grad_fn is not None:
+            tensor.register_hook(hook)  # type: ignore[no-untyped-call]
 
 
 @contextmanager
-def _ungathered(module: Any) -> Iterator[None]:
-    """FSDP2 gathers weights as the first of the hooks, if it came after us: let it do so again."""
-    shards = hasattr(module, "reshard")
-    if shards:
-        module.reshard()
-        kept = not all(is_sharded(param) for param in module.parameters(recurse=False))
-        if kept:  # the outermost module's, for the backward pass
-            module.set_reshard_after_forward(True, recurse=False)
-            module.reshard()
-            module.set_reshard_after_forward(False, recurse=False)
+def _reshard(optimizer: WeightPerturbation, module: nn.Module) -> Iterator[None]:
+    """FSDP2 uses weights again that it has gathered, unless it gives them up before and after."""
+    sharded = any(is_sharded(param) for param in optimizer._params())
+    parts = [part for part in module.modules() if sharded and hasattr(part, "reshard")]
+    for part in parts:
+        part.reshard()
     yield
-    if shards:
-        module.unshard()
+    for part in parts:
+        part.reshard()
 
 
-@contextmanager
-def _suspended(optimizer: WeightPerturbation, stay: _Stay) -> Iterator[None]:
-    run, perturbation = optimizer._run, stay.perturbation
-    this, run.current_pass = run.current_pass, None
-    try:
-        with perturbation.suspended() if perturbation is not None else nullcontext():
-            yield
-    finally:
-        run.current_pass = this
-
-
-def _refuse_backward(stay: _Stay, output: Any) -> None:
-    """An output computed at `w` must not be differentiated at `w + v`."""
-
-    def reached(_: Tensor) -> None:
-        if not stay.ended:
-            raise RuntimeError(
-                "a backward pass through an evaluation of an attached module, made at w, while the "
-                "weights are at w + v: make it before the training forward pass, or after backward"
-            )
-
-    for tensor in _with_graph(output):
-        tensor.register_hook(reached)  # type: ignore[no-untyped-call]
-
-
-def _with_graph(output: Any) -> list[Tensor]:
-    """The tensors in an output through which gradients come."""
-    leaves = tree_leaves(output)
-    for leaf in leaves:  # also in objects, one level deep
-        if not isinstance(leaf, Tensor) and hasattr(leaf, "__dict__"):
-            leaves = [*leaves, *tree_leaves(dict(vars(leaf)))]
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.grad_fn is not None]
-
-
-def _keep_gradients(optimizer: WeightPerturbation) -> Callable[[], None]:
-    """That earlier micro-batches of this step have computed gradients."""
-    run, earlier = optimizer._run, optimizer._run.has_gradients
-
-    def keep() -> None:
-        run.has_gradients = run.has_gradients or earlier
-
-    return keep
-
-
-def _at_end_of_backward(callback: Callable[[], None]) -> None:
-    torch.autograd.Variable._execution_engine.queue_callback(callback)
-
-
-def _calling_frame() -> FrameType | None:
-    """That of the module's call, which lives as long as the call."""
+def _frames() -> Iterator[FrameType]:
+    """The calls that are running in this thread."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename != nn.modules.module.__file__:
+    while frame is not None:
+        yield frame
         frame = frame.f_back
-    return frame
-
-
-def _is_running(searched: FrameType | None) -> bool:
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame is not searched:
-        frame = frame.f_back
-    return frame is not None

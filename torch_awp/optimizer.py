@@ -313,7 +313,9 @@ class WeightPerturbation(Optimizer):
         perturbation = Perturbation(self.constraint, self.epsilon, run.saved, run.row_owners)
         try:
             run.inside, run.perturbation = name, weakref.ref(perturbation)
-            run.used, run.has_gradients = True, False
+            run.used = True
+            # Of an attached module's earlier micro-batches, which belong to the same step.
+            run.has_gradients = run.has_gradients and self._is_attached()
             with perturbation:
                 yield perturbation
         finally:
@@ -412,7 +414,7 @@ class WeightPerturbation(Optimizer):
         run.stepped = True
         run.used = run.has_gradients = False
         if run.attachment is not None:
-            run.attachment.begin_step()
+            run.attachment.missed = type(run.attachment).missed
         if not run.is_probe:
             self._count(self._step_number() + 1)
 
@@ -446,7 +448,7 @@ class WeightPerturbation(Optimizer):
 
     @property
     def current_pass(self) -> Pass | None:
-        """The pass that is running, `None` outside of a loop, block or closure."""
+        """The pass that is running, `None` outside of a loop, block, closure or attached module."""
         return self._run.current_pass
 
     @property
@@ -550,7 +552,7 @@ class WeightPerturbation(Optimizer):
         finally:
             for handle in handles:
                 handle.remove()
-            run.has_gradients = not this.climbs and self._has_computed()
+            run.has_gradients |= not this.climbs and self._has_computed()
             run.current_pass, run.versions = None, []
         if any(added):
             raise RuntimeError(
