@@ -317,31 +317,38 @@ def methods(cpu: bool) -> dict[str, Method]:
 
 
 def training(
-    network: nn.Module, method: Method, images: Tensor, labels: Tensor, by_loop: bool = False
+    network: nn.Module, method: Method, images: Tensor, labels: Tensor, form: str = "closure"
 ) -> Run:
-    """A step of SGD with momentum on one batch, as ``method`` takes it."""
+    """A step of SGD with momentum on one batch, as ``method`` takes it in ``form``."""
     model = copy.deepcopy(network)
     optimizer = method.wrap(torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9))
 
+    def loss_of(scores: Tensor, *_: Any) -> Tensor:
+        return nn.functional.cross_entropy(scores, labels)
+
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(model(images), labels)
+        loss = loss_of(model(images))
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
-
-    if not by_loop:
-        return lambda: optimizer.step(closure)  # type: ignore[arg-type]
 
     def loop() -> None:
         for _ in optimizer.passes():  # type: ignore[attr-defined]
             closure()
         optimizer.step()
 
-    return loop
+    def plain_loop() -> None:
+        closure()
+        optimizer.step()
+
+    if form == "attached":
+        optimizer.attach(model, loss=loss_of)  # type: ignore[attr-defined]
+        return plain_loop
+    return loop if form == "passes()" else lambda: optimizer.step(closure)  # type: ignore[arg-type]
 
 
 def step_ratios(network: nn.Module, benchmark: Benchmark, aims: bool) -> Iterator[Ratio]:
-    """Each method's step in units of the plain steps that it contains."""
+    """Each method's step in units of the plain steps that it contains, attached of the loop's."""
     known = methods(cpu=aims)
     images = torch.randn(benchmark.batch, 3, 32, 32, device=benchmark.device)
     labels = torch.randint(10, (benchmark.batch,), device=benchmark.device)
@@ -349,12 +356,17 @@ def step_ratios(network: nn.Module, benchmark: Benchmark, aims: bool) -> Iterato
     runs = {name: training(network, method, images, labels) for name, method in known.items()}
     for name, method in known.items():
         if name != "plain":
-            runs[f"{name}, passes()"] = training(network, method, images, labels, by_loop=True)
+            for form in ("passes()", "attached"):
+                runs[f"{name}, {form}"] = training(network, method, images, labels, form)
     seconds = take_turns(runs, benchmark.steps, benchmark.device)
     for name in runs:
-        method = known[name.removesuffix(", passes()")]
-        contained = [method.passes * plain for plain in seconds["plain"]]
-        yield ratio(f"{name} / {method.passes} x plain", seconds[name], contained, method.aim)
+        own = name.removesuffix(", passes()").removesuffix(", attached")
+        contained = [known[own].passes * plain for plain in seconds["plain"]]
+        aim = None if name.endswith("attached") else known[own].aim
+        yield ratio(f"{name} / {known[own].passes} x plain", seconds[name], contained, aim)
+        if name.endswith("attached"):
+            loop = seconds[f"{own}, passes()"]
+            yield ratio(f"{name} / passes()", seconds[name], loop, 1.02 if aims else None)
 
 
 # -- measuring -----------------------------------------------------------------------------------

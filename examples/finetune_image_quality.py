@@ -181,6 +181,9 @@ def squares(images: Images, side: int, generator: torch.Generator | None = None)
 class Backbone(nn.Module):
     """A model of timm for pixels from 0 to 1, with a fresh head: one score an image."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, name: str, weights: str, dropout: float) -> None:
         super().__init__()
         try:
@@ -271,7 +274,7 @@ def batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Random squares and scores of one epoch, on the device; a last partial batch is left out."""
     order = torch.randperm(len(images), generator=generator)
-    for which in order.split(settings.batch)[: len(images) // settings.batch]:
+    for which in torch.split(order, settings.batch)[: len(images) // settings.batch]:
         batch = [images[number] for number in which.tolist()]
         seen = squares(batch, settings.crop, generator)
         scores = torch.tensor([score for _, score in batch], device=settings.place)
@@ -299,7 +302,7 @@ def train_step(
         optimizer.zero_grad()
         with freeze_running_stats(end, p.index > 0):
             loss = quality_loss(end(*features), scores)
-        loss.backward(inputs=p.inputs)  # a pass that climbs needs no others
+        torch.autograd.backward(loss, inputs=p.inputs)  # a pass that climbs needs no others
         losses.append(loss.detach())
     optimizer.step()  # from w
     return losses[0]
@@ -316,14 +319,15 @@ def finetune(
     moved = tensors[-max(1, round(settings.perturb_last * len(tensors))) :]
     body, end = (None, model) if moved == tensors else cut(model, moved)
     if settings.compile:
-        body, end = body and torch.compile(body), torch.compile(end)
+        body, end = body and torch.compile(body), torch.compile(end)  # type: ignore[assignment]
     noise = torch.Generator(settings.place).manual_seed(settings.seed)
-    kind, how = {
+    kinds: Mapping[str, tuple[Any, dict[str, Any]]] = {
         "plain": (AdversarialWeightPerturbation, {"gamma": 0.0}),
         "rwp": (RandomWeightPerturbation, {"generator": noise}),
         "awp": (AdversarialWeightPerturbation, {}),
         "awp-update": (AdversarialWeightPerturbation, {"ascent": "update"}),
-    }[settings.perturb]
+    }
+    kind, how = kinds[settings.perturb]
     optimizer = kind(base, **{"gamma": settings.gamma, "select": lambda n, _: n in moved, **how})
     steps = settings.epochs * (len(parts["train"]) // settings.batch)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -397,4 +401,4 @@ if __name__ == "__main__":
         with FileLock(settings.output / "run-in-progress.lock", timeout=0):
             main(settings)
     except (UnusableError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+        parser.exit(2, f"{parser.prog}: {' '.join(str(error).split())}\n")

@@ -48,15 +48,15 @@ def mutants_of(tree: Path, path: Path) -> Iterator[Mutant]:
     lines = [0]
     for line in text.splitlines(keepends=True):
         lines.append(lines[-1] + len(line))
-    tree = ast.parse(text)
+    module = ast.parse(text)
     annotations = {
         id(part)
-        for node in ast.walk(tree)
+        for node in ast.walk(module)
         for hint in (getattr(node, "annotation", None), getattr(node, "returns", None))
         if hint is not None
         for part in ast.walk(hint)
     }
-    for node in ast.walk(tree):
+    for node in ast.walk(module):
         if id(node) in annotations:
             continue
         for kind, part, after in changes(node):

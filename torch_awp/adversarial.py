@@ -109,7 +109,7 @@ class AdversarialWeightPerturbation(WeightPerturbation):
         if self._run.inside != BLOCK or perturbation is None:
             raise RuntimeError(f"ascend() outside {BLOCK}: enter one first")
         if self._is_due():
-            perturbation.move(self._moves())
+            perturbation.move([self._moves()])
 
     @property
     def _ascent_steps(self) -> int:  # type: ignore[override]
@@ -125,7 +125,7 @@ class AdversarialWeightPerturbation(WeightPerturbation):
 
     def _ascend(self, perturbation: Perturbation, gradients: Gradients | None = None) -> None:
         moves = self._moves(gradients)
-        moved = perturbation.move(moves)
+        moved = perturbation.move([moves])
         if not moves and not self._selected():
             self._warn_if_nothing_is_selected()
         elif self.ascent == "current" and not (moves and moved):

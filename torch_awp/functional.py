@@ -56,13 +56,15 @@ def norms(tensors: Tensors) -> Tensor:
     dtype = opmath_dtype(tensors[0].dtype)
     if not on_host(tensors[0]):
         return torch.stack(list(torch._foreach_norm(tensors, 2, dtype=dtype)))
-    pieces = [torch.split(_flat(tensor), _SUMMED) for tensor in tensors]
-    wide = [piece.to(dtype) for of_one in pieces for piece in of_one]
-    squares = torch.stack([torch.dot(piece, piece) for piece in wide]).double()
-    found = _joined(squares.sqrt(), [len(of_one) for of_one in pieces])
+    short = [tensor for tensor in tensors if tensor.numel() <= _HOST_PIECE]
+    of_short = iter(torch._foreach_norm(short, 2, dtype=dtype) if short else ())
+    found = torch.stack(
+        [next(of_short) if t.numel() <= _HOST_PIECE else _norm_in_pieces(t, dtype) for t in tensors]
+    ).double()
     if dtype == torch.float32:  # outside this range squares lose digits, underflow or overflow
-        for i in (~((found > 1e-12) & (found < 1e18))).nonzero().flatten().tolist():
-            found[i] = torch.linalg.vector_norm(tensors[i], dtype=torch.float64)
+        for i, norm in enumerate(found.tolist()):
+            if not 1e-12 < norm < 1e18:
+                found[i] = torch.linalg.vector_norm(tensors[i], dtype=torch.float64)
     return found
 
 
@@ -93,9 +95,10 @@ def step_scales(
     >>> step_scales(torch.tensor([2.0, 2.0, 0.0]), torch.tensor([4.0, 0.0, 4.0]), 0.5)
     tensor([0.2500, 0.0000, 0.0000])
     """
-    scales = step_size * (weight_norms + epsilon) / (direction_norms + epsilon)
-    moves = (weight_norms > 0) & (direction_norms > 0) & direction_norms.isfinite()
-    return torch.where(moves & scales.isfinite(), scales, 0)
+    if epsilon == 0:  # a norm of 0 or infinity leaves 0 here, or what is not finite
+        return _finite(weight_norms * step_size / direction_norms)
+    scales = _finite(step_size * (weight_norms + epsilon) / (direction_norms + epsilon))
+    return scales * ((weight_norms > 0) & (direction_norms > 0))
 
 
 def add_scaled_(
@@ -116,8 +119,10 @@ def add_scaled_(
     >>> weight
     tensor([1.5000, 1.5000])
     """
-    scales = scales.to(opmath_dtype(weights[0].dtype))
-    scales = torch.where(scales.isfinite(), scales, 0)
+    if on_host(scales):  # one pass through memory, whatever the length
+        _add_on_host_(weights, directions, scales.tolist())
+        return
+    scales = _finite(scales.to(opmath_dtype(weights[0].dtype)))
     for owners, moved, along in _in_pieces(weights, directions):
         _add_scaled_(moved, along, scales, owners, row_owners)
 
@@ -144,10 +149,14 @@ def project_layer_(
     >>> weight
     tensor([2.5000, 1.0000])
     """
-    pull = torch.where(distances > radii, radii / distances - 1, 0)
-    pull = pull.to(opmath_dtype(weights[0].dtype))
+    pull = _finite((radii / distances - 1).clamp(max=0)).to(opmath_dtype(weights[0].dtype))
+    values = pull.tolist() if on_host(pull) else None
     for owners, moved, homes in _in_pieces(weights, centers):
-        _add_scaled_(moved, _differences(moved, homes), pull, owners, row_owners)
+        away = _differences(moved, homes)
+        if values is None:
+            _add_scaled_(moved, away, pull, owners, row_owners)
+        else:
+            _add_on_host_(moved, away, [values[owner] for owner in owners])
 
 
 def project_element_(weights: Tensors, centers: Tensors, gamma: float) -> None:
@@ -183,9 +192,11 @@ def alike(first: Sequence[Tensor], second: Sequence[Tensor]) -> Iterator[tuple[T
     groups: dict[object, tuple[Tensors, Tensors]] = {}
     for one, other in zip(first, second, strict=True):
         key = (one.device, one.dtype, other.dtype, one.stride() == other.stride())
-        ones, others = groups.setdefault(key, ([], []))
-        ones.append(one)
-        others.append(other)
+        group = groups.get(key)
+        if group is None:
+            group = groups[key] = [], []
+        group[0].append(one)
+        group[1].append(other)
     yield from groups.values()
 
 
@@ -204,6 +215,16 @@ def _differences(weights: Tensors, centers: Tensors) -> Tensors:
     return copies
 
 
+def _add_on_host_(weights: Tensors, directions: Tensors, scales: list[float]) -> None:
+    dtype = opmath_dtype(weights[0].dtype)
+    largest = torch.finfo(dtype).max
+    for weight, direction, scale in zip(weights, directions, scales, strict=True):
+        if 0 < abs(scale) <= largest:
+            if direction.dtype != dtype:  # the alpha of half precision would be rounded
+                direction = direction.to(dtype)
+            weight.add_(direction, alpha=scale)
+
+
 def _add_scaled_(
     weights: Tensors,
     directions: Tensors,
@@ -213,12 +234,6 @@ def _add_scaled_(
 ) -> None:
     """Add to each weight its direction times the scale at its owner's index."""
     dtype = scales.dtype
-    if on_host(scales):
-        values = scales.tolist()
-        for weight, direction, owner in zip(weights, directions, owners, strict=True):
-            if values[owner]:  # the alpha of half precision would be rounded
-                weight.add_(direction.to(dtype), alpha=values[owner])
-        return
     copies, buffer = _buffer(directions, dtype, like=weights)
     factors = scales.index_select(0, _owner_of_rows(weights, owners, known)).unsqueeze(1)
     # A product with 0 would keep NaN, and adding 0.0 would turn -0.0 into 0.0.
@@ -293,6 +308,16 @@ def _in_pieces(first: Tensors, second: Tensors) -> Iterator[tuple[list[int], Ten
 def _unzipped(portion: list[tuple[int, Tensor, Tensor]]) -> tuple[list[int], Tensors, Tensors]:
     owners, first, second = zip(*portion, strict=True)
     return list(owners), list(first), list(second)
+
+
+def _finite(numbers: Tensor) -> Tensor:
+    return numbers.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _norm_in_pieces(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    pieces = [piece.to(dtype) for piece in torch.split(_flat(tensor), _SUMMED)]
+    squares = torch.stack([torch.dot(piece, piece) for piece in pieces])
+    return squares.sum(dtype=torch.float64).sqrt()
 
 
 def _joined(parts: Tensor, counts: list[int]) -> Tensor:

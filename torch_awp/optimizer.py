@@ -9,16 +9,19 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from itertools import repeat
 from numbers import Integral, Real
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from torch_awp import sharding
 from torch_awp.functional import on_host
-from torch_awp.perturbation import Perturbation
+from torch_awp.perturbation import Perturbation, Saved
+
+if TYPE_CHECKING:
+    from torch_awp.attach import Attachment
 
 Closure = Callable[[], Any]
 Constraint = Literal["layer", "element"]
@@ -29,6 +32,7 @@ GAMMA_KEY, STEP_KEY = "perturb_gamma", "perturb_step"
 # In the first group: the gamma of groups without one of their own, and which wrapper gave it.
 _DEFAULT_KEYS = ("perturb_adversarial", "perturb_random")
 UPDATE_KEY = "perturb_update"  # in a checkpoint, beside the base's state of a tensor
+ATTACHMENT = "perturb_attachment"  # in a copy
 BLOCK = "a perturb() block"
 
 # Below half the spacing between numbers most moves of a weight relative to itself round away.
@@ -81,10 +85,11 @@ class RunState:
     steps: int = 0  # successful ones, where no group tells
     before: dict[Tensor, Tensor] = field(default_factory=dict)  # weights, while the base steps
     update: dict[Tensor, Tensor] = field(default_factory=dict)  # minus the change of the last step
-    backups: dict[Tensor, Tensor] = field(default_factory=dict)  # memory to use again
+    saved: dict[Tensor, Saved] = field(default_factory=dict)  # by the last perturbation
     row_owners: dict[object, Tensor] = field(default_factory=dict)
     warned: set[str] = field(default_factory=set)
     replaced: bool = False  # a newer wrapper owns the base
+    attachment: "Attachment | None" = None  # whose forward passes perturb
 
 
 class _StepHook:
@@ -204,6 +209,7 @@ class WeightPerturbation(Optimizer):
         Pass(index=1, climbs=False, perturbed=True)
         >>> optimizer.step()
         """
+        self._refuse_while_attached("passes")
         self._refuse_while_open("passes")
         return Passes(self._run_passes)
 
@@ -228,6 +234,7 @@ class WeightPerturbation(Optimizer):
         Raises:
             RuntimeError: inside another block or loop of this optimizer.
         """
+        self._refuse_while_attached("perturb")
         self._refuse_while_open("perturb")
         return self._block()
 
@@ -239,21 +246,82 @@ class WeightPerturbation(Optimizer):
             with self._watched(Pass(self._ascent_steps, False, perturbation.active), False):
                 yield
 
+    def attach(self, module: nn.Module, loss: Callable[..., Tensor] | None = None) -> "Attachment":
+        """Perturb in the forward passes of a module, for a loop that knows nothing of it.
+
+        A forward pass in training mode with gradients enabled, on a step that is due, begins at
+        `w + v`; when the backward pass through what it returned has ended, the weights are at `w`.
+        Only tensors that belong to the module move. A mode that climbs calls the module once more
+        for each climb, at the weights before it, and takes the gradients of its loss by
+        `torch.autograd.grad`; running statistics move in the first call alone. What a loop logs is
+        the loss at `w + v`.
+
+        Args:
+            module: the model that a trainer calls, or its end.
+            loss: `loss(output, *args, **kwargs)` gives the scalar to climb from what `module(*args,
+                **kwargs)` returned. Without it: that itself, its `.loss`, its `["loss"]`, its first
+                element, or the sum of its scalars that need a gradient. Modes of one pass need
+                none.
+
+        Returns:
+            A handle: `handle.remove()` detaches, `with handle.paused():` perturbs nothing.
+
+        Raises:
+            RuntimeError: already attached, or the module is to another optimizer; no tensor of the
+                module is the optimizer's.
+            TypeError, ValueError: a module that cannot be attached.
+
+        >>> import torch
+        >>> from torch_awp import AdversarialWeightPerturbation
+        >>> class Regression(torch.nn.Linear):
+        ...     def forward(self, x, y):
+        ...         return torch.nn.functional.mse_loss(super().forward(x), y)
+        >>> model = Regression(4, 1)
+        >>> optimizer = AdversarialWeightPerturbation(torch.optim.SGD(model.parameters(), lr=0.1))
+        >>> handle = optimizer.attach(model)
+        >>> loss = model(torch.ones(2, 4), torch.ones(2, 1))
+        >>> optimizer.current_pass
+        Pass(index=1, climbs=False, perturbed=True)
+        >>> loss.backward()
+        >>> optimizer.step()
+        """
+        from torch_awp.attach import Attachment  # which imports this module
+
+        self._refuse_while_open("attach")
+        return Attachment(self, module, loss)
+
+    def _is_attached(self) -> bool:
+        return self._run.attachment is not None and self._run.attachment.alive
+
+    def _come_home(self) -> None:
+        """End the stay that a forward pass of an attached module began."""
+        if self._run.attachment is not None:
+            self._run.attachment.restore()
+
+    def _refuse_while_attached(self, what: str) -> None:
+        if self._is_attached():
+            raise RuntimeError(
+                f"{what}() of an attached optimizer, whose module perturbs in its forward passes: "
+                "call backward() and step() alone, or handle.remove() first"
+            )
+
     @contextmanager
     def _open(self, name: str) -> Iterator[Perturbation]:
         """The one way to perturbed weights and back."""
         self._refuse_while_open(name)
         run = self._run
-        perturbation = Perturbation(self.constraint, self.epsilon, run.backups, run.row_owners)
+        perturbation = Perturbation(self.constraint, self.epsilon, run.saved, run.row_owners)
         try:
             run.inside, run.perturbation = name, weakref.ref(perturbation)
-            run.used, run.has_gradients = True, False
+            run.used = True
+            # Of an attached module's earlier micro-batches, which belong to the same step.
+            run.has_gradients = run.has_gradients and self._is_attached()
             with perturbation:
                 yield perturbation
         finally:
             run.inside = run.current_pass = None
             if not self._keeps_backups:
-                run.backups.clear()
+                run.saved.clear()
         if perturbation.overwritten:
             shape = tuple(perturbation.overwritten[0].shape)
             self._warn_once(
@@ -280,6 +348,7 @@ class WeightPerturbation(Optimizer):
                 closure computes no gradient or adds to older ones on a step that perturbs, or if
                 the base differentiates gradients that belong to perturbed weights.
         """
+        self._come_home()
         self._refuse_while_open("step")
         run, due, losses = self._run, self._is_due(), []  # type: ignore[var-annotated]
         if closure is not None:
@@ -309,6 +378,11 @@ class WeightPerturbation(Optimizer):
 
         @torch.enable_grad()
         def evaluation() -> Any:
+            if self._is_attached():
+                first_losses.append(closure())
+                self._come_home()
+                self._run.missed = self._what_was_missed()
+                return first_losses[-1]
             due, earlier, losses = self._is_due(), self._run.has_gradients, []
             for _ in self._run_passes():
                 losses.append(closure())
@@ -326,6 +400,7 @@ class WeightPerturbation(Optimizer):
 
     def _before_base_step(self) -> None:
         """Hook of the base, before it steps, whoever makes it."""
+        self._come_home()
         self._refuse_while_open(f"{type(self.base).__name__}.step")
         run = self._run
         run.is_probe = self._is_state_probe()
@@ -338,18 +413,29 @@ class WeightPerturbation(Optimizer):
             self._warn_once("step", run.missed)
         run.stepped = True
         run.used = run.has_gradients = False
+        if run.attachment is not None:
+            run.attachment.missed = type(run.attachment).missed
         if not run.is_probe:
             self._count(self._step_number() + 1)
 
     def _what_was_missed(self) -> str | None:
         """Why the gradients of a step that is due are not those of perturbed weights."""
         run = self._run
-        if run.is_probe or run.in_closure or run.has_gradients or not self._is_due():
+        attached = self._is_attached()
+        if run.in_closure and not attached:
+            return None
+        if run.is_probe or run.has_gradients or not self._is_due():
             return None
         if self._would_move():
+            if attached and run.attachment is not None:
+                return (
+                    "step() on gradients of unperturbed weights: the optimizer is attached to a "
+                    f"module, but {run.attachment.missed}"
+                )
             return (
                 "step() on gradients of unperturbed weights: none was computed in a loop over "
-                "passes(), a perturb() block or a closure, as in a trainer's own loop"
+                "passes(), a perturb() block or a closure, as in a trainer's own loop. Say "
+                "optimizer.attach(model) before it (README, recipes), or set gamma to 0"
             )
         if run.used and all(param.grad is None for param in self._params()):
             return (
@@ -362,7 +448,7 @@ class WeightPerturbation(Optimizer):
 
     @property
     def current_pass(self) -> Pass | None:
-        """The pass that is running, `None` outside of a loop, block or closure."""
+        """The pass that is running, `None` outside of a loop, block, closure or attached module."""
         return self._run.current_pass
 
     @property
@@ -420,6 +506,7 @@ class WeightPerturbation(Optimizer):
     def _selected(self) -> list[tuple[Tensor, float, dict[str, Any]]]:
         """Every trainable tensor that may move, once, with its group's gamma and its group."""
         selected: dict[Tensor, tuple[Tensor, float, dict[str, Any]]] = {}
+        attached = self._run.attachment.tensors if self._is_attached() else None  # type: ignore[union-attr]
         for group, gamma in zip(self.param_groups, self._gammas(), strict=True):
             if self.select is not None and "param_names" not in group:
                 cls = type(self.base).__name__
@@ -430,6 +517,8 @@ class WeightPerturbation(Optimizer):
             names = group["param_names"] if self.select else repeat("", len(group["params"]))
             for param, name in zip(group["params"], names, strict=True):
                 chosen = self.select(name, param) if self.select else param.ndim > 1
+                if attached is not None and param not in attached:
+                    continue
                 if chosen and gamma > 0 and param.requires_grad:
                     selected.setdefault(param, (param, gamma, group))
         for gamma, dtype in dict.fromkeys((g, p.dtype) for p, g, _ in selected.values()):
@@ -463,7 +552,7 @@ class WeightPerturbation(Optimizer):
         finally:
             for handle in handles:
                 handle.remove()
-            run.has_gradients = not this.climbs and self._has_computed()
+            run.has_gradients |= not this.climbs and self._has_computed()
             run.current_pass, run.versions = None, []
         if any(added):
             raise RuntimeError(
@@ -573,7 +662,7 @@ class WeightPerturbation(Optimizer):
         # the instance, which would step the original of a copy.
         self._refuse_while_perturbed("copying or pickling")
         own = {k: v for k, v in vars(self).items() if not k.startswith("_") and k != "step"}
-        return {**own, UPDATE_KEY: self._run.update}
+        return {**own, UPDATE_KEY: self._run.update, ATTACHMENT: self._run.attachment}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "base" not in state:  # the usual reset of an optimizer's state
@@ -581,8 +670,11 @@ class WeightPerturbation(Optimizer):
             return
         self.__dict__.update(state)
         update = self.__dict__.pop(UPDATE_KEY)
+        attachment = self.__dict__.pop(ATTACHMENT, None)
         self._connect()
         self._run.update = update
+        if attachment is not None:  # of the module that is copied with the optimizer, if one is
+            attachment.adopt(self)
 
     def _connect(self) -> None:
         """Become the one wrapper of the base, with its dictionaries of hooks: each fires once."""
@@ -612,6 +704,7 @@ class WeightPerturbation(Optimizer):
         Raises:
             RuntimeError: while weights are perturbed.
         """
+        self._come_home()
         self._refuse_while_perturbed("state_dict")
         self._fill_groups(self._step_number())
         return self.base.state_dict()
@@ -622,6 +715,7 @@ class WeightPerturbation(Optimizer):
         Without values of a wrapper in it, gammas and generator stay as they are and steps count
         from 0 again; gammas of the other wrapper are not taken over. Names of parameters stay.
         """
+        self._come_home()
         self._refuse_while_open("load_state_dict")
         before = [(group.get(GAMMA_KEY), group.get("param_names")) for group in self.param_groups]
         self.base.load_state_dict(state_dict)

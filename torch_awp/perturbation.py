@@ -33,17 +33,18 @@ class Saved:
     local: Tensor
     weight: Tensor
     backup: Tensor
+    shards: sharding.Groups
+    memory: tuple[object, ...]
     version: int = 0  # of the weight, as we left it
 
     def is_in_place(self) -> bool:
         """Whether the parameter still has the memory that it had."""
-        plain = sharding.is_plain(self.param)
-        now = self.param if plain else sharding.local_part(self.param.detach())
-        return _memory(now) == _memory(self.local)
+        param = self.param
+        return _memory(param if sharding.is_plain(param) else _local(param)) == self.memory
 
     def follow(self) -> None:
         """Move on in the memory that somebody gave the parameter while it was perturbed."""
-        now = sharding.local_part(self.param.detach())
+        now = _local(self.param)
         if (now.shape, now.dtype) != (self.local.shape, self.local.dtype):
             raise RuntimeError(
                 f"a parameter of shape {tuple(self.local.shape)} and {self.local.dtype} became one "
@@ -57,6 +58,7 @@ class Saved:
             sharding.local_part(self.param.detach()).copy_(self.local)
         else:
             self.param.data = self.local
+        self.weight = _as_real(self.local)
 
 
 class Perturbation:
@@ -65,7 +67,7 @@ class Perturbation:
     Args:
         constraint: `"layer"` for the ball, `"element"` for the box.
         epsilon: added to the norms of weights and directions.
-        backups: those of an earlier perturbation, whose memory serves again on the host: there
+        earlier: what an earlier perturbation saved on the host, to use its memory again: there
             fresh memory comes page by page, emptied, which takes longer than the copy itself.
         row_owners: what :func:`~torch_awp.functional.add_scaled_` keeps on a device.
 
@@ -78,12 +80,12 @@ class Perturbation:
         self,
         constraint: str = "layer",
         epsilon: float = 0.0,
-        backups: dict[Tensor, Tensor] | None = None,
+        earlier: dict[Tensor, Saved] | None = None,
         row_owners: functional.RowOwners | None = None,
     ) -> None:
         self.constraint, self.epsilon = constraint, epsilon
         self.overwritten: list[Tensor] = []
-        self._backups = {} if backups is None else backups
+        self._earlier = {} if earlier is None else earlier
         self._row_owners = row_owners
         self._saved: dict[Tensor, Saved] = {}
         self._copies: list[tuple[list[Tensor], list[Tensor]]] = []  # what restoring copies back
@@ -110,27 +112,45 @@ class Perturbation:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def move(self, moves: Sequence[Move]) -> bool:
-        """Perturb (further) by `v <- project(v + step_size * W * d / ||d||)`.
+    def move(self, portions: Iterable[Sequence[Move]], params: Iterable[Tensor] = ()) -> bool:
+        """Perturb (further), one portion of moves after the other.
+
+        Args:
+            portions: the moves; where there are several, what they need is made one by one.
+            params: the parameters of all portions; one that shares memory with another must be
+                saved before that moves.
 
         Returns:
             False where all directions are known to be zero, though a weight is not; they are not
             known where reading them would wait.
         """
-        params = [move.param for move in moves]
-        self.save(params)
-        with _naming_classes(params):
-            return self._moved(moves)
-
-    def _moved(self, moves: Sequence[Move]) -> bool:
         self._note_writes()
+        params = list(params)
+        with _naming_classes(params):
+            self._save(params)
+        found, longest = [], 0.0
+        for moves in portions:
+            length = max((abs(m.step_size) / m.gamma for m in moves if m.gamma), default=0.0)
+            longest = max(longest, length)
+            moved = [move.param for move in moves]
+            with _naming_classes(moved):
+                self._save(moved)
+                found.extend([self._move(moves, self._length + length)] if moves else [])
+            del moves  # so that the next portion can take its memory
+        self._length += longest
+        for saved in self._saved.values():
+            saved.version = saved.weight._version
+        torch.clear_autocast_cache()
+        return any(found) or not found
+
+    def _move(self, moves: Sequence[Move], length: float) -> bool:
+        """Compute `v <- project(v + step_size * W * d / ||d||)`; `length` is that of the path."""
         groups = self._by_kind(moves)
         # The norms of all at once, since those of sharded tensors cost a collective.
         norms = sharding.whole_norms(
             [functional.norms(ts) for _, *both in groups.values() for ts in both],
             [shards for *_, shards in groups for _ in range(2)],
         )
-        self._length += max((abs(m.step_size) / m.gamma for m in moves if m.gamma), default=0.0)
         for i, (kind, (weights, backups, directions)) in enumerate(groups.items()):
             *_, gamma, step_size, shards = kind
             weight_norms, direction_norms = norms[2 * i : 2 * i + 2]
@@ -139,32 +159,25 @@ class Perturbation:
             if self.constraint == "element":
                 functional.project_element_(weights, backups, gamma)
             # A path no longer than the radius cannot leave the ball, unless epsilon stretched it.
-            elif self.epsilon > 0 or self._length > _ROUNDING:
+            elif self.epsilon > 0 or length > _ROUNDING:
                 here = functional.distances(weights, backups)
                 (distances,) = sharding.whole_norms([here], [shards])
                 radii = gamma * weight_norms
                 functional.project_layer_(weights, backups, radii, distances, self._row_owners)
-        for saved in self._saved.values():
-            saved.version = saved.weight._version
-        torch.clear_autocast_cache()
         if any(not functional.on_host(norm) for norm in norms):
             return True
         return any(n.any() for n in norms[1::2]) or not any(n.any() for n in norms[::2])
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def save(self, params: Iterable[Tensor]) -> None:
-        """Back up what is not yet: before any of them moves, since they may share memory."""
-        params = list(params)
-        with _naming_classes(params):
-            self._save(params)
-
     def _save(self, params: list[Tensor]) -> None:
+        """Back up what is not yet."""
         new = []
         for param in params:
             saved = self._saved.get(param)
             if saved is None:
-                saved = self._saved[param] = self._newly_saved(param)
+                saved = self._earlier.get(param)
+                if saved is None or not saved.is_in_place():
+                    saved = _saved(param)
+                self._saved[param] = saved
                 new.append(saved)
             elif not saved.is_in_place():
                 saved.follow()
@@ -174,29 +187,35 @@ class Perturbation:
         for saved in new:
             saved.version = saved.weight._version
 
-    def _newly_saved(self, param: Tensor) -> Saved:
-        local = sharding.local_part(param.detach())
-        if local.layout != torch.strided or local.is_conj() or local.is_neg():
-            raise RuntimeError(
-                f"a parameter of shape {tuple(param.shape)} has the layout {local.layout} or is a "
-                "lazy conjugate: only strided tensors can be perturbed, leave it out with select"
-            )
-        weight, backup = _as_real(local), self._backups.get(param)
-        if backup is None or (backup.shape, backup.dtype) != (weight.shape, weight.dtype):
-            backup = torch.empty_like(weight)
-        return Saved(param, local, weight, backup)
-
     def _by_kind(self, moves: Sequence[Move]) -> dict[tuple[Any, ...], tuple[list[Tensor], ...]]:
         """Weights, backups and directions that one call can take: the key says what they share."""
         groups: dict[tuple[Any, ...], tuple[list[Tensor], ...]] = {}
         for param, direction, gamma, step_size in moves:
-            saved, shards = self._saved[param], sharding.shard_groups(param)
-            direction = _as_real(sharding.local_part(sharding.placed_like(direction, param)))
-            kind = (saved.weight.device, saved.weight.dtype, direction.dtype)
-            group = groups.setdefault((*kind, gamma, step_size, shards), ([], [], []))
-            for tensors, tensor in zip(group, (saved.weight, saved.backup, direction), strict=True):
-                tensors.append(tensor)
+            saved = self._saved[param]
+            if not sharding.is_plain(direction):
+                direction = sharding.local_part(sharding.placed_like(direction, param))
+            direction = _as_real(direction)
+            weight = saved.weight
+            kind = (weight.device, weight.dtype, direction.dtype, gamma, step_size, saved.shards)
+            group = groups.get(kind)
+            if group is None:
+                group = groups[kind] = [], [], []
+            group[0].append(weight)
+            group[1].append(saved.backup)
+            group[2].append(direction)
         return groups
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Context in which the weights are at `w`, which a pending backward pass does not see."""
+        away = [[weight.detach().clone() for weight in weights] for weights, _ in self._copies]
+        for weights, backups in reversed(self._copies):
+            _copy_unseen(weights, backups)
+        try:
+            yield
+        finally:
+            for (weights, _), values in zip(self._copies, away, strict=True):
+                _copy_unseen(weights, values)
 
     def _note_writes(self) -> None:
         for saved in self._saved.values():
@@ -213,9 +232,9 @@ class Perturbation:
             if not saved.is_in_place():
                 saved.put_back()
         torch.clear_autocast_cache()
-        self._backups.clear()
-        self._backups.update(
-            {s.param: s.backup for s in self._saved.values() if functional.on_host(s.backup)}
+        self._earlier.clear()
+        self._earlier.update(
+            {p: saved for p, saved in self._saved.items() if functional.on_host(saved.backup)}
         )
         self._copies.clear()  # last: only what is restored must not be restored again
 
@@ -228,6 +247,31 @@ def retry(restore: Callable[[], None], attempts: int = 5) -> None:
         if attempts > 1:
             retry(restore, attempts - 1)
         raise
+
+
+def _saved(param: Tensor) -> Saved:
+    local = _local(param)
+    if local.layout != torch.strided or local.is_conj() or local.is_neg():
+        raise RuntimeError(
+            f"a parameter of shape {tuple(param.shape)} has the layout {local.layout} or is a "
+            "lazy conjugate: only strided tensors can be perturbed, leave it out with select"
+        )
+    weight = _as_real(local)
+    shards = sharding.shard_groups(param)
+    return Saved(param, local, weight, torch.empty_like(weight), shards, _memory(local))
+
+
+def _local(param: Tensor) -> Tensor:
+    return sharding.local_part(param.detach())
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def _copy_unseen(weights: list[Tensor], values: list[Tensor]) -> None:
+    """Copy without a trace in the versions by which autograd finds what it saved overwritten."""
+    with torch.autograd._unsafe_preserve_version_counter(tuple(weights)):  # type: ignore[attr-defined]
+        torch._foreach_copy_(weights, values)
+    torch.clear_autocast_cache()
 
 
 @contextmanager
@@ -247,8 +291,8 @@ def _naming_classes(params: list[Tensor]) -> Iterator[None]:
 
 def _memory(tensor: Tensor) -> tuple[object, ...]:
     """What tells two views of memory apart, on devices without addresses too."""
-    storage = tensor.untyped_storage()._cdata
-    return storage, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
+    place = tensor.data_ptr() or (tensor.untyped_storage()._cdata, tensor.storage_offset())
+    return place, tensor.shape, tensor.stride(), tensor.dtype
 
 
 def _as_real(tensor: Tensor) -> Tensor:
@@ -257,5 +301,6 @@ def _as_real(tensor: Tensor) -> Tensor:
         tensor = tensor.to_dense()
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor.resolve_conj())
-    tensor = tensor.resolve_neg()
-    return tensor.unsqueeze(0) if tensor.ndim == 0 else tensor
+    if tensor.is_neg():
+        tensor = tensor.resolve_neg()
+    return tensor if tensor.ndim else tensor.unsqueeze(0)

@@ -15,7 +15,7 @@ from torch_awp.sharding import part_like
 
 GENERATOR_KEY, SEED_KEY = "perturb_generator", "perturb_seed"
 # Elements of noise that exist at a time.
-_HOST_PORTION, _DEVICE_PORTION = 2**17, 2**25
+_HOST_PORTION, _DEVICE_PORTION = 2**18, 2**25
 
 
 class RandomWeightPerturbation(WeightPerturbation):
@@ -81,11 +81,11 @@ class RandomWeightPerturbation(WeightPerturbation):
         gammas = {param: gamma for param, gamma, _ in self._selected()}
         if not gammas:
             self._warn_if_nothing_is_selected()
-        perturbation.save(gammas)
-        for params in _portions(gammas):
-            perturbation.move(
-                [Move(p, noise, gammas[p], gammas[p]) for p, noise in self._noise_of(params)]
-            )
+        portions = (
+            [Move(p, noise, gammas[p], gammas[p]) for p, noise in self._noise_of(params)]
+            for params in _portions(gammas)
+        )
+        perturbation.move(portions, gammas)
 
     def _noise_of(self, params: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         # For whole tensors also where a part lies here: shards then differ, replicas agree and both
@@ -95,13 +95,11 @@ class RandomWeightPerturbation(WeightPerturbation):
         # On the host tensor by tensor, so that nothing but the order of tensors tells on the noise.
         sizes = numels if source.type == "cpu" else [sum(numels)]
         dtype = reduce(torch.promote_types, {opmath_dtype(param.dtype) for param in params})
-        options: dict[str, Any] = {
-            "dtype": dtype,
-            "device": source,
-            "generator": self.generator,
-        }
-        whole = torch.cat([torch.randn(size, **options) for size in sizes]).to(params[0].device)
-        for param, draw in zip(params, torch.split(whole, numels), strict=True):
+        options: dict[str, Any] = {"dtype": dtype, "device": source, "generator": self.generator}
+        draws = [torch.randn(size, **options) for size in sizes]
+        if not on_host(params[0]):  # one kernel or one transfer for all
+            draws = list(torch.split(torch.cat(draws).to(params[0].device), numels))
+        for param, draw in zip(params, draws, strict=True):
             yield param, part_like(draw.view(param.shape), param)
 
     def state_dict(self) -> dict[str, Any]:

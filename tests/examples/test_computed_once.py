@@ -14,7 +14,7 @@ import sama_vqa
 import simple_vqa
 from torch_awp import AdversarialWeightPerturbation
 from vqa.models import ENDS, build_model
-from vqa.training.computed_once import ComputedOnce
+from vqa.models.computed_once import ComputedOnce
 from vqa.training.distributed import Place
 from vqa.training.loop import TrainingRun
 

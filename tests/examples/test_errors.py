@@ -90,6 +90,7 @@ def test_scripts_end_so(script, flags, message):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_script_in_a_process_of_its_own_ends_so():
     done = run_command(EXAMPLES / "landscape.py", "--checkpoint", "/nowhere.pt")
 

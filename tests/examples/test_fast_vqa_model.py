@@ -98,6 +98,7 @@ def test_32_frames_are_scored_as_published(outputs32):
     assert_published(outputs32, "grpb_32")
 
 
+@pytest.mark.slow
 def test_16_frames_are_scored_as_published(fast_vqa, clips16):
     assert_published(outputs(fast_vqa, clips16), "grpb_16")
 

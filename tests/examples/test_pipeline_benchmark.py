@@ -1,30 +1,16 @@
 """The benchmark of reading files, and the memory that reading takes."""
 
 import json
-from dataclasses import replace
 
 import pytest
 from command_line import REPOSITORY, run_command
 
-from benchmarks import pipeline
 from benchmarks.pipeline import Benchmark, main
-
-MEMORY = Benchmark(measures=("memory",), memory_heights=(720,), memory_seconds=(1,))
-
-
-def test_reading_a_file_takes_the_memory_of_a_few_frames(tmp_path, monkeypatch):
-    """A frame has 4 MiB as floating-point luma; a second of them, with planes, had two thousand."""
-    monkeypatch.setattr(pipeline, "MEMORY_READERS", {"SAMA": pipeline.read_sama})
-    monkeypatch.setattr(pipeline, "SAMPLINGS", {"testing": pipeline.SAMPLINGS["testing"]})
-
-    main(replace(MEMORY, output=tmp_path / "pipeline.json"))
-
-    found = json.loads((tmp_path / "pipeline.json").read_text())["memory"]["MiB"]
-    assert 0 < found["SAMA, testing"]["720p-1s"] < 150
 
 
 @pytest.mark.slow
-def test_every_reading_of_a_file_takes_the_memory_of_a_few_frames(tmp_path):
+def test_reading_a_file_takes_the_memory_of_a_few_frames_however_many_there_are(tmp_path):
+    """A frame has 4 MiB as floating-point luma; a second of them, with planes, had two thousand."""
     output = tmp_path / "pipeline.json"
     output.write_text('{"results": "of an earlier run"}')
     settings = ["--measures", "memory", "--memory-heights", "720", "--memory-seconds", "1"]

@@ -457,6 +457,25 @@ def test_a_dry_run_tells_all_and_writes_nothing(data, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "least", "most"),
+    [
+        ({"perturb": "none"}, 1, 1),
+        ({"perturb": "awp-update"}, 1, 1),
+        ({"perturb": "awp", "steps": 2}, 3, 3),
+        ({"perturb": "awp", "perturb_end": True}, 1.01, 1.5),  # the head is a small part
+    ],
+    ids=str,
+)
+def test_a_dry_run_tells_the_passes_of_a_step(data, tmp_path, capsys, changes, least, most):
+    settings = settings_for(data, tmp_path, dry_run=True, **changes)
+
+    run_script(settings, toy_task(settings))
+
+    (passes,) = re.findall(r"([\d.]+) passes a step", capsys.readouterr().out)
+    assert least <= float(passes) <= most
+
+
 def test_a_dry_run_shows_data_and_model_before_it_measures(data, tmp_path, capsys, monkeypatch):
     def interrupted(self):
         raise KeyboardInterrupt

@@ -322,10 +322,10 @@ def test_a_compiled_model_trains_as_the_plain_one_and_is_saved_under_its_names(
     assert_equal(everything(plain), everything(compiled))
 
 
-def run_of_rank(rank, perturb):
+def run_of_rank(rank, perturb, end=False):
     place = Place(torch.device("cpu"), rank, 2)
     # Dropout and batch statistics differ between processes by nature; without them all is equal.
-    settings = with_settings(perturb=perturb, batch=6, schedule="fixed")
+    settings = with_settings(perturb=perturb, perturb_end=end, batch=6, schedule="fixed")
     task = toy_task(settings)
     run = TrainingRun(
         replace(task, build=lambda: _without_noise(task)),
@@ -351,6 +351,16 @@ def _without_noise(task):
 def test_two_processes_train_as_one_does(two_ranks, perturb):
     (losses, weights), (other_losses, other_weights) = two_ranks.run(run_of_rank, perturb)
     alone_losses, alone_weights = run_of_rank(None, perturb)
+
+    assert_equal([losses, weights], [other_losses, other_weights])
+    torch.testing.assert_close(losses, alone_losses, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(weights, alone_weights, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("perturb", ["awp", "rwp"])
+def test_two_processes_train_as_one_does_where_the_end_alone_is_perturbed(two_ranks, perturb):
+    (losses, weights), (other_losses, other_weights) = two_ranks.run(run_of_rank, perturb, True)
+    alone_losses, alone_weights = run_of_rank(None, perturb, True)
 
     assert_equal([losses, weights], [other_losses, other_weights])
     torch.testing.assert_close(losses, alone_losses, rtol=1e-4, atol=1e-5)

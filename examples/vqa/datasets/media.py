@@ -55,7 +55,7 @@ def find_samples(
     rows: dict[Path, Label] = {}
     samples: list[Sample] = []
     for label, path in zip(labels, found, strict=True):
-        if path is None:
+        if path is None or label.score is None:
             continue
         if path in rows:
             raise DatasetError(

@@ -113,7 +113,7 @@ def _interrupted(growing: Path, files: Sequence[Found]) -> Known:
     """The scores in a table that grew, of files that are as they were."""
     if not growing.is_file():
         return {}
-    with growing.open(encoding="utf-8", newline="") as file:
+    with growing.open(encoding="utf-8", errors="replace", newline="") as file:
         rows = {row["path"]: row for row in csv.DictReader(file)}  # the last one may be cut off
     found = {}
     for path in (own.path for own in files):

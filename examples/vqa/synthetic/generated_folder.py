@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
 from vqa.io.files import writing
 
 
@@ -40,25 +38,19 @@ class GeneratedFolder:
         """
         if self._read_record(folder) == made:
             return False
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.parent / f".{folder.name}.lock"):  # another command may be building it
-            return self._build(folder, made, write)
-
-    def _build(
-        self, folder: Path, made: Mapping[str, object], write: Callable[[Path], None]
-    ) -> bool:
-        if self._read_record(folder) == made:
-            return False
         if folder.exists() and any(folder.iterdir()) and not self.is_complete(folder):
             raise ValueError(
                 f"{folder}: expected a {self.title} set or an empty folder, found other files"
             )
+        folder.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
             with writing(folder):
                 write(unfinished)
             text = json.dumps(made, indent=2) + "\n"
             (unfinished / self.record).write_text(text, encoding="utf-8")
+            if self._read_record(folder) == made:  # by another command meanwhile, which reads it
+                return False
             if folder.exists():
                 shutil.rmtree(folder)
             os.replace(unfinished, folder)

@@ -67,7 +67,7 @@ def _count_passes(run: TrainingRun) -> float:
         steps.close()
         operations.append(counted.get_total_flops())
     run.optimizer.gamma = run.settings.gamma
-    return operations[0] / operations[1]
+    return float(operations[0] / operations[1])
 
 
 def _time_steps(run: TrainingRun) -> tuple[float, float]:

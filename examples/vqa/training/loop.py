@@ -23,6 +23,7 @@ from torch_awp import freeze_running_stats
 from vqa.datasets import Sample
 from vqa.io.files import digest
 from vqa.metrics import Agreement
+from vqa.models.computed_once import ComputedOnce
 from vqa.progress import progress_bar
 from vqa.training.checkpoint import (
     Checkpoint,
@@ -34,7 +35,6 @@ from vqa.training.checkpoint import (
     save_checkpoint,
     save_state,
 )
-from vqa.training.computed_once import ComputedOnce
 from vqa.training.distributed import Place
 from vqa.training.evaluate import autocast, measured, predict
 from vqa.training.identity import identity
@@ -79,13 +79,13 @@ def fit(run: TrainingRun, folder: Path) -> None:
         if log is not None:
             log.close()
     run.place.wait_for_all()
-    chosen = load_checkpoint(best)
-    if (chosen.run, chosen.epoch) != (run.digest, run.counters.best_epoch):
+    kept = load_checkpoint(best)
+    if (kept.run, kept.epoch) != (run.digest, run.counters.best_epoch):
         raise CheckpointError(
             f"{best}: expected epoch {run.counters.best_epoch} as this run wrote it, got epoch"
-            f" {chosen.epoch} of another run: choose another --output, or --resume never"
+            f" {kept.epoch} of another run: choose another --output, or --resume never"
         )
-    run.tested_model.load_state_dict(chosen.state_dict)
+    run.tested_model.load_state_dict(kept.state_dict)
 
 
 def _describe_taken_up(run: TrainingRun, folder: Path) -> str:
@@ -272,9 +272,11 @@ class TrainingRun:
         Only with respect to `inputs`, where they are given.
         """
         losses = []
-        # DistributedDataParallel averages all gradients or none.
-        alone = isinstance(model, DistributedDataParallel) and inputs is not None
-        with model.no_sync() if alone else nullcontext():
+        with (
+            model.no_sync()  # DistributedDataParallel averages all gradients or none
+            if inputs is not None and isinstance(model, DistributedDataParallel)
+            else nullcontext()
+        ):
             for batch in batches:
                 loss = self._loss(model, batch, later) / len(batches)
                 torch.autograd.backward(self.scaler.scale(loss), inputs=inputs)
