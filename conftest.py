@@ -7,25 +7,39 @@ rest of the product is marked slow. What a whole file shares is made in one proc
 import gc
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import pytest
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
 PAGES = ["README.md", "RECIPES.md"]
-RANKS = {"two_ranks", "four_ranks"}
 
 pytest_collect_file = Sybil(parsers=[PythonCodeBlockParser()], patterns=PAGES).pytest()
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Before tests are chosen by their marks and dealt out to processes by their groups."""
+    """Before tests are chosen by their marks."""
     for item in _rest_of_products(items):
         item.add_marker(pytest.mark.slow)
-    for item in items:
-        if group := _group(item):
-            item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Deal tests out to processes by `_group`.
+
+    pytest-xdist 3.8 appends its groups to the tests' names, in a way that pytest 9.2 does not see.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(config.rootpath / nodeid.partition("::")[0]) or nodeid
+
+    return ByGroup(config, log) if config.getvalue("dist") == "loadgroup" else None
 
 
 def pytest_collection_finish() -> None:
@@ -65,17 +79,12 @@ def _tried(item: pytest.Function, tried: Counter[tuple[int, str]]) -> int:
     return sum(tried[value] for value in _values(item))
 
 
-def _group(item: pytest.Item) -> str | None:
+@cache
+def _group(path: Path) -> str | None:
     """Tests of one group run in one process, one after the other; those of none, anywhere."""
-    if item.path.suffix == ".md":  # the code of a page shares one namespace
-        return item.path.name
-    if not isinstance(item, pytest.Function):
-        return None
-    if RANKS & set(item.fixturenames):
+    text = path.read_text(encoding="utf-8")
+    if "two_ranks" in text or "four_ranks" in text:  # processes that stay for all who ask
         return "ranks"
-    made_once = [
-        fixture[-1]
-        for fixture in item._fixtureinfo.name2fixturedefs.values()
-        if fixture[-1].scope == "module" and fixture[-1].func.__module__ == item.module.__name__
-    ]
-    return item.path.stem if made_once else None
+    if path.suffix == ".md" or 'scope="module"' in text:
+        return str(path)
+    return None
