@@ -1,18 +1,20 @@
 # make demo: everything from nothing to the demo's table and figure.
-# make test: everything from nothing to lint, types, wheel, doctests, documents and tests.
+# make test: everything from nothing to lint, types, wheel, documents and the fast tests.
+# make test-all: the slow tests too; before a change counts as done.
 # make test-gpu: the contract on your accelerator, in at most ten minutes on one GPU.
 # make benchmark-gpu: what it costs there.
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
-# By file: the code of a page shares one namespace, and so do the processes of a file.
-PYTEST = python -m pytest -n 2 --dist loadfile $(PYTEST_FLAGS)
+# By group: conftest.py says which tests share a process.
+PYTEST = python -m pytest -n 2 --dist loadgroup $(TIER) $(PYTEST_FLAGS)
+EVERY_TIER = -m ''
 SCHEMA = $(VENV)/bin/check-jsonschema --builtin-schema vendor.
 OLDEST_TORCH = 2.6.0
 OLDEST = .venv-oldest
 PIP_INSTALL = pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test lint types package releasable tests test-gpu \
+.PHONY: help demo test test-all lint types package releasable tests test-gpu \
 	benchmark-gpu test-oldest clean
 
 help:
@@ -22,6 +24,9 @@ demo: $(VENV)/.examples
 	$(VENV)/bin/python examples/demo.py $(DEMO_FLAGS)
 
 test: lint types package tests
+
+test-all: TIER = $(EVERY_TIER)
+test-all: test
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .
@@ -36,7 +41,7 @@ types: $(VENV)/.dev
 
 # Collected, so that it does not rot, in `make test`; refused where there is no accelerator.
 test-gpu: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest --durations 5 tests/gpu $(PYTEST_FLAGS)
+	$(VENV)/bin/python -m pytest --durations 5 tests/gpu $(EVERY_TIER) $(PYTEST_FLAGS)
 
 benchmark-gpu: $(VENV)/.dev
 	$(VENV)/bin/python benchmarks/overhead.py --device cuda --output benchmarks/results/overhead-gpu.json
@@ -54,6 +59,7 @@ tests: $(VENV)/.dev
 	$(VENV)/bin/$(PYTEST)
 
 # The library's own tests on the lowest torch that it supports; the newest is in `make test`.
+# All of them with TIER="-m ''".
 test-oldest: $(OLDEST)/.installed
 	$(OLDEST)/bin/$(PYTEST) torch_awp $(wildcard tests/test_*.py)
 

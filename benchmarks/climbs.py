@@ -28,14 +28,19 @@ from torch import Tensor, nn
 
 sys.path.extend(str(Path(__file__).resolve().parents[1] / folder) for folder in (".", "examples"))
 
-from finetune_image_quality import Finetuning, adamw, batches, load_parts
+from finetune_image_quality import (
+    Backbone,
+    Finetuning,
+    Images,
+    adamw,
+    batches,
+    load_parts,
+    quality_loss,
+)
 from torch_awp import freeze_running_stats
 from vqa.errors import expected_errors_in_one_line
 from vqa.io.files import write_json
-from vqa.models.backbone import Backbone
 from vqa.provenance import provenance
-from vqa.sampling.squares import Images
-from vqa.training.losses import quality_loss
 
 Direction = Mapping[str, Tensor]
 

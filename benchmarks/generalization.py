@@ -172,7 +172,7 @@ def run_all(
 
 
 def read_choices(path: Path, ground: str) -> dict[str, Choice]:
-    """What an earlier benchmark decided.
+    """What an earlier benchmark decided, but for methods with an `ascent` that is gone.
 
     Raises:
         ValueError: the file has no such ground.
@@ -183,6 +183,7 @@ def read_choices(path: Path, ground: str) -> dict[str, Choice]:
     return {
         method: Choice(own["title"], Recipe(**own["recipe"]), own["validation"])
         for method, own in document[ground]["choices"].items()
+        if own["recipe"].get("ascent") != "previous"
     }
 
 

@@ -312,7 +312,6 @@ def methods(cpu: bool) -> dict[str, Method]:
         "layer, 3 steps": Method(lambda base: awp(base, GAMMA, steps=3), 4),
         "element": Method(lambda base: awp(base, GAMMA, constraint="element"), 2),
         "update": Method(lambda base: awp(base, GAMMA, ascent="update"), 1, one),
-        "previous": Method(lambda base: awp(base, GAMMA, ascent="previous"), 1, one),
         "random": Method(lambda base: RandomWeightPerturbation(base, GAMMA), 1, one),
     }
 

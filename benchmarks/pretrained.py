@@ -14,6 +14,7 @@ it stopped.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import sys
 import time
@@ -34,7 +35,7 @@ from benchmarks.generalization_grounds.ground import HeldOut
 from benchmarks.generalization_grounds.items import interval, resampled_srcc
 from finetune_image_quality import (
     Finetuning,
-    agreement_of,
+    Images,
     clean_statistics,
     finetune,
     load_parts,
@@ -42,9 +43,8 @@ from finetune_image_quality import (
 )
 from vqa.errors import expected_errors_in_one_line
 from vqa.io.files import digest, replacing, write_json
-from vqa.metrics import Agreement
+from vqa.metrics import Agreement, agreement
 from vqa.provenance import provenance
-from vqa.sampling.squares import Images
 
 _RESULTS = Path(__file__).parent / "results"
 # The pilot chose AWP's gamma on seeds 0 and 1.
@@ -66,6 +66,8 @@ GRIDS: Mapping[str, tuple[Values, Sequence[Values]]] = {
     "weight-decay": (PLAIN, [{"weight_decay": decay} for decay in (0.1, 1.0, 10.0)]),
 }
 """Per method, settings that differ from plain training's and candidates for what is open."""
+GONE = ("awp-previous",)
+"""Methods that there are no longer: their finished runs are read, and none is run."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ def main(benchmark: Pretrained) -> None:
     parts = load_parts(benchmark.plain)
     folder = benchmark.output / "pretrained-runs"
     for settings, held in trainings(benchmark, folder):
-        if load_run(folder, settings, held) is None:
+        if settings.perturb not in GONE and load_run(folder, settings, held) is None:
             print(f"{settings.perturb} {_changes(settings)} on {held}", flush=True)
             save_run(folder, settings, train_and_score(settings, held, parts))
             if held == "test":
@@ -200,20 +202,20 @@ def train_and_score(settings: Finetuning, held: HeldOut, parts: Mapping[str, Ima
     torch.compiler.reset()  # each run has a model of its own
     own = parts_for(settings, held, parts)
     began = time.thread_time()
-    trained = finetune(settings, own)
+    model, epoch, history = finetune(settings, own)
     seconds = time.thread_time() - began
-    predicted = predict(trained.model, own["test"], settings)
-    fitted = predict(trained.model, own["train"], settings)
-    clean_statistics(trained.model, own["train"], settings)
+    predicted = predict(model, own["test"], settings)
+    fitted = predict(model, own["train"], settings)
+    clean_statistics(model, own["train"], settings)
     return Run(
         settings=_described(settings),
         held=held,
         predicted=_rounded(predicted),
-        predicted_clean=_rounded(predict(trained.model, own["test"], settings)),
-        opinion=_rounded(own["test"].scores),
-        train_srcc=agreement_of(fitted, own["train"].scores).srcc,
-        epoch=trained.epoch,
-        history=trained.history,
+        predicted_clean=_rounded(predict(model, own["test"], settings)),
+        opinion=_rounded(_scores(own["test"])),
+        train_srcc=agreement_of(fitted.tolist(), _scores(own["train"]).tolist()).srcc,
+        epoch=epoch,
+        history=history,
         cpu_seconds=seconds,
         provenance=provenance(torch.device("cpu")),
     )
@@ -228,15 +230,20 @@ def parts_for(
     """
     train, test = parts["train"], parts["test"]
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(settings.seed))
+    train = [train[number] for number in order.tolist()]
     if held == "validation":
-        left_out = len(order) * 2 // 9
-        test, order = train.some(order[:left_out]), order[left_out:]
-    choose = round(settings.validation_share * len(order))
-    return {
-        "train": train.some(order[choose:]),
-        "validation": train.some(order[:choose]),
-        "test": test,
-    }
+        left_out = len(train) * 2 // 9
+        test, train = train[:left_out], train[left_out:]
+    choose = round(settings.validation_share * len(train))
+    return {"train": train[choose:], "validation": train[:choose], "test": test}
+
+
+def agreement_of(predicted: Sequence[float], scores: Sequence[float]) -> Agreement:
+    """Agreement of predictions [N] with opinion scores [N]; NaN where the training diverged."""
+    try:
+        return agreement(predicted, scores)
+    except ValueError:
+        return Agreement(math.nan, math.nan, math.nan, math.nan)
 
 
 def save_run(folder: Path, settings: Finetuning, run: Run) -> None:
@@ -341,14 +348,22 @@ def _tuned(benchmark: Pretrained, seed: int, values: Values) -> Finetuning:
 
 
 def _described(settings: Finetuning) -> dict[str, Any]:
-    values = asdict(settings)
+    """What a run is known by: fields that came after the first runs only where they matter."""
+    values = {"dataset": "csv", **asdict(settings)}  # the script once took other lists, too
     for folder in ("data_root", "annotations", "output"):
         del values[folder]
+    if settings.perturb_last == 1:
+        del values["perturb_last"]
     return values
 
 
 def _changes(settings: Finetuning) -> str:
-    return f"gamma {settings.gamma:g}, {settings.epochs} epochs, seed {settings.seed}"
+    share = "" if settings.perturb_last == 1 else f" at the last {settings.perturb_last:.0%}"
+    return f"gamma {settings.gamma:g}{share}, {settings.epochs} epochs, seed {settings.seed}"
+
+
+def _scores(images: Images) -> Tensor:
+    return torch.tensor([score for _, score in images])
 
 
 def _rounded(scores: Tensor) -> tuple[float, ...]:

@@ -42,7 +42,6 @@ class Gammas:
     rwp: float = 0.02
     awp: float = 0.01
     awp_update: float = 0.02
-    awp_previous: float = 0.01
 
     def of(self, method: Method) -> float:
         """The gamma of a method, 0 for the plain one."""
@@ -50,7 +49,6 @@ class Gammas:
             "rwp": self.rwp,
             "awp": self.awp,
             "awp-update": self.awp_update,
-            "awp-previous": self.awp_previous,
         }
         return sizes.get(method, 0.0)
 
@@ -63,7 +61,7 @@ class Demo:
     """Where the data set is built and kept."""
     output: Path = _REPOSITORY / "runs" / "demo"
     """Where results.json, results.csv, figure.png and the finished runs with checkpoints go."""
-    methods: tuple[Method, ...] = ("plain", "rwp", "awp", "awp-update", "awp-previous")
+    methods: tuple[Method, ...] = ("plain", "rwp", "awp", "awp-update")
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
     processes: int = 2
     """Runs side by side, one core each; the results do not depend on it."""

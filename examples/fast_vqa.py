@@ -21,7 +21,7 @@ import tyro
 from torch import Tensor, nn
 
 from vqa.errors import expected_errors_in_one_line
-from vqa.models import build_model
+from vqa.models import ENDS, build_model
 from vqa.models.quality_planes import PLANES
 from vqa.sampling.fast_vqa import FAST_VQA, FAST_VQA_M, FastVqaSampling, read_clips
 from vqa.sampling.tiny_fast_vqa import FragmentSampling, read_planes
@@ -107,6 +107,7 @@ def task(settings: FastVqa) -> Task:
         loss=partial(quality_loss, rank_weight=settings.rank_weight),
         optimizer=partial(adamw_for_backbone_and_head, settings=settings),
         multiplier=partial(cosine_multiplier, settings=settings),
+        end=ENDS[settings.model],
     )
 
 

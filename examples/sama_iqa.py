@@ -20,7 +20,7 @@ import tyro
 from torch import Tensor, nn
 
 from vqa.errors import expected_errors_in_one_line
-from vqa.models import build_model
+from vqa.models import ENDS, build_model
 from vqa.sampling.sama_image import SamaImageSampling, read_sama_image
 from vqa.synthetic.mini_iqa import DEFAULT_FOLDER
 from vqa.training.loader import Inputs
@@ -85,6 +85,7 @@ def task(settings: SamaIqa) -> Task:
         optimizer=partial(adamw_for_backbone_and_head, settings=settings, head="vqa_head"),
         multiplier=partial(_multiplier, settings),
         head="vqa_head",
+        end=ENDS[settings.model],
         choice_batch=16,
     )
 

@@ -21,7 +21,7 @@ import tyro
 from torch import Tensor, nn
 
 from vqa.errors import expected_errors_in_one_line
-from vqa.models import build_model
+from vqa.models import ENDS, build_model
 from vqa.sampling.sama_clips import read_sama_clips
 from vqa.sampling.sama_video import SamaSampling
 from vqa.training.loader import Inputs, Read
@@ -98,6 +98,7 @@ def task(settings: SamaVqa) -> Task:
         loss=partial(quality_loss, rank_weight=settings.rank_weight),
         optimizer=partial(adamw_for_backbone_and_head, settings=settings),
         multiplier=partial(cosine_multiplier, settings=settings),
+        end=ENDS[settings.model],
     )
 
 

@@ -1,6 +1,6 @@
 """Score videos or images that nobody has rated, with a model that is trained already.
 
-    python examples/score.py runs/fast_vqa/mini-ugc-awp/split-0/best.pt my_videos
+    python examples/score.py runs/fast_vqa/mini-ugc-awp-seed-42/split-0/best.pt my_videos
     python examples/score.py runs/finetune_image_quality/best.pt my_photographs
     python examples/score.py best.pt holiday.mp4 concert.mkv list.txt --output scores.csv
     python examples/score.py FAST_VQA_B_1_4.pth my_videos --model fast_vqa
@@ -29,19 +29,28 @@ import fast_vqa
 import sama_iqa
 import sama_vqa
 import simple_vqa
-from finetune_image_quality import Finetuning
+from finetune_image_quality import Backbone, Finetuning, read_image, squares
 from training_scripts import SCRIPTS, TrainingScript, restored_settings, script_and_settings
 from vqa.datasets import SPECS
 from vqa.errors import expected_errors_in_one_line
 from vqa.features.cache import VERSION, FeatureCache
 from vqa.features.key_frames import FeatureSettings
 from vqa.features.motion import build_extractor
-from vqa.io.files import shown
-from vqa.models.backbone import Backbone
+from vqa.io.files import digest, sha256, shown
+from vqa.models import other_owner
 from vqa.progress import progress_bar
-from vqa.sampling.squares import load_images
+from vqa.provenance import device_name, source_digest, versions
 from vqa.scoring.finding import find_files
-from vqa.scoring.report import report, score_table
+from vqa.scoring.report import (
+    PER_CLIP,
+    PER_FOLDER,
+    clip_rows,
+    folder_rows,
+    refuse_other_file,
+    report,
+    score_table,
+    write_rows,
+)
 from vqa.scoring.scales import PUBLISHED, ScoreScale, own_scale
 from vqa.scoring.scorer import FileScore, Scorer
 from vqa.training.checkpoint import Checkpoint, CheckpointError, is_checkpoint, load_checkpoint
@@ -89,6 +98,12 @@ class Score:
     """Videos or images, folders of them (searched below), or lists (.txt, .csv, .tsv)."""
     output: Path = Path("scores.csv")
     """The table; an older one is replaced at the end."""
+    per_clip: Path | None = None
+    """A second table with the score of every clip (of SimpleVQA: key frame) of a video."""
+    per_folder: Path | None = None
+    """A second table with the mean score of every folder."""
+    resume: Literal["auto", "never"] = "auto"
+    """Go on where an interrupted scoring with the same model stopped, or begin again."""
     model: PublishedModel | None = None
     """Whose published weights `checkpoint` holds."""
     raw: bool = False
@@ -96,7 +111,7 @@ class Score:
     slowfast_weights: Path | None = None
     """The published slowfast_r50 of PyTorchVideo, for SimpleVQA's motion features."""
     device: DeviceName = "auto"
-    """`auto` is a GPU where there is one."""
+    """`auto` (a GPU where there is one), `cpu`, `cuda`, or `cuda:1` for one GPU of several."""
     workers: int | None = None
     """Processes that read files; by default up to 4 for many files. Scores do not depend on it."""
 
@@ -110,6 +125,7 @@ def score_files(
     slowfast_weights: AnyPath | None = None,
     device: DeviceName = "auto",
     workers: int = 0,
+    per_clip: bool = False,
 ) -> list[FileScore]:
     """Score files as the command does.
 
@@ -123,10 +139,11 @@ def score_files(
         device: where the model runs.
         workers: processes that read files; with any, guard the calling script by
             `if __name__ == "__main__":`. Scores do not depend on it.
+        per_clip: give the scores of clips or frames of videos, too.
 
     Returns:
         Path, score (None if there is none) and error (None if there is none) of every file in the
-        order found.
+        order found, and whether it is HDR.
 
     Raises:
         ValueError: checkpoint, weights, a list or an argument cannot be used. A file that cannot be
@@ -136,7 +153,7 @@ def score_files(
     scorer = load_scorer(Path(checkpoint), model, raw, motion, device)
     asked = [paths] if isinstance(paths, str | os.PathLike) else paths
     search = find_files([Path(path) for path in asked], scorer.kind)
-    return list(scorer.score_each(search.files, workers))
+    return list(scorer.score_each(search.files, workers, per_clip))
 
 
 def load_scorer(
@@ -185,6 +202,13 @@ def _published(
             f"model: expected none for {path}, a checkpoint that says itself which it is, got"
             f" {model!r}"
         )
+    if owner := other_owner(path, model):
+        told = f"{path.name} is known as {owner}'s, whose files are cut and scored in another way"
+        if not raw:
+            raise ValueError(
+                f"model: expected weights of {model}, {told}; --raw gives the scores all the same"
+            )
+        print(f"warning: {told} than by {model}")
     name, paper = _PUBLISHED[model]
     scale = PUBLISHED.get(model, own_scale("none is published with these weights"))
     features = _Features(FeatureSettings()) if model == "simple_vqa" else None
@@ -236,7 +260,9 @@ def _finetuned(
 ) -> Scorer:
     """A backbone of timm with weights that are still to be loaded."""
     _refuse(slowfast_weights)
-    settings = restored_settings(Finetuning, path, checkpoint)
+    # Older checkpoints name the kind of list that they were trained on.
+    known = {name: value for name, value in checkpoint.settings.items() if name != "dataset"}
+    settings = restored_settings(Finetuning, path, replace(checkpoint, settings=known))
     task = ScoringTask(
         script=checkpoint.script,
         build=partial(Backbone, settings.backbone, "none", settings.dropout),
@@ -249,12 +275,12 @@ def _finetuned(
 def _read_middle_square(
     size: int, crop: int, path: Path, generator: torch.Generator | None
 ) -> Inputs:
-    return tuple(load_images([path], [math.nan], size).squares(torch.tensor([0]), crop))
+    return tuple(squares([(read_image(path, size), math.nan)], crop))
 
 
 def _backbone_scores(model: nn.Module, inputs: Inputs, phase: Phase) -> Tensor:
-    (squares,) = inputs
-    scores: Tensor = model(squares.contiguous(memory_format=torch.channels_last))
+    (seen,) = inputs
+    scores: Tensor = model(seen.contiguous(memory_format=torch.channels_last))
     return scores
 
 
@@ -277,7 +303,7 @@ def _scale_of(path: Path, checkpoint: Checkpoint) -> ScoreScale:
             " ends and its scores have come to something: run the command of the training again,"
             " or ask for the model's own scores with --raw"
         )
-    dataset = checkpoint.settings.get("dataset", "")
+    dataset = checkpoint.settings.get("dataset", "csv")
     scale, spec = checkpoint.scale, SPECS.get(dataset)
     kind = "synthetic opinion scores" if spec and spec.build else "opinion scores"
     name = (
@@ -304,6 +330,10 @@ def _features_of(path: Path, checkpoint: Checkpoint, settings: Settings) -> _Fea
 
 def main(settings: Score) -> int:
     """Score, write and print; the exit status."""
+    if settings.per_clip is not None:
+        refuse_other_file(settings.per_clip, PER_CLIP, "per_clip")
+    if settings.per_folder is not None:
+        refuse_other_file(settings.per_folder, PER_FOLDER, "per_folder")
     scorer = load_scorer(
         settings.checkpoint,
         settings.model,
@@ -322,16 +352,38 @@ def main(settings: Score) -> int:
     workers = settings.workers
     if workers is None:
         workers = min(len(search.files) // _FILES_FOR_A_WORKER, _MOST_WORKERS, os.cpu_count() or 1)
-    scores = []
+    per_clip = settings.per_clip is not None
+    resume = settings.resume == "auto"
     with (
-        score_table(settings.output) as add,
-        progress_bar("score", len(search.files), "file") as bar,
+        score_table(settings.output, search.files, _identity(settings, scorer), resume) as scores,
+        progress_bar("score", len(search.files), "file", initial=len(scores.known)) as bar,
     ):
-        for score in scorer.score_each(search.files, workers):
-            add(score)
-            scores.append(score)
+        if scores.known:
+            print(f"gone on with: {len(scores.known)} files have a score from before")
+        left = [found for found in search.files if found.path not in scores.known]
+        for score in scorer.score_each(left, workers, per_clip):
+            scores.add(score)
             bar.update()
-    return report(scores, settings.output)
+        if settings.per_clip is not None:
+            write_rows(settings.per_clip, PER_CLIP, clip_rows(scores.rows))
+        if settings.per_folder is not None:
+            write_rows(settings.per_folder, PER_FOLDER, folder_rows(scores.rows))
+    return report(scores.rows, settings.output)
+
+
+def _identity(settings: Score, scorer: Scorer) -> str:
+    """Of all but the files that decides a score, to the last bit."""
+    weights = [file for file in (settings.checkpoint, settings.slowfast_weights) if file]
+    return digest(
+        {
+            "weights": [sha256(file) for file in weights],
+            "settings": [settings.model, settings.raw, settings.per_clip is not None],
+            "threads": scorer.settings.threads or torch.get_num_threads(),
+            "device": device_name(scorer.place.device),
+            "source": source_digest(),
+            "versions": versions(("torch", "torchvision", "av", "pillow")),
+        }
+    )
 
 
 def _told(passed_over: Counter[str], before: str = "") -> str:

@@ -27,7 +27,7 @@ from vqa.features.cache import MANIFEST, FeatureCache, cropped, filled
 from vqa.features.extraction import extract_features
 from vqa.features.key_frames import TINY, FeatureSettings, read_chunks
 from vqa.features.motion import FRAME_DIFFERENCES, MotionExtractor
-from vqa.models import build_model
+from vqa.models import ENDS, build_model
 from vqa.training.loader import Inputs
 from vqa.training.losses import l1_rank_loss
 from vqa.training.main import run_script
@@ -68,6 +68,7 @@ PAPER = SimpleVqa(
     weight_decay=1e-7,
     ema=0.0,
     logistic_fit=True,
+    logistic_start="released",
     perturb="awp",
     loss="released",
     batch_statistics="released",
@@ -108,6 +109,8 @@ def task(settings: SimpleVqa) -> Task:
         files=(settings.features / MANIFEST,),
         features=lambda: FeatureCache.open(settings.features).made(),
         head="quality",
+        clips="quality",
+        end=ENDS[settings.model],
         freeze_statistics=settings.batch_statistics == "fixed",
     )
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import torch
 import tyro
 
 from vqa.datasets import load_dataset
@@ -24,6 +23,7 @@ from vqa.errors import expected_errors_in_one_line
 from vqa.features.extraction import Extraction, extract_features
 from vqa.features.key_frames import TINY, YOUTUBE_UGC, FeatureSettings
 from vqa.synthetic.mini_ugc import DEFAULT_FOLDER
+from vqa.training.distributed import DeviceName, own_device
 
 DATA = DEFAULT_FOLDER.parent
 
@@ -40,6 +40,8 @@ class ExtractFeatures:
     """Where it lies."""
     annotations: Path | None = None
     """Its annotation file; looked for in the usual places if not given."""
+    score_column: str | None = None
+    """As of the training scripts, where the usual columns have no score."""
     missing_files: Literal["stop", "skip"] = "stop"
     """Stop when annotated files are missing, or go on without them."""
     bad_files: Literal["stop", "skip"] = "stop"
@@ -50,8 +52,8 @@ class ExtractFeatures:
     """The published slowfast_r50 of PyTorchVideo, trained on Kinetics-400."""
     processes: int = os.cpu_count() or 1
     """Videos worked on at a time."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the motion network runs."""
+    device: DeviceName = "auto"
+    """Where the motion network runs: `auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`."""
 
 
 PRESETS = {
@@ -75,16 +77,16 @@ def main(settings: ExtractFeatures) -> Extraction:
         settings.dataset,
         settings.data_root,
         settings.annotations,
+        score_column=settings.score_column,
         drop_missing=settings.missing_files == "skip",
     )
-    use_gpu = settings.device != "cpu" and torch.cuda.is_available()
     done = extract_features(
         [sample.path for sample in dataset.samples],
         settings.output,
         settings.features,
         settings.slowfast_weights,
         settings.processes,
-        "cuda" if use_gpu else "cpu",
+        str(own_device(settings.device)),
         skip_bad_files=settings.bad_files == "skip",
     )
     print(f"{settings.output}: features of {done.extracted} videos extracted, {done.reused} reused")

@@ -6,10 +6,13 @@ from hypothesis import HealthCheck, settings
 from ranks import Ranks
 
 # How long an example takes, or the drawing of one, is a matter of the machine.
-settings.register_profile(
-    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.load_profile("any machine")
+ANY_MACHINE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("fast", ANY_MACHINE, max_examples=15)
+settings.register_profile("full", ANY_MACHINE, max_examples=100)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("fast" if config.option.markexpr == "not slow" else "full")
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -4,9 +4,11 @@ Starting processes that import torch takes many seconds, so a few serve all test
 must be importable: functions of test modules, with arguments and results that pickle.
 """
 
+import functools
 import multiprocessing
 import os
 import pickle
+import sys
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -17,9 +19,16 @@ from typing import Any
 
 import torch
 import torch.distributed
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 PATIENCE = timedelta(minutes=10)  # ends what hangs, however busy and slow the machine
 PRELOADED = ["torch.distributed.fsdp", "torch.distributed.checkpoint.state_dict"]
+
+
+@functools.cache
+def mesh_of(shape: tuple[int, ...], names: tuple[str, ...] | None = None) -> DeviceMesh:
+    """On a rank, all ranks as a mesh; made once, since gloo watches each of its groups for ever."""
+    return init_device_mesh("cpu", shape, mesh_dim_names=names)
 
 
 class Ranks:
@@ -53,8 +62,10 @@ class Ranks:
         self._processes, self._pipes = [], []
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
+        windows = sys.platform == "win32"
+        context = multiprocessing.get_context("spawn" if windows else "forkserver")
+        if not windows:
+            context.set_forkserver_preload(PRELOADED)
         rendezvous = self._folder / f"rendezvous{len(list(self._folder.iterdir()))}"
         for rank in range(self.size):
             here, there = context.Pipe()
@@ -81,7 +92,8 @@ class Failure:
 
 
 def _serve(pipe: Connection, rank: int, size: int, rendezvous: str) -> None:
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    if sys.platform == "linux":
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=size, timeout=PATIENCE

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from reference import batch, loss_of, one_step, small_net, weights_of
+from tiers import first_fast
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -38,7 +39,7 @@ def train(model: nn.Module, forward: nn.Module, optimizer, form: str) -> list[Te
     return weights_of(model)
 
 
-@pytest.fixture(params=["aot_eager", "inductor"])
+@pytest.fixture(params=first_fast(["aot_eager", "inductor"]))
 def compiler(request: pytest.FixtureRequest) -> Iterator[CompileCounterWithBackend]:
     torch.compiler.reset()
     yield CompileCounterWithBackend(request.param)

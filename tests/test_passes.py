@@ -394,7 +394,7 @@ def test_adding_to_older_gradients_is_an_error(wrap, older):
             loss_of(model, data).backward()
 
     if older or wrap.startswith("awp"):
-        with pytest.raises(RuntimeError, match="added to gradients that were there before"):
+        with pytest.raises(RuntimeError, match="added to older gradients"):
             loop()
     else:
         loop()
@@ -520,5 +520,5 @@ def test_ascend_inside_a_loop_is_refused():
             closure_for(model, data)()
             optimizer.ascend()
 
-    with pytest.raises(RuntimeError, match=r"ascend\(\) inside a loop"):
+    with pytest.raises(RuntimeError, match=r"ascend\(\) outside a perturb\(\) block"):
         climb_too_often()

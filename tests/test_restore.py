@@ -95,20 +95,22 @@ def test_after_an_exception_in_a_closure(error, failing_call):
     assert optimizer.param_groups[0].get("perturb_step", 0) == 0
 
 
-@pytest.mark.parametrize("failing", ["whole_norms", "add_scaled_"])
-def test_after_an_interrupt_while_moving(failing, monkeypatch):
+@pytest.mark.parametrize(
+    ("module", "failing"), [("sharding", "whole_norms"), ("functional", "add_scaled_")]
+)
+def test_after_an_interrupt_while_moving(module, failing, monkeypatch):
     model, data = small_net(), batch()
     loss_of(model, data).backward()
     before = weights_of(model)
     optimizer = AdversarialWeightPerturbation(torch.optim.SGD(model.parameters(), lr=0.1), 0.1)
-    original = getattr(perturbation, failing)
+    original = getattr(getattr(perturbation, module), failing)
 
     def interrupted(*args, **kwargs):
         original(*args, **kwargs)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(perturbation, failing, interrupted)
+        patch.setattr(f"torch_awp.{module}.{failing}", interrupted)
         with pytest.raises(KeyboardInterrupt), optimizer.perturb():
             pass
     assert same_bits(list(model.parameters()), before)

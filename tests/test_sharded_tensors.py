@@ -4,10 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import Ranks
+from ranks import Ranks, mesh_of
 from reference import ascent, same_bits
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import (
     DTensor,
     Partial,
@@ -47,8 +46,7 @@ def whole_tensors(seed: int, dtype: torch.dtype = torch.float64) -> list[Tensor]
 
 def spread(tensors: list[Tensor], mesh: str) -> list[DTensor]:
     shape, placements = MESHES[mesh]
-    device_mesh = init_device_mesh("cpu", shape)
-    return [distribute_tensor(tensor, device_mesh, placements) for tensor in tensors]
+    return [distribute_tensor(tensor, mesh_of(shape), placements) for tensor in tensors]
 
 
 def spread_parameters(mesh: str, dtype: torch.dtype = torch.float64) -> list[nn.Parameter]:
@@ -211,7 +209,7 @@ def test_equal_seeds_draw_what_one_process_would(ranks, mesh, seed):
 
 
 def shard_of_ones(rank: int, seeds: list[int]) -> tuple[Tensor, float]:
-    mesh = init_device_mesh("cpu", (2,))
+    mesh = mesh_of((2,))
     param = nn.Parameter(distribute_tensor(torch.ones(60, 30), mesh, [Shard(0)]))
     generator = torch.Generator().manual_seed(seeds[rank])
     optimizer = RandomWeightPerturbation(torch.optim.SGD([param], lr=0.1), 0.1, generator=generator)
@@ -231,7 +229,7 @@ def noise_alive(rank: int) -> int:
     """Bytes of noise that one moving shard keeps."""
     from torch_awp.sharding import part_like
 
-    mesh = init_device_mesh("cpu", (2,))
+    mesh = mesh_of((2,))
     param = distribute_tensor(torch.ones(60, 30), mesh, [Shard(0)])
     return part_like(torch.randn(60, 30), param).untyped_storage().nbytes()
 
@@ -272,7 +270,7 @@ def test_gradients_that_are_not_summed_yet_are(two_ranks):
 
 def first_step_at_zero(rank: int) -> int:
     """Rank 1 has none of the only tensor, so its part of the gradient looks like a probe's."""
-    mesh = init_device_mesh("cpu", (2,))
+    mesh = mesh_of((2,))
     param = nn.Parameter(distribute_tensor(torch.ones(1, 6), mesh, [Shard(0)]))
     param.grad = distribute_tensor(torch.ones(1, 6), mesh, [Shard(0)])
     optimizer = AdversarialWeightPerturbation(torch.optim.SGD([param], lr=0.0), 0.1)

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed
+from ranks import mesh_of
 from reference import ascent, same_bits
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate
 from torch.distributed.tensor.parallel import (
@@ -48,7 +49,7 @@ class Net:
     """Two layers spread over 2 x 2 ranks, and what lies where."""
 
     def __init__(self, rank: int, fully: bool) -> None:
-        self.mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+        self.mesh = mesh_of((2, 2), ("data", "tensor"))
         self.data, self.tensor = divmod(rank, 2)
         self.fully = fully
         layers = nn.Sequential(nn.Linear(8, ROWS, bias=False), nn.Linear(ROWS, 6, bias=False))
@@ -160,7 +161,7 @@ PLACEMENTS = {"summed later": Partial(), "unheard of": Unheard()}
 
 def move_placed(rank: int, placement: str) -> list[str]:
     """What each wrapper says of a parameter that is placed so."""
-    mesh = init_device_mesh("cpu", (2,))
+    mesh = mesh_of((2,))
     whole = DTensor.from_local(torch.ones(2, 3), mesh, [Replicate()])
     param = nn.Parameter(whole)
     param.grad = DTensor.from_local(torch.ones(2, 3), mesh, [Replicate()])

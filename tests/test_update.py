@@ -18,6 +18,7 @@ from reference import (
     small_net,
     weights_of,
 )
+from tiers import first_fast
 from torch import Tensor, nn
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
@@ -419,7 +420,7 @@ def one_rank(tmp_path) -> Iterator[Ranks]:
     ranks.stop()
 
 
-@pytest.mark.parametrize("size", ["one_rank", "two_ranks"])
+@pytest.mark.parametrize("size", first_fast(["two_ranks", "one_rank"]))
 def test_a_consolidated_sharded_state_resumes_to_the_bit(request, size):
     for going_on, resumed, alone in request.getfixturevalue(size).run(zero_run, "update"):
         assert same_bits(resumed, going_on)

@@ -69,6 +69,7 @@ def python_with_torch_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin" / "python"
 
 
+@pytest.mark.slow
 def test_it_installs_and_trains_beside_torch_alone(wheel, python_with_torch_alone, tmp_path):
     (site,) = python_with_torch_alone.parents[1].glob("lib/python*/site-packages")
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", site]

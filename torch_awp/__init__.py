@@ -5,7 +5,7 @@ from torch_awp.adversarial import AdversarialWeightPerturbation
 from torch_awp.random import RandomWeightPerturbation
 from torch_awp.running_stats import freeze_running_stats
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "AdversarialWeightPerturbation",

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from torch_awp.arguments import checked_choice, checked_integer, checked_real
 from torch_awp.functional import alike
 from torch_awp.optimizer import (
     BLOCK,
@@ -17,6 +16,9 @@ from torch_awp.optimizer import (
     Gradients,
     Select,
     WeightPerturbation,
+    checked_choice,
+    checked_integer,
+    checked_real,
     optimizers_of,
 )
 from torch_awp.perturbation import Move, Perturbation
@@ -89,21 +91,13 @@ class AdversarialWeightPerturbation(WeightPerturbation):
         epsilon: float = 0.0,
     ) -> None:
         self.steps = checked_integer("steps", steps, minimum=1)
-        self.step_size = (
-            None if step_size is None else checked_real("step_size", step_size, positive=True)
-        )
-        self.ascent = checked_choice("ascent", ascent, ("current", "update"))
+        self.step_size = step_size
+        if step_size is not None:
+            self.step_size = checked_real("step_size", step_size, positive=True)
+        self.ascent = checked_choice("ascent", ascent, "current", "update")
         if ascent != "current" and steps != 1:
             raise ValueError(f"ascent={ascent!r} climbs once: steps must be 1, got {steps}")
-        super().__init__(
-            optimizer,
-            gamma,
-            constraint=constraint,
-            select=select,
-            interval=interval,
-            start_step=start_step,
-            epsilon=epsilon,
-        )
+        super().__init__(optimizer, gamma, constraint, select, interval, start_step, epsilon)
 
     def ascend(self) -> None:
         """Climb once more, along the current gradients; inside a :meth:`perturb` block.
@@ -113,11 +107,9 @@ class AdversarialWeightPerturbation(WeightPerturbation):
         """
         perturbation = self._run.perturbation()
         if self._run.inside != BLOCK or perturbation is None:
-            inside = self._run.inside
-            where = f"inside {inside}, which climbs by itself" if inside else f"outside {BLOCK}"
-            raise RuntimeError(f"ascend() {where}: enter one first")
+            raise RuntimeError(f"ascend() outside {BLOCK}: enter one first")
         if self._is_due():
-            perturbation.move(self._moves())
+            perturbation.move([self._moves()])
 
     @property
     def _ascent_steps(self) -> int:  # type: ignore[override]
@@ -126,14 +118,14 @@ class AdversarialWeightPerturbation(WeightPerturbation):
     @property
     def _keeps_backups(self) -> bool:  # type: ignore[override]
         # A copy between steps is what the direction takes already.
-        return self.ascent == "current"
+        return bool(self.ascent == "current")
 
     def _step_size_of(self, gamma: float) -> float:
         return gamma / self.steps if self.step_size is None else self.step_size
 
     def _ascend(self, perturbation: Perturbation, gradients: Gradients | None = None) -> None:
         moves = self._moves(gradients)
-        moved = perturbation.move(moves)
+        moved = perturbation.move([moves])
         if not moves and not self._selected():
             self._warn_if_nothing_is_selected()
         elif self.ascent == "current" and not (moves and moved):
@@ -212,13 +204,17 @@ class AdversarialWeightPerturbation(WeightPerturbation):
         saved = dict(state_dict["state"])
         begun = bool(self.state) or self._step_number() > 0 or bool(self._run.update)
         selected = {param for param, _, _ in self._selected()} if begun else set()
-        stateless = not any(saved.values())
+        # Bases read state of a tensor as their own (Adam's "step"): none where nothing was changed.
+        changed = any(map(_is_change, [*self._run.update.values(), *filter(is_sharded, selected)]))
+        fill = changed and not any(saved.values())
         if self._run.update or selected:
             saved = {index: saved.get(index, {}) for index in _indices(state_dict)} | saved
         for index, param in zip(_indices(state_dict), self._params(), strict=True):
             values = saved.get(index) or {}
             update = self._direction_of(param)
-            if update is None and param in selected and (values or stateless):
+            if update is not None and not (values or fill or _is_change(update)):
+                continue
+            if update is None and param in selected and (values or fill):
                 update = torch.zeros_like(param, requires_grad=False)
             if update is not None:
                 saved[index] = {**values, UPDATE_KEY: update}
@@ -244,6 +240,11 @@ def _maximizes(base: Optimizer, group: dict[str, Any]) -> bool:
     if "maximize" in group:
         return bool(group["maximize"])
     return any(bool(getattr(optimizer, "maximize", False)) for optimizer in optimizers_of(base))
+
+
+def _is_change(update: Tensor) -> bool:
+    # Of a sharded one the processes may know different parts, and one alone may ask.
+    return is_sharded(update) or bool(update.any())
 
 
 def _local(tensors: list[Tensor]) -> list[Tensor]:

@@ -16,6 +16,7 @@ On the host memory traffic counts: long tensors are handled in pieces that fit i
 
 from collections.abc import Iterator, Sequence
 from functools import cache
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ _SUMMED = 2**18
 # A tensor begins a row of its own in a buffer, so that a row has one scale.
 _ROW = 1024
 
+Tensors = list[Tensor]
 RowOwners = dict[object, Tensor]
 """For each layout of a buffer the tensor that each row belongs to, on the device."""
 
@@ -42,7 +44,7 @@ def opmath_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def norms(tensors: list[Tensor]) -> Tensor:
+def norms(tensors: Tensors) -> Tensor:
     """Return the Frobenius norms of `L` tensors, shape `[L]`.
 
     They are float64 on the host, elsewhere float32, or float64 for float64 tensors. A norm is
@@ -54,27 +56,29 @@ def norms(tensors: list[Tensor]) -> Tensor:
     dtype = opmath_dtype(tensors[0].dtype)
     if not on_host(tensors[0]):
         return torch.stack(list(torch._foreach_norm(tensors, 2, dtype=dtype)))
-    pieces = [torch.split(_flat(tensor), _SUMMED) for tensor in tensors]
-    wide = [piece.to(dtype) for of_one in pieces for piece in of_one]
-    squares = torch.stack([torch.dot(piece, piece) for piece in wide]).double()
-    found = _joined(squares.sqrt(), [len(of_one) for of_one in pieces])
+    short = [tensor for tensor in tensors if tensor.numel() <= _HOST_PIECE]
+    of_short = iter(torch._foreach_norm(short, 2, dtype=dtype) if short else ())
+    found = torch.stack(
+        [next(of_short) if t.numel() <= _HOST_PIECE else _norm_in_pieces(t, dtype) for t in tensors]
+    ).double()
     if dtype == torch.float32:  # outside this range squares lose digits, underflow or overflow
-        for i in (~((found > 1e-12) & (found < 1e18))).nonzero().flatten().tolist():
-            found[i] = torch.linalg.vector_norm(tensors[i], dtype=torch.float64)
+        for i, norm in enumerate(found.tolist()):
+            if not 1e-12 < norm < 1e18:
+                found[i] = torch.linalg.vector_norm(tensors[i], dtype=torch.float64)
     return found
 
 
-def distances(weights: list[Tensor], centers: list[Tensor]) -> Tensor:
+def distances(weights: Tensors, centers: Tensors) -> Tensor:
     """Return `||w - c||` of `L` pairs, shape `[L]`, as :func:`norms` does.
 
     >>> distances([torch.tensor([4.0, 3.0])], [torch.tensor([1.0, -1.0])])
     tensor([5.], dtype=torch.float64)
     """
     owners, parts = [], []
-    for some, (moved, homes) in _in_pieces(weights, centers):
+    for some, moved, homes in _in_pieces(weights, centers):
         owners += some
         parts.append(norms(_differences(moved, homes)))
-    return _joined(torch.cat(parts), [owners.count(i) for i in range(len(weights))])
+    return _joined(torch.cat(parts), [len(list(of_one)) for _, of_one in groupby(owners)])
 
 
 def step_scales(
@@ -91,16 +95,14 @@ def step_scales(
     >>> step_scales(torch.tensor([2.0, 2.0, 0.0]), torch.tensor([4.0, 0.0, 4.0]), 0.5)
     tensor([0.2500, 0.0000, 0.0000])
     """
-    scales = step_size * (weight_norms + epsilon) / (direction_norms + epsilon)
-    moves = (weight_norms > 0) & (direction_norms > 0) & direction_norms.isfinite()
-    return torch.where(moves & scales.isfinite(), scales, 0)
+    if epsilon == 0:  # a norm of 0 or infinity leaves 0 here, or what is not finite
+        return _finite(weight_norms * step_size / direction_norms)
+    scales = _finite(step_size * (weight_norms + epsilon) / (direction_norms + epsilon))
+    return scales * ((weight_norms > 0) & (direction_norms > 0))
 
 
 def add_scaled_(
-    weights: list[Tensor],
-    directions: list[Tensor],
-    scales: Tensor,
-    row_owners: RowOwners | None = None,
+    weights: Tensors, directions: Tensors, scales: Tensor, row_owners: RowOwners | None = None
 ) -> None:
     """Compute `w += s * d` in float32 or wider and round once.
 
@@ -117,18 +119,20 @@ def add_scaled_(
     >>> weight
     tensor([1.5000, 1.5000])
     """
-    scales = scales.to(opmath_dtype(weights[0].dtype))
-    scales = torch.where(scales.isfinite(), scales, 0)
-    for owners, (moved, along) in _in_pieces(weights, directions):
+    if on_host(scales):  # one pass through memory, whatever the length
+        _add_on_host_(weights, directions, scales.tolist())
+        return
+    scales = _finite(scales.to(opmath_dtype(weights[0].dtype)))
+    for owners, moved, along in _in_pieces(weights, directions):
         _add_scaled_(moved, along, scales, owners, row_owners)
 
 
 def project_layer_(
-    weights: list[Tensor],
-    centers: list[Tensor],
+    weights: Tensors,
+    centers: Tensors,
     radii: Tensor,
     distances: Tensor,
-    row_owners: RowOwners | None = None,
+    row_owners: RowOwners | None,
 ) -> None:
     """Project each weight onto the ball `||w - c|| <= radius`; those inside stay.
 
@@ -141,17 +145,21 @@ def project_layer_(
 
     >>> weight = torch.tensor([4.0, 3.0])
     >>> radius, distance = torch.tensor([2.5]), torch.tensor([5.0])
-    >>> project_layer_([weight], [torch.tensor([1.0, -1.0])], radius, distance)
+    >>> project_layer_([weight], [torch.tensor([1.0, -1.0])], radius, distance, None)
     >>> weight
     tensor([2.5000, 1.0000])
     """
-    pull = torch.where(distances > radii, radii / distances - 1, 0)
-    pull = pull.to(opmath_dtype(weights[0].dtype))
-    for owners, (moved, homes) in _in_pieces(weights, centers):
-        _add_scaled_(moved, _differences(moved, homes), pull, owners, row_owners)
+    pull = _finite((radii / distances - 1).clamp(max=0)).to(opmath_dtype(weights[0].dtype))
+    values = pull.tolist() if on_host(pull) else None
+    for owners, moved, homes in _in_pieces(weights, centers):
+        away = _differences(moved, homes)
+        if values is None:
+            _add_scaled_(moved, away, pull, owners, row_owners)
+        else:
+            _add_on_host_(moved, away, [values[owner] for owner in owners])
 
 
-def project_element_(weights: list[Tensor], centers: list[Tensor], gamma: float) -> None:
+def project_element_(weights: Tensors, centers: Tensors, gamma: float) -> None:
     """Project each element onto the interval `|w_i - c_i| <= gamma * |c_i|`.
 
     >>> weight = torch.tensor([4.0, -1.05])
@@ -160,7 +168,7 @@ def project_element_(weights: list[Tensor], centers: list[Tensor], gamma: float)
     tensor([ 1.5000, -1.0500])
     """
     dtype = opmath_dtype(weights[0].dtype)
-    for _, (moved, homes) in _in_pieces(weights, centers):
+    for _, moved, homes in _in_pieces(weights, centers):
         if on_host(weights[0]):
             for weight, center in zip(moved, homes, strict=True):
                 _clamp_(weight, center.to(dtype), gamma)
@@ -176,19 +184,19 @@ def copy_(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
         torch._foreach_copy_(some_targets, some_sources)
 
 
-def alike(
-    first: Sequence[Tensor], second: Sequence[Tensor]
-) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+def alike(first: Sequence[Tensor], second: Sequence[Tensor]) -> Iterator[tuple[Tensors, Tensors]]:
     """Group corresponding tensors by device, dtypes and whether their strides are equal.
 
     One foreach operation takes a group; one pair with other strides would slow down all of it.
     """
-    groups: dict[object, tuple[list[Tensor], list[Tensor]]] = {}
+    groups: dict[object, tuple[Tensors, Tensors]] = {}
     for one, other in zip(first, second, strict=True):
         key = (one.device, one.dtype, other.dtype, one.stride() == other.stride())
-        ones, others = groups.setdefault(key, ([], []))
-        ones.append(one)
-        others.append(other)
+        group = groups.get(key)
+        if group is None:
+            group = groups[key] = [], []
+        group[0].append(one)
+        group[1].append(other)
     yield from groups.values()
 
 
@@ -198,7 +206,7 @@ def _clamp_(weight: Tensor, center: Tensor, gamma: float) -> None:
     torch.clamp(weight, low, torch.add(center, size, alpha=gamma, out=size), out=weight)
 
 
-def _differences(weights: list[Tensor], centers: list[Tensor]) -> list[Tensor]:
+def _differences(weights: Tensors, centers: Tensors) -> Tensors:
     dtype = opmath_dtype(weights[0].dtype)
     if on_host(weights[0]):
         return [w.to(dtype) - c.to(dtype) for w, c in zip(weights, centers, strict=True)]
@@ -207,23 +215,27 @@ def _differences(weights: list[Tensor], centers: list[Tensor]) -> list[Tensor]:
     return copies
 
 
+def _add_on_host_(weights: Tensors, directions: Tensors, scales: list[float]) -> None:
+    dtype = opmath_dtype(weights[0].dtype)
+    largest = torch.finfo(dtype).max
+    for weight, direction, scale in zip(weights, directions, scales, strict=True):
+        if 0 < abs(scale) <= largest:
+            if direction.dtype != dtype:  # the alpha of half precision would be rounded
+                direction = direction.to(dtype)
+            weight.add_(direction, alpha=scale)
+
+
 def _add_scaled_(
-    weights: list[Tensor],
-    directions: list[Tensor],
+    weights: Tensors,
+    directions: Tensors,
     scales: Tensor,
     owners: list[int],
-    row_owners: RowOwners | None,
+    known: RowOwners | None,
 ) -> None:
     """Add to each weight its direction times the scale at its owner's index."""
     dtype = scales.dtype
-    if on_host(scales):
-        values = scales.tolist()
-        for weight, direction, owner in zip(weights, directions, owners, strict=True):
-            if values[owner]:  # the alpha of half precision would be rounded
-                weight.add_(direction.to(dtype), alpha=values[owner])
-        return
     copies, buffer = _buffer(directions, dtype, like=weights)
-    factors = scales.index_select(0, _owner_of_rows(weights, owners, row_owners)).unsqueeze(1)
+    factors = scales.index_select(0, _owner_of_rows(weights, owners, known)).unsqueeze(1)
     # A product with 0 would keep NaN, and adding 0.0 would turn -0.0 into 0.0.
     buffer.masked_fill_(factors == 0, -0.0).mul_(factors)
     if dtype == weights[0].dtype:
@@ -236,17 +248,16 @@ def _add_scaled_(
 
 
 def _buffer(
-    tensors: list[Tensor], dtype: torch.dtype, like: list[Tensor] | None = None
-) -> tuple[list[Tensor], Tensor]:
+    tensors: Tensors, dtype: torch.dtype, like: Tensors | None = None
+) -> tuple[Tensors, Tensor]:
     """Copy tensors into one buffer; return their copies, which are views of it, and the buffer.
 
     The buffer has shape `[rows, _ROW]`, and a copy has the strides of its tensor in `like`.
     """
-    like = tensors if like is None else like
-    rows = [-(-tensor.numel() // _ROW) for tensor in tensors]
+    rows = _rows(tensors)
     buffer = torch.empty(sum(rows), _ROW, dtype=dtype, device=tensors[0].device)
     copies, offset = [], 0
-    for model, count in zip(like, rows, strict=True):
+    for model, count in zip(like or tensors, rows, strict=True):
         # A slice of columns, say, would overlap its neighbour: `empty_like` leaves no gaps.
         stride = (model if model.is_contiguous() else torch.empty_like(model)).stride()
         copies.append(buffer.as_strided(model.shape, stride, offset))
@@ -255,51 +266,58 @@ def _buffer(
     return copies, buffer
 
 
-def _owner_of_rows(
-    tensors: list[Tensor], owners: list[int], row_owners: RowOwners | None
-) -> Tensor:
+def _rows(tensors: Tensors) -> list[int]:
+    return [-(-tensor.numel() // _ROW) for tensor in tensors]
+
+
+def _owner_of_rows(tensors: Tensors, owners: list[int], known: RowOwners | None) -> Tensor:
     """The owner of each row of a buffer, shape `[rows]`; sent to the device once for a layout."""
-    device = tensors[0].device
-    rows = tuple(-(-tensor.numel() // _ROW) for tensor in tensors)
-    key = (device, rows, tuple(owners))
-    row_owners = {} if row_owners is None else row_owners
-    if key not in row_owners:
-        counts, indices = (torch.tensor(list(v), device="cpu") for v in (rows, owners))
+    known = {} if known is None else known
+    rows, device = _rows(tensors), tensors[0].device
+    key = (device, *rows, *owners)
+    if key not in known:
+        counts, indices = torch.tensor([rows, owners], device="cpu")
         of_rows = torch.repeat_interleave(indices, counts, output_size=sum(rows))
         if device.type == "cuda" and torch.cuda.is_available():  # else the host would wait
             of_rows = of_rows.pin_memory()
-        row_owners[key] = of_rows.to(device, non_blocking=True)
-    return row_owners[key]
+        known[key] = of_rows.to(device, non_blocking=True)
+    return known[key]
 
 
-def _in_pieces(*lists: list[Tensor]) -> Iterator[tuple[list[int], list[list[Tensor]]]]:
+def _in_pieces(first: Tensors, second: Tensors) -> Iterator[tuple[list[int], Tensors, Tensors]]:
     """Corresponding tensors in portions of few elements, long ones cut along the first dimension.
 
     Yields:
         for each piece the index of the tensor it belongs to, and the pieces of each list.
     """
-    size = _HOST_PIECE if on_host(lists[0][0]) else _DEVICE_PIECE
-    owners: list[int] = []
-    portion: list[list[Tensor]] = [[] for _ in lists]
-    room = size
-    for owner, tensors in enumerate(zip(*lists, strict=True)):
-        for pieces in _cut(tensors, size):
-            if owners and pieces[0].numel() > room:
-                yield owners, portion
-                owners, portion, room = [], [[] for _ in lists], size
-            owners.append(owner)
-            room -= pieces[0].numel()
-            for some, piece in zip(portion, pieces, strict=True):
-                some.append(piece)
-    if owners:
-        yield owners, portion
+    size = room = _HOST_PIECE if on_host(first[0]) else _DEVICE_PIECE
+    portion: list[tuple[int, Tensor, Tensor]] = []
+    for owner, pair in enumerate(zip(first, second, strict=True)):
+        length = max(1, size * len(pair[0]) // pair[0].numel()) if pair[0].numel() > size else -1
+        cut = zip(*(torch.split(t, length) for t in pair), strict=True) if length > 0 else (pair,)
+        for one, other in cut:
+            if portion and one.numel() > room:
+                yield _unzipped(portion)
+                portion, room = [], size
+            portion.append((owner, one, other))
+            room -= one.numel()
+    if portion:
+        yield _unzipped(portion)
 
 
-def _cut(tensors: tuple[Tensor, ...], size: int) -> Iterator[tuple[Tensor, ...]]:
-    if tensors[0].numel() <= size:
-        return iter((tensors,))
-    length = max(1, size // tensors[0][0].numel())
-    return zip(*(torch.split(tensor, length) for tensor in tensors), strict=True)
+def _unzipped(portion: list[tuple[int, Tensor, Tensor]]) -> tuple[list[int], Tensors, Tensors]:
+    owners, first, second = zip(*portion, strict=True)
+    return list(owners), list(first), list(second)
+
+
+def _finite(numbers: Tensor) -> Tensor:
+    return numbers.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _norm_in_pieces(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    pieces = [piece.to(dtype) for piece in torch.split(_flat(tensor), _SUMMED)]
+    squares = torch.stack([torch.dot(piece, piece) for piece in pieces])
+    return squares.sum(dtype=torch.float64).sqrt()
 
 
 def _joined(parts: Tensor, counts: list[int]) -> Tensor:

@@ -1,6 +1,6 @@
 """The loss as a function of the weights: curves, surfaces and one number for sharpness.
 
-Parameters, buffers, train/eval modes, gradients, ``requires_grad`` and torch's random states are
+Parameters, buffers, train/eval modes, gradients, `requires_grad` and torch's random states are
 bit for bit the same afterwards, also after an exception or KeyboardInterrupt.
 """
 
@@ -16,8 +16,15 @@ from typing import Any, Literal
 import torch
 from torch import Generator, Tensor, nn
 
-from torch_awp.arguments import checked_integer, checked_real
-from torch_awp.perturbation import Move, Perturbation
+from torch_awp.functional import opmath_dtype
+from torch_awp.optimizer import (
+    Constraint,
+    Select,
+    checked_choice,
+    checked_integer,
+    checked_real,
+)
+from torch_awp.perturbation import Move, Perturbation, retry
 from torch_awp.running_stats import is_writable
 
 __all__ = ["cosine", "filter_normalized_direction", "loss_curve", "loss_surface", "sharpness"]
@@ -25,7 +32,6 @@ __all__ = ["cosine", "filter_normalized_direction", "loss_curve", "loss_surface"
 Direction = Mapping[str, Tensor]
 LossFunction = Callable[[nn.Module], Tensor | float]
 Positions = Tensor | Sequence[float]
-Select = Callable[[str, Tensor], bool]
 
 
 @torch.inference_mode(False)
@@ -39,7 +45,7 @@ def filter_normalized_direction(
 ) -> dict[str, Tensor]:
     """Draw a Gaussian direction in which every filter has the norm of the weight's filter.
 
-    For filter ``j`` of tensor ``l`` and ``d ~ N(0, I)``: ``d_lj <- d_lj / ||d_lj|| * ||w_lj||``
+    For filter `j` of tensor `l` and `d ~ N(0, I)`: `d_lj <- d_lj / ||d_lj|| * ||w_lj||`
     (Li et al. 2018, "Visualizing the Loss Landscape of Neural Nets"; Eq. 1 of Yue et al. 2024).
 
     A filter is what the first index of a tensor picks: an output channel of a convolution, an
@@ -48,18 +54,18 @@ def filter_normalized_direction(
 
     Args:
         model: any module; frozen parameters get a direction too.
-        generator: source of the noise, on any device; ``None`` for torch's global ones.
-        select: which tensors get a direction: ``None`` for those with more than one dimension, or
-            a callable ``(name, param) -> bool``. The others get zeros.
+        generator: source of the noise, on any device; `None` for torch's global ones.
+        select: which tensors get a direction: `None` for those with more than one dimension, or
+            a callable `(name, param) -> bool`. The others get zeros.
         orthogonal_to: a direction. The new one is made orthogonal to it, then its filters are
-            normalised again, which brings back a little of the other: :func:`cosine` says how much.
+            normalised again, which brings back a little of the other: `cosine` says how much.
 
     Returns:
-        For each name in ``model.named_parameters()`` (tied weights have one; integers are left out)
+        For each name in `model.named_parameters()` (tied weights have one; integers are left out)
         a tensor of the parameter's shape and device, in float32 or wider; zeros for zero filters.
 
     Raises:
-        ValueError: ``orthogonal_to`` does not fit the model.
+        ValueError: `orthogonal_to` does not fit the model.
 
     >>> model = nn.Linear(3, 2)
     >>> direction = filter_normalized_direction(model, torch.Generator().manual_seed(0))
@@ -77,7 +83,7 @@ def filter_normalized_direction(
         for name, vector in other.items():
             parallel = share.to(vector.device) * vector
             d[name] = _normalized(d[name] - parallel, selected[name])
-    return {n: d[n] if n in d else torch.zeros_like(w, dtype=_opmath(w)) for n, w in every.items()}
+    return {n: d[n] if n in d else _zeros_like(w) for n, w in every.items()}
 
 
 @torch.no_grad()
@@ -100,9 +106,15 @@ def _weights(model: nn.Module, select: Select | None) -> dict[str, nn.Parameter]
     }
 
 
+def _zeros_like(weight: Tensor) -> Tensor:
+    return torch.zeros_like(weight, dtype=opmath_dtype(weight.dtype))
+
+
 def _noise_like(weight: Tensor, generator: Generator | None) -> Tensor:
     device = weight.device if generator is None else generator.device
-    noise = torch.randn(weight.shape, dtype=_opmath(weight), device=device, generator=generator)
+    noise = torch.randn(
+        weight.shape, dtype=opmath_dtype(weight.dtype), device=device, generator=generator
+    )
     return noise.to(weight.device)
 
 
@@ -125,34 +137,29 @@ def _dot(first: Direction, second: Direction) -> Tensor:
     return total
 
 
-def _opmath(tensor: Tensor) -> torch.dtype:
-    """The dtype to compute in: float32 or wider."""
-    return torch.promote_types(tensor.dtype, torch.float32)
-
-
 def loss_curve(
     model: nn.Module, loss_fn: LossFunction, direction: Direction, alphas: Positions
 ) -> Tensor:
-    """Return ``L(w + alpha * d)`` for every ``alpha`` (Eq. 1 of Yue et al. 2024).
+    """Return `L(w + alpha * d)` for every `alpha` (Eq. 1 of Yue et al. 2024).
 
     Every point is computed from the unperturbed weights and evaluated with the buffers, train/eval
     modes and random state found at the call. So no point depends on another, and dropout draws the
-    same at every point. At ``alpha = 0`` the weights are bit for bit the model's.
+    same at every point. At `alpha = 0` the weights are bit for bit the model's.
 
     Args:
         model: any module.
-        loss_fn: ``model -> scalar`` loss, a tensor or a float; it chooses data and mode, and runs
+        loss_fn: `model -> scalar` loss, a tensor or a float; it chooses data and mode, and runs
             without autograd graph. What it does to buffers and modes is undone, so it may
-            recalibrate BatchNorm first, with ``torch.optim.swa_utils.update_bn(batches, model)``.
-        direction: a tensor for each name in ``model.named_parameters()`` that is to move.
-        alphas: ``A`` positions, in units of ``direction``. The middle one of an odd number that
-            spans ``-r ... r`` is taken as 0 where rounding (``torch.linspace``) missed it.
+            recalibrate BatchNorm first, with `torch.optim.swa_utils.update_bn(batches, model)`.
+        direction: a tensor for each name in `model.named_parameters()` that is to move.
+        alphas: `A` positions, in units of `direction`. The middle one of an odd number that
+            spans `-r ... r` is taken as 0 where rounding (`torch.linspace`) missed it.
 
     Returns:
-        Shape ``[A]``, on the device and of the dtype of the losses (float64 for Python floats).
+        Shape `[A]`, on the device and of the dtype of the losses (float64 for Python floats).
 
     Raises:
-        ValueError: ``direction`` does not fit the model, ``alphas`` are not finite numbers in one
+        ValueError: `direction` does not fit the model, `alphas` are not finite numbers in one
             dimension, or the loss is not a scalar.
 
     >>> model = nn.Linear(1, 1, bias=False)
@@ -171,17 +178,17 @@ def loss_surface(
     alphas: Positions,
     betas: Positions,
 ) -> Tensor:
-    """Return ``L(w + alpha * d1 + beta * d2)`` for every ``alpha`` and ``beta``.
+    """Return `L(w + alpha * d1 + beta * d2)` for every `alpha` and `beta`.
 
     Args:
         model: any module.
-        loss_fn: ``model -> scalar`` loss.
-        directions: ``(d1, d2)``; draw the second ``orthogonal_to`` the first.
-        alphas: ``A`` positions along the first direction.
-        betas: ``B`` positions along the second.
+        loss_fn: `model -> scalar` loss.
+        directions: `(d1, d2)`; draw the second `orthogonal_to` the first.
+        alphas: `A` positions along the first direction.
+        betas: `B` positions along the second.
 
     Returns:
-        Shape ``[A, B]``; everything else is as in :func:`loss_curve`.
+        Shape `[A, B]`; everything else is as in `loss_curve`.
 
     >>> model = nn.Linear(2, 1, bias=False)
     >>> _ = nn.init.zeros_(model.weight)
@@ -201,10 +208,7 @@ def _losses(
     axes = [_checked_positions(argument, positions) for argument, positions in at.items()]
     directions = [_checked_direction(argument, d, model) for argument, d in along.items()]
     weights = {n: p for n, p in model.named_parameters() if any(n in d for d in directions)}
-    vectors = [
-        [d[n] if n in d else torch.zeros_like(w, dtype=_opmath(w)) for n, w in weights.items()]
-        for d in directions
-    ]
+    vectors = [[d[n] if n in d else _zeros_like(w) for n, w in weights.items()] for d in directions]
     moving, losses = tuple(weights.values()), []
     with _snapshot(model, moving) as restore, torch.no_grad():
         for position in itertools.product(*axes):
@@ -234,7 +238,7 @@ def _checked_direction(argument: str, direction: Direction, model: nn.Module) ->
         if vector.shape != params[name].shape:
             shapes = f"{tuple(params[name].shape)}, got {tuple(vector.shape)}"
             raise ValueError(f"{argument}[{name!r}] must have the parameter's shape {shapes}")
-        fitting[name] = vector.detach().to(params[name].device, _opmath(vector))
+        fitting[name] = vector.detach().to(params[name].device, opmath_dtype(vector.dtype))
     return fitting
 
 
@@ -258,40 +262,42 @@ def sharpness(
     mode: Literal["worst", "average"] = "worst",
     steps: int = 10,
     step_size: float | None = None,
-    constraint: Literal["layer", "element"] = "layer",
+    constraint: Constraint = "layer",
     samples: int = 10,
     generator: Generator | None = None,
     select: Select | None = None,
 ) -> float:
     """Return how much the loss rises near the weights, in a ball relative to each layer's norm.
 
-    The ball is ``||v|| <= gamma * ||w||`` for every tensor ``w`` (Eq. 11 of Yue et al. 2024), so
-    that models of different scales compare at one ``gamma`` and the same settings:
+    The ball is `||v|| <= gamma * ||w||` for every tensor `w` (Eq. 11 of Yue et al. 2024), so
+    that models of different scales compare at one `gamma` and the same settings:
 
-    * ``"worst"``: the highest ``L(w + v) - L(w)`` that the projected ascent of AWP meets (Eq. 10,
-      12). At least 0, and a lower bound of the true maximum; more ``steps`` bring it closer.
-    * ``"average"``: the mean over directions that RWP draws (Eq. 9). Can be negative.
+    * `"worst"`: the highest `L(w + v) - L(w)` that the projected ascent of
+      `AdversarialWeightPerturbation` meets (Eq. 10 and 12). At least 0, and a lower bound of the
+      true maximum; more `steps` bring it closer.
+    * `"average"`: the mean of `L(w + v) - L(w)` over directions drawn as those of
+      `RandomWeightPerturbation` (Eq. 9). Can be negative.
 
     Args:
         model: any module.
-        loss_fn: ``model -> scalar`` loss; it chooses data and mode. Each time, buffers, modes and
-            random state are those found at the call. ``"worst"`` needs a tensor with a graph and
-            calls ``backward`` on it, ``"average"`` runs ``loss_fn`` without one.
+        loss_fn: `model -> scalar` loss; it chooses data and mode. Each time, buffers, modes and
+            random state are those found at the call. `"worst"` needs a tensor with a graph and
+            calls `backward` on it, `"average"` runs `loss_fn` without one.
         gamma: radius relative to each layer.
-        mode: ``"worst"`` or ``"average"``.
-        steps: ascent steps of ``"worst"``; it runs ``loss_fn`` ``steps + 1`` times.
-        step_size: of an ascent step, relative to each layer's norm. Default ``2 * gamma / steps``:
+        mode: `"worst"` or `"average"`.
+        steps: ascent steps of `"worst"`; it runs `loss_fn` `steps + 1` times.
+        step_size: of an ascent step, relative to each layer's norm. Default `2 * gamma / steps`:
             enough to reach the sphere on a curved path and to go on along it.
-        constraint: ``"layer"`` for the ball; ``"element"`` for ``|v_i| <= gamma * |w_i|``.
-        samples: directions of ``"average"``; it runs ``loss_fn`` ``samples + 1`` times.
+        constraint: `"layer"` for the ball; `"element"` for `|v_i| <= gamma * |w_i|`.
+        samples: directions of `"average"`; it runs `loss_fn` `samples + 1` times.
         generator: of these directions; default a new one with seed 0, on the CPU.
-        select: which tensors move, frozen or not, as in :func:`filter_normalized_direction`.
+        select: which tensors move, frozen or not, as in `filter_normalized_direction`.
 
     Returns:
         A difference of losses, in the loss's unit.
 
     Raises:
-        ValueError: a bad argument, a loss that is not a scalar or, for ``"worst"``, has no graph.
+        ValueError: a bad argument, or a loss that is not a scalar or, for `"worst"`, has no graph.
 
     >>> model = nn.Linear(2, 1, bias=False)
     >>> _ = nn.init.constant_(model.weight, 2.0)
@@ -305,10 +311,8 @@ def sharpness(
     if step_size is not None:
         checked_real("step_size", step_size, positive=True)
     size = step_size or 2 * gamma / steps
-    if mode not in ("worst", "average"):
-        raise ValueError(f"mode must be one of 'worst', 'average', got {mode!r}")
-    if constraint not in ("layer", "element"):
-        raise ValueError(f"constraint must be one of 'layer', 'element', got {constraint!r}")
+    checked_choice("mode", mode, "worst", "average")
+    checked_choice("constraint", constraint, "layer", "element")
     weights = list(_weights(model, select).values())
     if not weights:
         raise ValueError(f"select={select!r} must pick at least one tensor of the model, got none")
@@ -325,7 +329,7 @@ def sharpness(
                     if step < steps:
                         _backward(loss)
                         moving = [(w, w.grad) for w in weights if w.grad is not None]
-                        perturbation.move([Move(w, g, gamma, size) for w, g in moving])
+                        perturbation.move([[Move(w, g, gamma, size) for w, g in moving]])
         else:
             generator = Generator().manual_seed(0) if generator is None else generator
             for sample in range(samples + 1):
@@ -333,7 +337,7 @@ def sharpness(
                 with Perturbation(constraint) as perturbation, torch.no_grad():
                     if sample > 0:
                         noise = [(w, _noise_like(w, generator)) for w in weights]
-                        perturbation.move([Move(w, d, gamma, gamma) for w, d in noise])
+                        perturbation.move([[Move(w, d, gamma, gamma) for w, d in noise]])
                     losses.append(_scalar(loss_fn(model)).clone())
     rises = torch.stack(losses).cpu().double() - losses[0].cpu()
     return float(rises.max() if mode == "worst" else rises[1:].mean())
@@ -350,6 +354,7 @@ def _backward(loss: Tensor) -> None:
 
 
 def _scalar(loss: Tensor | float) -> Tensor:
+    """A loss as a tensor without dimensions; Python's floats become float64."""
     if isinstance(loss, Real):
         return torch.tensor(float(loss), dtype=torch.float64, device="cpu")
     if not isinstance(loss, Tensor) or loss.numel() != 1:
@@ -359,7 +364,7 @@ def _scalar(loss: Tensor | float) -> Tensor:
 
 @contextmanager
 def _snapshot(model: nn.Module, weights: Sequence[Tensor] = ()) -> Iterator[Callable[[], None]]:
-    """Context that ends with the model, ``weights`` and torch's random states restored.
+    """Context that ends with the model, `weights` and torch's random states restored.
 
     It gives a function that restores them before an evaluation, with no gradients: a backward pass
     would add to the caller's. Inference mode is off: it would mark what is returned.
@@ -392,16 +397,7 @@ def _snapshot(model: nn.Module, weights: Sequence[Tensor] = ()) -> Iterator[Call
         try:
             yield restore
         finally:
-            _retry(partial(restore, gradients=True))
-
-
-def _retry(restore: Callable[[], None], attempts: int = 5) -> None:
-    try:
-        restore()
-    except BaseException:  # a second Ctrl-C, say: to restore twice is harmless
-        if attempts > 1:
-            _retry(restore, attempts - 1)
-        raise
+            retry(partial(restore, gradients=True))
 
 
 def _random_states(tensors: list[Tensor]) -> list[Callable[[], None]]:

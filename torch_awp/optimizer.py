@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from itertools import repeat
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -15,9 +16,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from torch_awp.arguments import checked_choice, checked_integer, checked_real
-from torch_awp.perturbation import Perturbation, Workspace
-from torch_awp.sharding import any_nonzero, is_sharded
+from torch_awp import sharding
+from torch_awp.functional import on_host
+from torch_awp.perturbation import Perturbation, Saved
 
 if TYPE_CHECKING:
     from torch_awp.attach import Attachment
@@ -36,8 +37,6 @@ BLOCK = "a perturb() block"
 
 # Below half the spacing between numbers most moves of a weight relative to itself round away.
 _SMALLEST_GAMMA = {dtype: torch.finfo(dtype).eps / 2 for dtype in (torch.bfloat16, torch.float16)}
-# Whose step the hooks on a base serve.
-_owners: "weakref.WeakKeyDictionary[Optimizer, _Owner]" = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -76,25 +75,33 @@ class RunState:
     perturbation: Callable[[], Perturbation | None] = lambda: None  # weak: who opened it owns it
     current_pass: Pass | None = None
     versions: list[tuple[Tensor, Any]] = field(default_factory=list)  # of gradients, as it began
+    cleared: bool = False  # by the wrapper's zero_grad, since it began
     used: bool = False  # a block or loop ran since the last step
     has_gradients: bool = False  # ... and computed the gradients to step on
     in_closure: bool = False  # the base evaluates the closure
     is_probe: bool = False
-    missed: str | None = None  # why the step on which the base is was not perturbed
+    missed: str | None = None  # why this step's gradients are not those of perturbed weights
     stepped: bool = False
     steps: int = 0  # successful ones, where no group tells
     before: dict[Tensor, Tensor] = field(default_factory=dict)  # weights, while the base steps
     update: dict[Tensor, Tensor] = field(default_factory=dict)  # minus the change of the last step
-    workspace: Workspace = field(default_factory=Workspace)
+    saved: dict[Tensor, Saved] = field(default_factory=dict)  # by the last perturbation
+    row_owners: dict[object, Tensor] = field(default_factory=dict)
     warned: set[str] = field(default_factory=set)
     replaced: bool = False  # a newer wrapper owns the base
     attachment: "Attachment | None" = None  # whose forward passes perturb
 
 
-@dataclass(eq=False)
-class _Owner:
-    run: RunState
-    handles: list[RemovableHandle]
+class _StepHook:
+    """A hook of the base's `step`, which calls a method of the wrapper that owns the base."""
+
+    def __init__(self, wrapper: "WeightPerturbation", method: str) -> None:
+        self.wrapper, self.method = weakref.ref(wrapper), method
+
+    def __call__(self, *_: Any) -> None:
+        wrapper = self.wrapper()
+        if wrapper is not None:
+            getattr(wrapper, self.method)()
 
 
 def _of_base(name: str) -> Any:
@@ -125,9 +132,8 @@ class WeightPerturbation(Optimizer):
 
     def __init__(
         self,
-        optimizer: Optimizer,
+        optimizer: Any,
         gamma: float,
-        *,
         constraint: Constraint,
         select: Select | None,
         interval: int,
@@ -135,14 +141,27 @@ class WeightPerturbation(Optimizer):
         epsilon: float,
     ) -> None:
         # Optimizer.__init__ is left out: it would make groups, state and hooks beside the base's.
-        base = _checked_base(optimizer)
+        if isinstance(optimizer, WeightPerturbation):
+            name = type(optimizer).__name__
+            raise ValueError(
+                f"optimizer must not be a weight perturbation, got {name}: wrap its base"
+            )
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(
+                "optimizer must be a constructed torch.optim.Optimizer, as "
+                f"torch.optim.SGD(model.parameters(), lr=0.1) is, got {optimizer!r}"
+            )
+        if select is not None and not callable(select):
+            raise ValueError(
+                f"select must be None or a callable (name, param) -> bool, got {select!r}"
+            )
         self.default_gamma = checked_real("gamma", gamma)
-        self.constraint = checked_choice("constraint", constraint, ("layer", "element"))
-        self.select = _checked_select(select, base)
+        self.constraint = checked_choice("constraint", constraint, "layer", "element")
+        self.select = select
         self.interval = checked_integer("interval", interval, minimum=1)
         self.start_step = checked_integer("start_step", start_step, minimum=0)
         self.epsilon = checked_real("epsilon", epsilon)
-        self.base = base
+        self.base = optimizer
         self._connect()
         for key in _DEFAULT_KEYS:  # gammas that an earlier wrapper of this base filled in
             defaults = [group.pop(key) for group in self.param_groups if key in group]
@@ -150,14 +169,16 @@ class WeightPerturbation(Optimizer):
                 if group.get(GAMMA_KEY) in defaults:
                     del group[GAMMA_KEY]
         self._fill_groups(self._step_number())
+        if select is not None:
+            self._selected()  # refuses one that cannot be asked
 
     @abstractmethod
     def _ascend(self, perturbation: Perturbation, gradients: Gradients | None = None) -> None:
         """Perturb every selected tensor that has a direction; `gradients` replace their own."""
 
-    @abstractmethod
     def _would_move(self) -> bool:
         """Whether a tensor would move if weights were perturbed now."""
+        return bool(self._selected())
 
     def _step_size_of(self, gamma: float) -> float:
         """How far one move of a tensor with this gamma goes, relative to its norm."""
@@ -289,7 +310,7 @@ class WeightPerturbation(Optimizer):
         """The one way to perturbed weights and back."""
         self._refuse_while_open(name)
         run = self._run
-        perturbation = Perturbation(self.constraint, self.epsilon, run.workspace)
+        perturbation = Perturbation(self.constraint, self.epsilon, run.saved, run.row_owners)
         try:
             run.inside, run.perturbation = name, weakref.ref(perturbation)
             run.used = True
@@ -300,13 +321,13 @@ class WeightPerturbation(Optimizer):
         finally:
             run.inside = run.current_pass = None
             if not self._keeps_backups:
-                run.workspace.backups.clear()
+                run.saved.clear()
         if perturbation.overwritten:
             shape = tuple(perturbation.overwritten[0].shape)
             self._warn_once(
                 "overwritten",
-                f"a parameter of shape {shape} was written to while it was perturbed, which is "
-                "undone: write to weights before the loop or block, or after step()",
+                f"a parameter of shape {shape} was written to while it was perturbed, and that is "
+                "undone: write before the loop or block, or after step()",
             )
 
     def step(self, closure: Closure | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -335,13 +356,12 @@ class WeightPerturbation(Optimizer):
             args = (self._evaluation(closure, losses), *args)
         run.in_closure, run.stepped = closure is not None, False
         try:
-            loss = self._step_base(*args, **kwargs)
+            loss = self.base.step(*args, **kwargs)
         except RuntimeError as error:
             if "modified by an inplace operation" in str(error):
                 raise RuntimeError(
-                    f"{type(self.base).__name__}.step() differentiates the gradients once more, "
-                    "but they belong to perturbed weights, which are restored: a second-order base "
-                    "cannot be perturbed"
+                    f"{type(self.base).__name__}.step() differentiates gradients of weights that "
+                    "are restored by then: a second-order base cannot be perturbed"
                 ) from error
             raise
         finally:
@@ -370,21 +390,13 @@ class WeightPerturbation(Optimizer):
                     if earlier:  # Lightning's manual optimization brings an empty closure to the
                         break  # step after the user's own loop
                     raise RuntimeError(
-                        "the closure computed no gradient, on a step that perturbs: it must clear "
+                        "the closure computed no gradient: on a step that perturbs it must clear "
                         "the gradients, compute the loss, call backward() and return the loss"
                     )
             first_losses.append(losses[0])
             return losses[-1]
 
         return evaluation
-
-    def _step_base(self, *args: Any, **kwargs: Any) -> Any:
-        if self._base_calls_hooks:
-            return self.base.step(*args, **kwargs)
-        self._before_base_step()
-        loss = self.base.step(*args, **kwargs)
-        self._after_base_step()
-        return loss
 
     def _before_base_step(self) -> None:
         """Hook of the base, before it steps, whoever makes it."""
@@ -427,8 +439,8 @@ class WeightPerturbation(Optimizer):
             )
         if run.used and all(param.grad is None for param in self._params()):
             return (
-                "step() without a gradient: no tensor of this optimizer got one. Are they trained "
-                "elsewhere (an optimizer in backward hooks), or all frozen? Nothing is perturbed"
+                "step() without a gradient: nothing is perturbed. Are the tensors of this "
+                "optimizer trained elsewhere (by optimizers in backward hooks), or all frozen?"
             )
         return None
 
@@ -454,11 +466,10 @@ class WeightPerturbation(Optimizer):
         self.param_groups[0][self._default_key] = value
 
     def _gammas(self) -> list[float]:
-        gammas = [group.get(GAMMA_KEY, self.default_gamma) for group in self.param_groups]
-        for i, gamma in enumerate(gammas):
-            if not (type(gamma) is float and 0 <= gamma < math.inf):
-                gammas[i] = checked_real(f"param_groups[{i}]['{GAMMA_KEY}']", gamma)
-        return gammas
+        return [
+            checked_real(f"param_groups[{i}]['{GAMMA_KEY}']", group.get(GAMMA_KEY, self.gamma))
+            for i, group in enumerate(self.param_groups)
+        ]
 
     def _is_due(self, ahead: int = 0) -> bool:
         """Whether this step perturbs, or one further ahead."""
@@ -487,17 +498,22 @@ class WeightPerturbation(Optimizer):
         if any(isinstance(lr, Tensor) and lr.device.type != "cpu" for lr in lrs) or any(lrs):
             return False
         grads = [param.grad for param in self._params() if param.grad is not None]
-        return bool(grads) and not any(any_nonzero(grad) for grad in grads)
+        return bool(grads) and not any(sharding.any_nonzero(grad) for grad in grads)
 
     def _params(self) -> list[Tensor]:
         return [param for group in self.param_groups for param in group["params"]]
 
     def _selected(self) -> list[tuple[Tensor, float, dict[str, Any]]]:
         """Every trainable tensor that may move, once, with its group's gamma and its group."""
-        _checked_select(self.select, self.base)  # groups can have been assigned since
         selected: dict[Tensor, tuple[Tensor, float, dict[str, Any]]] = {}
         attached = self._run.attachment.tensors if self._is_attached() else None  # type: ignore[union-attr]
         for group, gamma in zip(self.param_groups, self._gammas(), strict=True):
+            if self.select is not None and "param_names" not in group:
+                cls = type(self.base).__name__
+                raise ValueError(
+                    f"select={self.select!r} needs parameter names, which this {cls} does not "
+                    f"have: build it with {cls}(model.named_parameters(), ...)"
+                )
             names = group["param_names"] if self.select else repeat("", len(group["params"]))
             for param, name in zip(group["params"], names, strict=True):
                 chosen = self.select(name, param) if self.select else param.ndim > 1
@@ -512,7 +528,7 @@ class WeightPerturbation(Optimizer):
     def _inputs(self) -> list[Tensor] | None:
         inputs = [param for param, _, _ in self._selected()]
         # FSDP2 fills no gradient but in a whole backward pass.
-        return None if any(is_sharded(param) for param in inputs) else inputs or None
+        return None if any(sharding.is_sharded(param) for param in inputs) else inputs or None
 
     # -- what silence would hide -----------------------------------------------------------------
 
@@ -524,13 +540,13 @@ class WeightPerturbation(Optimizer):
         neither the gradient at `w` nor that at `w + v`. Trainers that accumulate gradients do this,
         and loops that clear them only after the step. Watched on the first tensor with a gradient.
         """
-        run = self._run
-        run.current_pass = this
-        run.versions = [(p, _version(p.grad)) for p in self._params()]
-        watched = this.inputs or self._params() if refuse_adding else []
+        run, params = self._run, self._params()
+        run.current_pass, run.cleared = this, False
+        run.versions = [(param, _version(param.grad)) for param in params]
+        watched = this.inputs or params if refuse_adding else []
         first = next((p for p in watched if p.requires_grad and p.grad is not None), None)
         added: list[bool] = []
-        handles = _watch_adding(first, added) if first is not None else []
+        handles = [] if first is None else self._watch_adding(first, added)
         try:
             yield this
         finally:
@@ -540,24 +556,36 @@ class WeightPerturbation(Optimizer):
             run.current_pass, run.versions = None, []
         if any(added):
             raise RuntimeError(
-                "a pass added to gradients that were there before: clear them at the beginning of "
-                "each pass, and let one pass go over all batches that a step accumulates (a trainer"
-                " that accumulates by itself, as Lightning's accumulate_grad_batches, shows only "
-                "the last). To add on purpose use perturb()"
+                "a pass added to older gradients: clear them as each pass begins, and let one pass "
+                "go over all batches that a step accumulates (a trainer that accumulates by itself "
+                "shows only the last). To add on purpose use perturb()"
             )
+
+    def _watch_adding(self, param: Tensor, added: list[bool]) -> list[RemovableHandle]:
+        """Append to `added` whether gradients of `param` are added to that which it has now."""
+        older, found = _version(param.grad), []  # type: ignore[var-annotated]
+
+        def computed(_: Tensor) -> None:
+            grad = param.grad
+            as_it_was = grad is not None and not _is_new(grad, older) and not self._run.cleared
+            # `grad.data.zero_()` leaves no trace but zeros, which only the host can see at once.
+            found[:] = [as_it_was and (not on_host(grad) or bool(grad.any()))]  # type: ignore[arg-type, union-attr]
+
+        def accumulated(_: Tensor) -> None:  # torch.autograd.grad computes and accumulates nothing
+            added.extend(found)
+
+        return [
+            param.register_hook(computed),  # type: ignore[no-untyped-call]
+            param.register_post_accumulate_grad_hook(accumulated),  # type: ignore[no-untyped-call]
+        ]
 
     def _has_computed(self) -> bool:
         """Whether this pass has computed any gradient (or one was written by other means)."""
-        return any(
-            param.grad is not None and not _is_version(param.grad, version)
-            for param, version in self._run.versions
-        )
+        return any(_is_new(param.grad, version) for param, version in self._run.versions)
 
     def _refuse_while_open(self, what: str) -> None:
         if self._run.replaced:
-            raise RuntimeError(
-                f"{what}() of a wrapper whose base was wrapped anew: use the newer wrapper"
-            )
+            raise RuntimeError(f"{what}(): the base was wrapped anew, use the newer wrapper")
         perturbation = self._run.perturbation()
         inside = self._run.inside
         if inside is None and perturbation is not None and perturbation.active:
@@ -584,26 +612,22 @@ class WeightPerturbation(Optimizer):
             self._warn_once(
                 "gamma",
                 f"gamma={gamma:g}{steps} is below {smallest:g}, half the relative spacing of "
-                f"{dtype} parameters: most of the perturbation rounds away. Use a larger gamma "
-                "or step, or float32 parameters (under autocast, say)",
+                f"{dtype}: most of it rounds away. Use a larger one, or float32 parameters",
             )
 
     def _warn_if_nothing_is_selected(self) -> None:
         groups = zip(self.param_groups, self._gammas(), strict=True)
         params = [param for group, gamma in groups if gamma > 0 for param in group["params"]]
         if any(param.requires_grad and param.numel() for param in params):
-            reason = (
-                "all have one dimension (flat parameters, as FSDP1, DeepSpeed and flat buffers "
-                "make them?); select=lambda name, param: True takes those"
-                if self.select is None
-                else "select picks none: look at its names"
-            )
+            flat = "all have one dimension (flat parameters?): select=... can take those"
+            reason = "select picks none: look at its names" if self.select else flat
             self._warn_once("select", f"no tensor is perturbed: {reason}")
 
     # -- being the base --------------------------------------------------------------------------
 
     def zero_grad(self, *args: Any, **kwargs: Any) -> None:
         """The base's, whatever arguments it takes."""
+        self._run.cleared = True
         self.base.zero_grad(*args, **kwargs)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -655,25 +679,22 @@ class WeightPerturbation(Optimizer):
     def _connect(self) -> None:
         """Become the one wrapper of the base, with its dictionaries of hooks: each fires once."""
         self._run = RunState()
-        self._base_calls_hooks = False
         for optimizer in optimizers_of(self.base):
             hooks = {key: v for key, v in vars(optimizer).items() if key.endswith("_hooks")}
             if "_optimizer_step_pre_hooks" in hooks and hasattr(type(optimizer).step, "hooked"):
                 break
         else:
-            return
+            name = type(self.base).__name__
+            raise TypeError(f"optimizer must call torch's step hooks, which {name} does not")
         self.__dict__.update(hooks)
-        self._base_calls_hooks = True
-        if (earlier := _owners.pop(optimizer, None)) is not None:
-            earlier.run.replaced = True
-            for handle in earlier.handles:
-                handle.remove()
-        me = weakref.ref(self)
-        handles = [
-            optimizer.register_step_pre_hook(lambda *_: _call(me, "_before_base_step")),
-            optimizer.register_step_post_hook(lambda *_: _call(me, "_after_base_step")),
-        ]
-        _owners[optimizer] = _Owner(self._run, handles)
+        for kind, method in (("pre", "_before_base_step"), ("post", "_after_base_step")):
+            registered = hooks[f"_optimizer_step_{kind}_hooks"]
+            for key, hook in list(registered.items()):
+                if isinstance(hook, _StepHook):
+                    del registered[key]
+                    if (earlier := hook.wrapper()) is not None:
+                        earlier._run.replaced = True
+            getattr(optimizer, f"register_step_{kind}_hook")(_StepHook(self, method))
 
     # -- state -----------------------------------------------------------------------------------
 
@@ -712,7 +733,7 @@ class WeightPerturbation(Optimizer):
         if others and not own:
             self._warn_once(
                 "load",
-                f"gammas of another kind of weight perturbation in the checkpoint are not used: "
+                "gammas of another kind of weight perturbation in the checkpoint are not used: "
                 f"{self._describe()} stays",
             )
         self._run.steps = 0
@@ -736,69 +757,35 @@ def optimizers_of(base: Optimizer) -> Iterator[Optimizer]:
             yield from optimizers_of(value)
 
 
-def _call(wrapper: Callable[[], WeightPerturbation | None], method: str) -> None:
-    me = wrapper()
-    if me is not None:
-        getattr(me, method)()
-
-
-def _version(grad: Tensor | None) -> Any:
+def _version(grad: Tensor | None) -> tuple[Any, int]:
     """What tells a gradient from a later one, without keeping it alive."""
-    return None if grad is None else (weakref.ref(grad), grad._version)
+    return (None, 0) if grad is None else (weakref.ref(grad), grad._version)
 
 
-def _is_version(grad: Tensor | None, version: Any) -> bool:
-    if grad is None or version is None:
-        return False
-    return version[0]() is grad and bool(version[1] == grad._version)
+def _is_new(grad: Tensor | None, older: tuple[Any, int]) -> bool:
+    return grad is not None and (
+        older[0] is None or older[0]() is not grad or older[1] != grad._version
+    )
 
 
-def _watch_adding(param: Tensor, added: list[bool]) -> list[RemovableHandle]:
-    """Append to `added` whether gradients of `param` are added to that which it has now."""
-    older = _version(param.grad)
-    found: list[bool] = []
-
-    def computed(_: Tensor) -> None:
-        # `grad.data.zero_()` leaves no trace but its zeros.
-        found[:] = [_is_version(param.grad, older) and bool(param.grad.any())]  # type: ignore[union-attr]
-
-    def accumulated(_: Tensor) -> None:  # torch.autograd.grad computes and accumulates nothing
-        added.extend(flag and param.grad is older[0]() for flag in found)
-
-    return [
-        param.register_hook(computed),  # type: ignore[no-untyped-call]
-        param.register_post_accumulate_grad_hook(accumulated),  # type: ignore[no-untyped-call]
-    ]
+def checked_real(name: str, value: Any, *, positive: bool = False) -> float:
+    """Return a finite number that is at least (`positive`: above) zero, as a float."""
+    number = float(value) if isinstance(value, Real) else math.nan
+    if not (0 <= number < math.inf) or (positive and number == 0):
+        bound = "> 0" if positive else ">= 0"
+        raise ValueError(f"{name} must be a finite number {bound}, got {value!r}")
+    return number
 
 
-def _checked_base(optimizer: Any) -> Optimizer:
-    if isinstance(optimizer, type):
-        raise TypeError(
-            f"optimizer must be a constructed optimizer, got the class {optimizer.__name__}: "
-            f"write {optimizer.__name__}(model.parameters(), ...)"
-        )
-    if isinstance(optimizer, WeightPerturbation):
-        raise ValueError(
-            f"optimizer must not be a weight perturbation itself, got {type(optimizer).__name__}: "
-            "wrap its base"
-        )
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(
-            f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
-        )
-    return optimizer
+def checked_integer(name: str, value: Any, *, minimum: int) -> int:
+    """Return an integer that is at least `minimum`."""
+    if not isinstance(value, Integral) or value < minimum:
+        raise ValueError(f"{name} must be an integer >= {minimum}, got {value!r}")
+    return int(value)
 
 
-def _checked_select(select: Select | None, optimizer: Optimizer) -> Select | None:
-    """Return `select` if it can be asked about every tensor of the optimizer by name."""
-    if select is None:
-        return None
-    if not callable(select):
-        raise ValueError(f"select must be None or a callable (name, param) -> bool, got {select!r}")
-    if any("param_names" not in group for group in optimizer.param_groups):
-        cls = type(optimizer).__name__
-        raise ValueError(
-            f"select={select!r} needs parameter names, which this {cls} does not have: build it "
-            f"with {cls}(model.named_parameters(), ...)"
-        )
-    return select
+def checked_choice(name: str, value: Any, *choices: str) -> Any:
+    """Return a value that is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    return value

@@ -4,32 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from torch_awp.functional import (
-    RowOwners,
-    add_scaled_,
-    alike,
-    distances,
-    norms,
-    on_host,
-    project_element_,
-    project_layer_,
-    step_scales,
-)
-from torch_awp.sharding import (
-    Groups,
-    is_plain,
-    is_sharded,
-    local_part,
-    placed_like,
-    shard_groups,
-    whole_norms,
-)
+from torch_awp import functional, sharding
 
 # Three thirds of a radius may come out above it.
 _ROUNDING = 1 + 1e-12
@@ -45,18 +26,6 @@ class Move(NamedTuple):
 
 
 @dataclass(eq=False)
-class Workspace:
-    """What one perturbation leaves to the next.
-
-    Fresh memory comes to the host page by page, emptied, which takes two to three times as long as
-    a copy of 100 MB; so backups there are used again.
-    """
-
-    backups: dict[Tensor, Tensor] = field(default_factory=dict)
-    row_owners: RowOwners = field(default_factory=dict)
-
-
-@dataclass(eq=False)
 class Saved:
     """A parameter with a backup: `local` is its memory here, `weight` a real view of that."""
 
@@ -64,17 +33,19 @@ class Saved:
     local: Tensor
     weight: Tensor
     backup: Tensor
-    version: int = 0
+    shards: sharding.Groups
+    memory: tuple[object, ...]
+    version: int = 0  # of the weight, as we left it
 
     def is_in_place(self) -> bool:
         """Whether the parameter still has the memory that it had."""
-        now = self.param if is_plain(self.param) else local_part(self.param.detach())
-        return _memory(now) == _memory(self.local)
+        param = self.param
+        return _memory(param if sharding.is_plain(param) else _local(param)) == self.memory
 
     def follow(self) -> None:
         """Move on in the memory that somebody gave the parameter while it was perturbed."""
-        now = local_part(self.param.detach())
-        if now.shape != self.local.shape or now.dtype != self.local.dtype:
+        now = _local(self.param)
+        if (now.shape, now.dtype) != (self.local.shape, self.local.dtype):
             raise RuntimeError(
                 f"a parameter of shape {tuple(self.local.shape)} and {self.local.dtype} became one "
                 f"of {tuple(now.shape)} and {now.dtype} while perturbed: it cannot be moved on"
@@ -83,22 +54,11 @@ class Saved:
 
     def put_back(self) -> None:
         """Give the parameter its own memory again."""
-        if is_sharded(self.param):
-            local_part(self.param.detach()).copy_(self.local)
+        if sharding.is_sharded(self.param):
+            sharding.local_part(self.param.detach()).copy_(self.local)
         else:
             self.param.data = self.local
-
-
-class _Group(NamedTuple):
-    """Tensors that one call can move: same device, dtypes, magnitudes and process groups."""
-
-    gamma: float
-    step_size: float
-    shards: Groups
-    params: list[Tensor]
-    weights: list[Tensor]
-    backups: list[Tensor]
-    directions: list[Tensor]
+        self.weight = _as_real(self.local)
 
 
 class Perturbation:
@@ -107,22 +67,28 @@ class Perturbation:
     Args:
         constraint: `"layer"` for the ball, `"element"` for the box.
         epsilon: added to the norms of weights and directions.
-        workspace: what an earlier perturbation left.
+        earlier: what an earlier perturbation saved on the host, to use its memory again: there
+            fresh memory comes page by page, emptied, which takes longer than the copy itself.
+        row_owners: what :func:`~torch_awp.functional.add_scaled_` keeps on a device.
 
     Attributes:
-        overwritten: after leaving, the parameters into which others wrote while they were
-            perturbed: that is undone.
+        overwritten: the parameters into which others wrote while they were perturbed: that is
+            undone.
     """
 
     def __init__(
-        self, constraint: str = "layer", epsilon: float = 0.0, workspace: Workspace | None = None
+        self,
+        constraint: str = "layer",
+        epsilon: float = 0.0,
+        earlier: dict[Tensor, Saved] | None = None,
+        row_owners: functional.RowOwners | None = None,
     ) -> None:
         self.constraint, self.epsilon = constraint, epsilon
         self.overwritten: list[Tensor] = []
-        self._workspace = Workspace() if workspace is None else workspace
+        self._earlier = {} if earlier is None else earlier
+        self._row_owners = row_owners
         self._saved: dict[Tensor, Saved] = {}
         self._copies: list[tuple[list[Tensor], list[Tensor]]] = []  # what restoring copies back
-        self._weight_norms: dict[tuple[int, ...], Tensor] = {}
         self._length = 0.0  # of the longest path so far, relative to the radius
 
     def __enter__(self) -> Perturbation:
@@ -146,92 +112,98 @@ class Perturbation:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def move(self, moves: Sequence[Move]) -> bool:
-        """Perturb (further) by `v <- project(v + step_size * W * d / ||d||)`.
+    def move(self, portions: Iterable[Sequence[Move]], params: Iterable[Tensor] = ()) -> bool:
+        """Perturb (further), one portion of moves after the other.
+
+        Args:
+            portions: the moves; where there are several, what they need is made one by one.
+            params: the parameters of all portions; one that shares memory with another must be
+                saved before that moves.
 
         Returns:
             False where all directions are known to be zero, though a weight is not; they are not
             known where reading them would wait.
         """
-        self.save([move.param for move in moves])
         self._note_writes()
-        groups = self._grouped(moves)
-        weight_norms, direction_norms = self._norms(groups)
-        self._length += max((abs(m.step_size) / m.gamma for m in moves if m.gamma), default=0.0)
-        for group, weight_norm, norm in zip(groups, weight_norms, direction_norms, strict=True):
-            scales = step_scales(weight_norm, norm, group.step_size, self.epsilon)
-            row_owners = self._workspace.row_owners
-            add_scaled_(group.weights, group.directions, scales, row_owners)
-            if self.constraint == "element":
-                project_element_(group.weights, group.backups, group.gamma)
-            # A path no longer than the radius cannot leave the ball, unless epsilon stretched it.
-            elif self.epsilon > 0 or self._length > _ROUNDING:
-                here = distances(group.weights, group.backups)
-                (whole,) = whole_norms([here], [group.shards])
-                radii = group.gamma * weight_norm
-                project_layer_(group.weights, group.backups, radii, whole, row_owners)
+        params = list(params)
+        with _naming_classes(params):
+            self._save(params)
+        found, longest = [], 0.0
+        for moves in portions:
+            length = max((abs(m.step_size) / m.gamma for m in moves if m.gamma), default=0.0)
+            longest = max(longest, length)
+            moved = [move.param for move in moves]
+            with _naming_classes(moved):
+                self._save(moved)
+                found.extend([self._move(moves, self._length + length)] if moves else [])
+            del moves  # so that the next portion can take its memory
+        self._length += longest
         for saved in self._saved.values():
             saved.version = saved.weight._version
         torch.clear_autocast_cache()
-        return any(not on_host(norm) or bool(norm.any()) for norm in direction_norms) or not any(
-            bool(norm.any()) for norm in weight_norms
-        )
+        return any(found) or not found
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def save(self, params: Iterable[Tensor]) -> None:
-        """Back up what is not yet: before any of them moves, since they may share memory."""
+    def _move(self, moves: Sequence[Move], length: float) -> bool:
+        """Compute `v <- project(v + step_size * W * d / ||d||)`; `length` is that of the path."""
+        groups = self._by_kind(moves)
+        # The norms of all at once, since those of sharded tensors cost a collective.
+        norms = sharding.whole_norms(
+            [functional.norms(ts) for _, *both in groups.values() for ts in both],
+            [shards for *_, shards in groups for _ in range(2)],
+        )
+        for i, (kind, (weights, backups, directions)) in enumerate(groups.items()):
+            *_, gamma, step_size, shards = kind
+            weight_norms, direction_norms = norms[2 * i : 2 * i + 2]
+            scales = functional.step_scales(weight_norms, direction_norms, step_size, self.epsilon)
+            functional.add_scaled_(weights, directions, scales, self._row_owners)
+            if self.constraint == "element":
+                functional.project_element_(weights, backups, gamma)
+            # A path no longer than the radius cannot leave the ball, unless epsilon stretched it.
+            elif self.epsilon > 0 or length > _ROUNDING:
+                here = functional.distances(weights, backups)
+                (distances,) = sharding.whole_norms([here], [shards])
+                radii = gamma * weight_norms
+                functional.project_layer_(weights, backups, radii, distances, self._row_owners)
+        if any(not functional.on_host(norm) for norm in norms):
+            return True
+        return any(n.any() for n in norms[1::2]) or not any(n.any() for n in norms[::2])
+
+    def _save(self, params: list[Tensor]) -> None:
+        """Back up what is not yet."""
         new = []
         for param in params:
             saved = self._saved.get(param)
             if saved is None:
-                saved = self._saved[param] = self._newly_saved(param)
+                saved = self._earlier.get(param)
+                if saved is None or not saved.is_in_place():
+                    saved = _saved(param)
+                self._saved[param] = saved
                 new.append(saved)
             elif not saved.is_in_place():
                 saved.follow()
-        for weights, backups in alike([s.weight for s in new], [s.backup for s in new]):
+        for weights, backups in functional.alike([s.weight for s in new], [s.backup for s in new]):
             torch._foreach_copy_(backups, weights)
             self._copies.append((weights, backups))
         for saved in new:
             saved.version = saved.weight._version
 
-    def _newly_saved(self, param: Tensor) -> Saved:
-        local = local_part(param.detach())
-        if local.layout != torch.strided or local.is_conj() or local.is_neg():
-            raise RuntimeError(
-                f"a parameter of shape {tuple(param.shape)} has the layout {local.layout} or is a "
-                "lazy conjugate: only strided tensors can be perturbed, leave it out with select"
-            )
-        weight = _as_real(local)
-        backup = self._workspace.backups.get(param)
-        if backup is None or _form(backup) != _form(weight):
-            backup = torch.empty_like(weight)
-        return Saved(param, local, weight, backup)
-
-    def _grouped(self, moves: Sequence[Move]) -> list[_Group]:
-        groups: dict[object, _Group] = {}
+    def _by_kind(self, moves: Sequence[Move]) -> dict[tuple[Any, ...], tuple[list[Tensor], ...]]:
+        """Weights, backups and directions that one call can take: the key says what they share."""
+        groups: dict[tuple[Any, ...], tuple[list[Tensor], ...]] = {}
         for param, direction, gamma, step_size in moves:
-            saved, shards = self._saved[param], shard_groups(param)
-            direction = _as_real(local_part(placed_like(direction, param)))
-            common = (gamma, step_size, shards)
-            key = (saved.weight.device, saved.weight.dtype, direction.dtype, *common)
-            group = groups.setdefault(key, _Group(*common, [], [], [], []))
-            for tensors, tensor in zip(
-                group[3:], (param, saved.weight, saved.backup, direction), strict=True
-            ):
-                tensors.append(tensor)
-        return list(groups.values())
-
-    def _norms(self, groups: list[_Group]) -> tuple[list[Tensor], list[Tensor]]:
-        """Norms of weights and directions; all at once, since shards cost a collective."""
-        keys = [tuple(map(id, group.params)) for group in groups]
-        new = [i for i, key in enumerate(keys) if key not in self._weight_norms]
-        found = whole_norms(
-            [norms(group.directions) for group in groups] + [norms(groups[i].backups) for i in new],
-            [group.shards for group in (*groups, *(groups[i] for i in new))],
-        )
-        self._weight_norms.update(zip([keys[i] for i in new], found[len(groups) :], strict=True))
-        return [self._weight_norms[key] for key in keys], found[: len(groups)]
+            saved = self._saved[param]
+            if not sharding.is_plain(direction):
+                direction = sharding.local_part(sharding.placed_like(direction, param))
+            direction = _as_real(direction)
+            weight = saved.weight
+            kind = (weight.device, weight.dtype, direction.dtype, gamma, step_size, saved.shards)
+            group = groups.get(kind)
+            if group is None:
+                group = groups[kind] = [], [], []
+            group[0].append(weight)
+            group[1].append(saved.backup)
+            group[2].append(direction)
+        return groups
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
@@ -260,9 +232,9 @@ class Perturbation:
             if not saved.is_in_place():
                 saved.put_back()
         torch.clear_autocast_cache()
-        self._workspace.backups.clear()
-        self._workspace.backups.update(
-            (s.param, s.backup) for s in self._saved.values() if on_host(s.backup)
+        self._earlier.clear()
+        self._earlier.update(
+            {p: saved for p, saved in self._saved.items() if functional.on_host(saved.backup)}
         )
         self._copies.clear()  # last: only what is restored must not be restored again
 
@@ -277,6 +249,22 @@ def retry(restore: Callable[[], None], attempts: int = 5) -> None:
         raise
 
 
+def _saved(param: Tensor) -> Saved:
+    local = _local(param)
+    if local.layout != torch.strided or local.is_conj() or local.is_neg():
+        raise RuntimeError(
+            f"a parameter of shape {tuple(param.shape)} has the layout {local.layout} or is a "
+            "lazy conjugate: only strided tensors can be perturbed, leave it out with select"
+        )
+    weight = _as_real(local)
+    shards = sharding.shard_groups(param)
+    return Saved(param, local, weight, torch.empty_like(weight), shards, _memory(local))
+
+
+def _local(param: Tensor) -> Tensor:
+    return sharding.local_part(param.detach())
+
+
 @torch.inference_mode(False)
 @torch.no_grad()
 def _copy_unseen(weights: list[Tensor], values: list[Tensor]) -> None:
@@ -286,14 +274,25 @@ def _copy_unseen(weights: list[Tensor], values: list[Tensor]) -> None:
     torch.clear_autocast_cache()
 
 
+@contextmanager
+def _naming_classes(params: list[Tensor]) -> Iterator[None]:
+    """Say where an operation is missing: in a class that is not torch's own."""
+    try:
+        yield
+    except (NotImplementedError, TypeError) as error:
+        for param in params:
+            if not (sharding.is_plain(param) or sharding.is_sharded(param)):
+                raise RuntimeError(
+                    f"a parameter of shape {tuple(param.shape)} is of class "
+                    f"{type(param).__name__}, which lacks an operation: leave it out with select"
+                ) from error
+        raise
+
+
 def _memory(tensor: Tensor) -> tuple[object, ...]:
     """What tells two views of memory apart, on devices without addresses too."""
-    storage = tensor.untyped_storage()._cdata
-    return storage, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
-
-
-def _form(tensor: Tensor) -> tuple[object, ...]:
-    return tensor.shape, tensor.dtype, tensor.device
+    place = tensor.data_ptr() or (tensor.untyped_storage()._cdata, tensor.storage_offset())
+    return place, tensor.shape, tensor.stride(), tensor.dtype
 
 
 def _as_real(tensor: Tensor) -> Tensor:
@@ -302,5 +301,6 @@ def _as_real(tensor: Tensor) -> Tensor:
         tensor = tensor.to_dense()
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor.resolve_conj())
-    tensor = tensor.resolve_neg()
-    return tensor.unsqueeze(0) if tensor.ndim == 0 else tensor
+    if tensor.is_neg():
+        tensor = tensor.resolve_neg()
+    return tensor if tensor.ndim else tensor.unsqueeze(0)

@@ -1,6 +1,6 @@
 """Random weight perturbation: take the gradient at a random point near the weights."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import reduce
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch_awp.sharding import part_like
 
 GENERATOR_KEY, SEED_KEY = "perturb_generator", "perturb_seed"
 # Elements of noise that exist at a time.
-_HOST_PORTION, _DEVICE_PORTION = 2**17, 2**25
+_HOST_PORTION, _DEVICE_PORTION = 2**18, 2**25
 
 
 class RandomWeightPerturbation(WeightPerturbation):
@@ -74,54 +74,33 @@ class RandomWeightPerturbation(WeightPerturbation):
         if generator is not None and not isinstance(generator, Generator):
             raise ValueError(f"generator must be None or a torch.Generator, got {generator!r}")
         self.generator = generator
-        super().__init__(
-            optimizer,
-            gamma,
-            constraint=constraint,
-            select=select,
-            interval=interval,
-            start_step=start_step,
-            epsilon=epsilon,
-        )
+        super().__init__(optimizer, gamma, constraint, select, interval, start_step, epsilon)
         self._publish_generator_state()
 
     def _ascend(self, perturbation: Perturbation, gradients: Gradients | None = None) -> None:
         gammas = {param: gamma for param, gamma, _ in self._selected()}
         if not gammas:
             self._warn_if_nothing_is_selected()
-        perturbation.save(gammas)
-        for params in _portions(list(gammas)):
-            perturbation.move(
-                [
-                    Move(param, noise, gammas[param], gammas[param])
-                    for param, noise in zip(params, self._noise_like(params), strict=True)
-                ]
-            )
+        portions = (
+            [Move(p, noise, gammas[p], gammas[p]) for p, noise in self._noise_of(params)]
+            for params in _portions(gammas)
+        )
+        perturbation.move(portions, gammas)
 
-    def _would_move(self) -> bool:
-        return bool(self._selected())
-
-    def _noise_like(self, params: list[Tensor]) -> list[Tensor]:
+    def _noise_of(self, params: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         # For whole tensors also where a part lies here: shards then differ, replicas agree and both
         # are what a single process would draw.
-        device = params[0].device if self.generator is None else self.generator.device
-        dtypes = [opmath_dtype(param.dtype) for param in params]
+        source = params[0].device if self.generator is None else self.generator.device
         numels = [param.numel() for param in params]
-        if device.type == "cpu":  # tensor by tensor, so that no device and no portion changes it
-            draws = [self._draw(*drawn, device) for drawn in zip(numels, dtypes, strict=True)]
+        # On the host tensor by tensor, so that nothing but the order of tensors tells on the noise.
+        sizes = numels if source.type == "cpu" else [sum(numels)]
+        dtype = reduce(torch.promote_types, {opmath_dtype(param.dtype) for param in params})
+        options: dict[str, Any] = {"dtype": dtype, "device": source, "generator": self.generator}
+        draws = [torch.randn(size, **options) for size in sizes]
         if not on_host(params[0]):  # one kernel or one transfer for all
-            if device.type == "cpu":
-                whole = torch.cat(draws)
-            else:
-                whole = self._draw(sum(numels), reduce(torch.promote_types, set(dtypes)), device)
-            draws = list(torch.split(whole.to(params[0].device), numels))
-        return [
-            part_like(draw.view(param.shape), param)
-            for draw, param in zip(draws, params, strict=True)
-        ]
-
-    def _draw(self, numel: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        return torch.randn(numel, dtype=dtype, device=device, generator=self.generator)
+            draws = list(torch.split(torch.cat(draws).to(params[0].device), numels))
+        for param, draw in zip(params, draws, strict=True):
+            yield param, part_like(draw.view(param.shape), param)
 
     def state_dict(self) -> dict[str, Any]:
         self._publish_generator_state()
@@ -131,27 +110,25 @@ class RandomWeightPerturbation(WeightPerturbation):
         super().load_state_dict(state_dict)
         first = self.param_groups[0]
         state, seed = first.get(GENERATOR_KEY), first.get(SEED_KEY)
-        if state is not None and self.generator is not None:
-            if seed is not None and seed != self.generator.initial_seed():
-                self._warn_once(
-                    "seed",
-                    f"the checkpoint's generator began with seed {seed} and this one with "
-                    f"{self.generator.initial_seed()}: it goes on as the saved one. Where every "
-                    "process has a seed of its own, load in each the checkpoint of that process",
-                )
-            self.generator.set_state(state.cpu())
-        elif state is not None:
-            # Soon out of date, and they would be saved again.
-            del first[GENERATOR_KEY], first[SEED_KEY]
+        if state is not None and self.generator is None:
+            del first[GENERATOR_KEY], first[SEED_KEY]  # soon out of date, and saved again
             self._warn_once(
                 "generator",
                 "the checkpoint has the state of a generator and this wrapper has none, so its "
                 "noise does not go on where it stopped: give it generator=torch.Generator()",
             )
+        elif state is not None and self.generator is not None:
+            own = self.generator.initial_seed()
+            if seed not in (own, None):  # checkpoints of before have none
+                self._warn_once(
+                    "seed",
+                    f"the generator goes on as the checkpoint's, of seed {seed}, and not {own}. "
+                    "Where each process has a seed of its own, load in each what it saved",
+                )
+            self.generator.set_state(state.cpu())
 
     def _publish_generator_state(self) -> None:
-        # In a group, where torch.distributed.checkpoint looks; the live object is not a value.
-        if self.generator is not None:
+        if self.generator is not None:  # in a group, where torch.distributed.checkpoint looks
             self.param_groups[0][GENERATOR_KEY] = self.generator.get_state()
             self.param_groups[0][SEED_KEY] = self.generator.initial_seed()
 
@@ -169,13 +146,14 @@ class RandomWeightPerturbation(WeightPerturbation):
             self.generator.set_state(generator_state)
 
 
-def _portions(params: list[Tensor]) -> Iterator[list[Tensor]]:
+def _portions(params: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     """Tensors of one device, so few that the noise of all never exists at once."""
     portion: list[Tensor] = []
     room = 0
     for param in params:
         room -= param.numel()
-        if portion and (room < 0 or param.device != portion[0].device):
+        alike = portion and _kind(param) == _kind(portion[0])
+        if portion and not (alike and room >= 0):
             yield portion
             portion = []
         if not portion:
@@ -183,3 +161,7 @@ def _portions(params: list[Tensor]) -> Iterator[list[Tensor]]:
         portion.append(param)
     if portion:
         yield portion
+
+
+def _kind(param: Tensor) -> tuple[object, ...]:
+    return param.device, param.is_complex()

@@ -19,7 +19,7 @@ def freeze_running_stats(model: nn.Module, enabled: bool = True) -> Iterator[Non
 
     Args:
         model: a module that may contain such layers, or be one.
-        enabled: False for a context that does nothing: ``freeze_running_stats(model, p.index > 0)``
+        enabled: False for a context that does nothing: `freeze_running_stats(model, p.index > 0)`
             lets only the first pass of a step move statistics.
 
     >>> import torch

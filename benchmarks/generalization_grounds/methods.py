@@ -20,7 +20,7 @@ class Recipe:
     """gamma of RWP and AWP, rho of SAM, alpha of ridge regression, C of the SVR."""
     steps: int = 1
     interval: int = 1
-    ascent: Literal["current", "update", "previous"] = "current"
+    ascent: Literal["current", "update"] = "current"
     constraint: Literal["layer", "element"] = "layer"
     dropout: float = 0.0
     weight_decay: float | None = None
@@ -88,11 +88,8 @@ INDEPENDENT: dict[str, Method] = {
     "rwp": Method("RWP", Recipe("rwp"), "magnitude", "rwp"),
     "sam": Method("SAM", Recipe("sam"), "magnitude", "rho"),
     "awp": _awp("AWP", Recipe("awp")),
-    "awp-previous": Method(
-        'AWP, ascent="previous"', Recipe("awp", ascent="previous"), "magnitude", "previous"
-    ),
     "awp-update": Method(
-        'AWP, ascent="update"', Recipe("awp", ascent="update"), "magnitude", "previous"
+        'AWP, ascent="update"', Recipe("awp", ascent="update"), "magnitude", "update"
     ),
     "awp-element": Method(
         "AWP, element constraint", Recipe("awp", constraint="element"), "magnitude", "element"
@@ -123,10 +120,6 @@ def dependent(chosen: Mapping[str, Recipe], ordinary: str) -> dict[str, Method]:
             "AWP, climbing on a quarter", Recipe("awp", gamma), "climb_share", "climb_share"
         ),
         "ordinary+awp": _awp(f"{on_top} + AWP", replace(base, perturbation="awp")),
-        "ordinary+previous": _awp(
-            f'{on_top} + AWP, ascent="previous"',
-            replace(base, perturbation="awp", ascent="previous"),
-        ),
         "ordinary+update": _awp(
             f'{on_top} + AWP, ascent="update"', replace(base, perturbation="awp", ascent="update")
         ),

@@ -38,7 +38,7 @@ _STYLES: Mapping[str, tuple[str, str]] = {
     "awp-element": (_BLUE, "P"),
     "awp-late": (_BLUE, "x"),
     "awp-quarter": (_BLUE, ">"),
-    "awp-previous": (_SKY, "o"),
+    "awp-previous": (_SKY, "o"),  # of earlier results, as "ordinary+previous": it is gone
     "awp-update": (_SKY, "^"),
     "ordinary+awp": (_PINK, "o"),
     "ordinary+previous": (_PINK, "s"),

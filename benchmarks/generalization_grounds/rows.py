@@ -107,17 +107,12 @@ def contrasts(outcomes: Mapping[str, Sequence[Outcome]], ordinary: str) -> list[
     """
     pairs = [
         ("awp", ordinary),
-        ("awp-previous", ordinary),
         ("ordinary+awp", ordinary),
-        ("ordinary+previous", ordinary),
-        ("awp-previous", "awp"),
         ("awp-update", ordinary),
         ("ordinary+update", ordinary),
         ("awp-update", "awp"),
-        ("awp-update", "awp-previous"),
         ("awp-update", "rwp"),
         ("awp-late", "awp"),
-        ("awp-previous", "rwp"),
         ("awp", "rwp"),
         ("awp", "sam"),
         ("awp", "double"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -13,6 +15,11 @@ import torch_awp
 
 _DEBUG = "--debug"
 _INTERRUPTED, _UNREAD = 130, 141  # as shells have it: 128 and the signal's number
+# Of a disk, whichever file it was; EDQUOT and ESTALE are unknown on Windows.
+_OF_DISKS = {
+    getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO", "ESTALE")
+}
+_HOME = re.compile(r"(?:^|(?<=[=,]))~[^/\\,]*")
 _OURS = (str(Path(__file__).resolve().parents[1]), *(str(Path(p)) for p in torch_awp.__path__))
 
 
@@ -25,7 +32,13 @@ def expected_errors_in_one_line() -> Iterator[None]:
     is a mistake of ours and keeps its traceback, and with `--debug` on the command line everything
     does. Ctrl-C ends the program with a line, too, and exit status 130; a reader of its output that
     has gone away, as `head` does, ends it without one, and with 141.
+
+    `~` stands for the home folder wherever a path begins on the command line, since shells leave it
+    in --output=~/x and --roots NAME=~/x.
     """
+    sys.argv[1:] = [
+        _HOME.sub(lambda home: os.path.expanduser(home[0]), word) for word in sys.argv[1:]
+    ]
     debug = _DEBUG in sys.argv
     if debug:
         sys.argv.remove(_DEBUG)
@@ -61,7 +74,7 @@ def _output_is_closed() -> bool:
 
 def _is_expected(error: ValueError | OSError) -> bool:
     if isinstance(error, OSError):
-        return error.filename is not None
+        return error.filename is not None or error.errno in _OF_DISKS
     if type(error).__module__.startswith("vqa."):
         return True
     *_, last = traceback.extract_tb(error.__traceback__)

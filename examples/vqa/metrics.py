@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,6 +14,9 @@ from scipy.special import expit
 
 # The published evaluation sets no limit that matters; this one ends a hopeless fit within a second.
 _EVALUATIONS = 20_000
+_PARAMETERS = 4
+
+LogisticStart = Literal["fixed", "released"]
 
 
 @dataclass(frozen=True)
@@ -36,19 +40,52 @@ def rescale(predicted: ArrayLike, target: ArrayLike) -> NDArray[np.float64]:
     return rescaled
 
 
-def fit_logistic(predicted: ArrayLike, target: ArrayLike) -> NDArray[np.float64]:
+def fit_logistic(
+    predicted: ArrayLike, target: ArrayLike, start: LogisticStart = "fixed"
+) -> NDArray[np.float64]:
     """Predictions [N] moved along the logistic curve that brings them closest to the target [N].
 
-    `y = b2 + (b1 - b2) / (1 + exp(-(x - b3) / |b4|))` by least squares from the published start
-    `b = (max y, min y, mean x, 1/2)`. The start does not follow the spread of the predictions, so
-    the result depends on their scale.
+    `y = b2 + (b1 - b2) / (1 + exp(-(x - b3) / |b4|))` by least squares, of predictions and targets
+    moved to mean 0 and deviation 1, from `b = (max y, min y, 0, 1)`: neither scale matters. Where
+    no curve found is closer than the straight line, which is the limit of wide ones, it is the
+    line, so that the correlation with the target is never below that of the predictions.
+
+    Args:
+        predicted: scores on any scale.
+        target: mean opinion scores.
+        start: `"released"` is the published fit: of the values as they are, from
+            `b = (max y, min y, mean x, 1/2)`, and never a line. It does not follow the spread of
+            the predictions, so the result depends on their scale, and can be worse than no fit.
 
     Raises:
-        LogisticFitError: fewer than four scores, a value that is not finite, the fit does not
-            converge, or it ends at a curve that is flat over the predictions.
+        LogisticFitError: fewer than four scores, a value that is not finite, or with the released
+            start, the fit does not converge or ends at a curve that is flat over the predictions.
     """
     p, q = np.asarray(predicted, np.float64), np.asarray(target, np.float64)
-    start = (q.max(), q.min(), p.mean(), 0.5)
+    if start == "released":
+        return _fitted(p, q, p.mean(), 0.5)
+    if len(p) < _PARAMETERS or not (np.isfinite(p).all() and np.isfinite(q).all()):
+        raise LogisticFitError(
+            f"expected scores that a logistic curve fits (at least {_PARAMETERS}, all finite)"
+        )
+    x, y = stats.zscore(p), stats.zscore(q)
+    line = float(np.mean(x * y)) * x
+    try:
+        curve = _fitted(x, y, 0.0, 1.0)
+    except LogisticFitError:
+        curve = line
+    closest = min(curve, line, key=lambda fitted: _rmse(fitted, y))
+    if np.ptp(closest) == 0:
+        raise LogisticFitError("expected scores that a logistic curve fits, they are uncorrelated")
+    moved: NDArray[np.float64] = q.mean() + q.std() * closest
+    return moved
+
+
+def _fitted(
+    p: NDArray[np.float64], q: NDArray[np.float64], middle: float, width: float
+) -> NDArray[np.float64]:
+    """The curve that is found from there."""
+    start = (q.max(), q.min(), middle, width)
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             # It concerns the uncertainty of the parameters, which nobody asks for.
@@ -56,24 +93,30 @@ def fit_logistic(predicted: ArrayLike, target: ArrayLike) -> NDArray[np.float64]
             parameters, _ = curve_fit(
                 _logistic, p, q, p0=start, jac=_logistic_jacobian, maxfev=_EVALUATIONS
             )
+            fitted: NDArray[np.float64] = _logistic(p, *parameters)
     except (RuntimeError, TypeError, ValueError) as error:  # scipy raises one per cause
         raise LogisticFitError(f"expected scores that a logistic curve fits ({error})") from error
-    fitted: NDArray[np.float64] = _logistic(p, *parameters)
     if not np.isfinite(fitted).all() or np.ptp(fitted) <= 1e-9 * np.ptp(q):
         raise LogisticFitError("expected scores that a logistic curve fits, it became flat")
     return fitted
 
 
-def agreement(predicted: ArrayLike, target: ArrayLike, *, logistic_fit: bool = False) -> Agreement:
+def agreement(
+    predicted: ArrayLike,
+    target: ArrayLike,
+    *,
+    logistic_fit: bool = False,
+    logistic_start: LogisticStart = "fixed",
+) -> Agreement:
     """Agreement of predictions [N] with opinion scores [N].
 
     Args:
         predicted: scores on any scale.
         target: mean opinion scores.
         logistic_fit: take PLCC and RMSE after `fit_logistic`, as SimpleVQA does; both are NaN
-            where no curve fits, which happens early in a training. Otherwise PLCC is taken of the
-            predictions as they are and the RMSE after `rescale`. SRCC and KRCC are always those of
-            the predictions as they are.
+            where it raises. Otherwise PLCC is taken of the predictions as they are and the RMSE
+            after `rescale`. SRCC and KRCC are always those of the predictions as they are.
+        logistic_start: as `start` of `fit_logistic`.
 
     Raises:
         ValueError: another shape, fewer than two scores, a value that is not finite, or all
@@ -85,7 +128,7 @@ def agreement(predicted: ArrayLike, target: ArrayLike, *, logistic_fit: bool = F
     for name, values in (("predicted", p), ("target", q)):
         if not np.isfinite(values).all() or np.ptp(values) == 0:
             raise ValueError(f"{name}: expected finite values that are not all equal")
-    plcc, rmse = _linear_agreement(p, q, logistic_fit)
+    plcc, rmse = _linear_agreement(p, q, logistic_start if logistic_fit else None)
     return Agreement(
         srcc=float(stats.spearmanr(p, q).statistic),
         plcc=plcc,
@@ -95,13 +138,13 @@ def agreement(predicted: ArrayLike, target: ArrayLike, *, logistic_fit: bool = F
 
 
 def _linear_agreement(
-    p: NDArray[np.float64], q: NDArray[np.float64], logistic_fit: bool
+    p: NDArray[np.float64], q: NDArray[np.float64], start: LogisticStart | None
 ) -> tuple[float, float]:
-    """PLCC and RMSE."""
-    if not logistic_fit:
+    """PLCC and RMSE, after a logistic fit if it has a start."""
+    if start is None:
         return float(stats.pearsonr(p, q).statistic), _rmse(rescale(p, q), q)
     try:
-        fitted = fit_logistic(p, q)
+        fitted = fit_logistic(p, q, start)
     except LogisticFitError:
         return float("nan"), float("nan")
     return float(stats.pearsonr(fitted, q).statistic), _rmse(fitted, q)

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from benchmarks.climbs import Climbs, at_perturbed_weights, cosine, main, rises
+from finetune_image_quality import quality_loss
 from torch_awp import AdversarialWeightPerturbation
-from vqa.training.losses import quality_loss
 
 
 class Scores(nn.Module):

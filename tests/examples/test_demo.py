@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from command_line import REPOSITORY, run_command
+from command_line import REPOSITORY, call_command, run_command
 
 from demo import Demo, Gammas
 from vqa.training.checkpoint import load_checkpoint
@@ -14,7 +14,7 @@ from vqa.training.perturbation import METHOD_NAMES
 from vqa.training.settings import plain as plain_values
 
 
-def run_demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_demo(folder: Path, *arguments: str, run=call_command) -> subprocess.CompletedProcess[str]:
     settings = {
         "data-dir": folder / "data",
         "output": folder / "output",
@@ -25,7 +25,7 @@ def run_demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         "epochs": 1,
     }
     options = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
-    return run_command(REPOSITORY / "examples" / "demo.py", *options, *arguments)
+    return run(REPOSITORY / "examples" / "demo.py", *options, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +46,19 @@ def test_it_runs_through_and_writes_its_files(first):
         assert (folder / "output" / name).stat().st_size > 0
 
 
+@pytest.mark.slow
+def test_it_does_so_in_a_process_of_its_own(tmp_path):
+    demo = run_demo(tmp_path, "--seeds", "0", "--methods", "plain", run=run_command)
+
+    assert demo.returncode == 0, demo.stderr
+    assert (tmp_path / "output" / "figure.png").exists()
+
+
 def test_every_method_and_seed_has_train_test_ood_and_gap(first):
     runs = results(first[0])["runs"]
 
     assert {(run["method"], run["seed"]) for run in runs} == {
-        (method, seed)
-        for method in ("plain", "rwp", "awp", "awp-update", "awp-previous")
-        for seed in (0, 1)
+        (method, seed) for method in ("plain", "rwp", "awp", "awp-update") for seed in (0, 1)
     }
     for run in runs:
         for part in ("train", "test", "ood"):
@@ -85,9 +91,9 @@ def test_the_results_say_what_they_were_made_with(first):
 
 
 def test_every_method_has_its_own_gamma():
-    gammas = Gammas(rwp=0.1, awp=0.2, awp_update=0.3, awp_previous=0.4)
+    gammas = Gammas(rwp=0.1, awp=0.2, awp_update=0.3)
 
-    assert [gammas.of(method) for method in METHOD_NAMES] == [0.0, 0.1, 0.2, 0.3, 0.4]
+    assert [gammas.of(method) for method in METHOD_NAMES] == [0.0, 0.1, 0.2, 0.3]
 
 
 def test_methods_of_one_seed_differ_in_the_perturbation_alone():

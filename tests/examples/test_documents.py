@@ -1,5 +1,6 @@
 """What the pages say: links lead somewhere, commands are understood by the programs they name."""
 
+import argparse
 import re
 import runpy
 import shlex
@@ -95,6 +96,8 @@ def run_until_understood(script: Path, arguments: list[str], monkeypatch: Any) -
         return parsed
 
     monkeypatch.setattr(tyro, "cli", then_stop(tyro.cli))
+    parse_args = argparse.ArgumentParser.parse_args
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", then_stop(parse_args))
     monkeypatch.setattr(
         tyro.extras, "overridable_config_cli", then_stop(tyro.extras.overridable_config_cli)
     )

@@ -1,15 +1,18 @@
 """What is wrong with files or settings is one line, a mistake of the program is a traceback."""
 
+import ast
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from command_line import IMPORTABLE, run_command
+import torch
+from command_line import IMPORTABLE, call_command, run_command
 
 from vqa.errors import expected_errors_in_one_line
 from vqa.io.video import VideoError
+from vqa.training.results import peak_memory
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -33,6 +36,7 @@ def raised(error, capsys):
     [
         (VideoError("a.mp4: holds no video"), "a.mp4: holds no video"),
         (FileNotFoundError(2, "No such file", "b"), "[Errno 2] No such file: 'b'"),
+        (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
     ],
 )
 def test_an_expected_error_is_its_message_and_status_2(command, capsys, error, line):
@@ -79,11 +83,19 @@ def test_debug_shows_every_traceback(command):
     ],
 )
 def test_scripts_end_so(script, flags, message):
-    done = run_command(EXAMPLES / script, *flags)
+    done = call_command(EXAMPLES / script, *flags)
 
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_script_in_a_process_of_its_own_ends_so():
+    done = run_command(EXAMPLES / "landscape.py", "--checkpoint", "/nowhere.pt")
+
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_reader_that_has_gone_away_is_no_mistake(tmp_path):
@@ -107,3 +119,36 @@ def test_a_reader_that_has_gone_away_is_no_mistake(tmp_path):
     os.close(writing)
 
     assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_the_home_folder_is_found_wherever_a_path_begins(command, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    command += ["--output=~/x", "~/y", "--roots", "a=~/b,~/c.txt", "d~e", "~$f", "--only=~"]
+
+    with expected_errors_in_one_line():
+        assert command[1:3] == ["--output=/home/me/x", "/home/me/y"]
+        assert command[3:5] == ["--roots", "a=/home/me/b,/home/me/c.txt"]
+        assert command[5:] == ["d~e", "~$f", "--only=/home/me"]
+
+
+ONLY_POSIX = {"resource", "fcntl", "pwd", "grp", "termios", "tty", "pty", "posix", "syslog"}
+
+
+def test_no_script_imports_at_its_top_what_windows_lacks():
+    found = []
+    for file in EXAMPLES.rglob("*.py"):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            names = [alias.name for alias in getattr(node, "names", [])]
+            names += [getattr(node, "module", None)] if isinstance(node, ast.ImportFrom) else []
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                found += [(file.name, name) for name in names if name in ONLY_POSIX]
+
+    assert found == []
+
+
+def test_where_a_process_does_not_know_its_memory_none_is_told(monkeypatch):
+    assert peak_memory(torch.device("cpu")) > 10**7
+
+    monkeypatch.setattr(sys, "platform", "win32")
+
+    assert peak_memory(torch.device("cpu")) is None

@@ -93,14 +93,17 @@ def assert_near(found, expected, tolerance):
     )
 
 
+@pytest.mark.slow
 def test_32_frames_are_scored_as_published(outputs32):
     assert_published(outputs32, "grpb_32")
 
 
+@pytest.mark.slow
 def test_16_frames_are_scored_as_published(fast_vqa, clips16):
     assert_published(outputs(fast_vqa, clips16), "grpb_16")
 
 
+@pytest.mark.slow
 def test_sizes_that_need_padding_are_scored_as_published(fast_vqa):
     clips = published_input("fastvqa/xpad", (1, 3, 20, 200, 176))
 
@@ -113,6 +116,7 @@ def test_the_small_variant_scores_as_published(fast_vqa_m):
     assert_published(outputs(fast_vqa_m, clips), "grpb_m_16x128")
 
 
+@pytest.mark.slow
 def test_with_zero_fragment_tables_clips_are_scored_as_published(fast_vqa, clips16):
     model = copy.deepcopy(fast_vqa)
     for name, table in model.named_parameters():
@@ -125,6 +129,7 @@ def test_with_zero_fragment_tables_clips_are_scored_as_published(fast_vqa, clips
     assert_near(score_map, PUBLISHED["grpb_16_zero_frag_tables/score_map"][:1], 2e-5)
 
 
+@pytest.mark.slow
 def test_in_float64_the_scores_of_the_published_bits_are_the_published_ones(fast_vqa, clips16):
     with torch.no_grad():
         score_map = copy.deepcopy(fast_vqa).double()(clips16[:1].double())
@@ -133,6 +138,7 @@ def test_in_float64_the_scores_of_the_published_bits_are_the_published_ones(fast
     assert_near(score_map, PUBLISHED["grpb_16/score_map_f64"][:1], tolerance)
 
 
+@pytest.mark.slow
 def test_samas_model_is_fast_vqas(fast_vqa, outputs32):
     score_map = outputs32["score_map"]
 

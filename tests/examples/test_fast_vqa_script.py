@@ -35,6 +35,7 @@ def scores_of(results: Path) -> object:
     return {part: split[part] for part in ("train", "validation", "test", "steps", "best_epoch")}
 
 
+@pytest.mark.slow
 def test_the_full_size_model_takes_a_step_of_awp_and_is_tested_on_real_files(videos, tmp_path):
     settings = replace(
         fast_vqa.PAPER,
@@ -67,6 +68,7 @@ def test_the_full_size_model_takes_a_step_of_awp_and_is_tested_on_real_files(vid
     assert len(moved) > 80
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_to_the_same_result(few_videos, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert run_command(*training(few_videos, whole)).returncode == 0

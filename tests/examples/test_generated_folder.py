@@ -55,6 +55,19 @@ def test_an_interruption_leaves_what_was_there(tmp_path, existing):
     assert FOLDER.is_complete(tmp_path / "set") == existing
 
 
+def test_what_another_command_has_built_meanwhile_is_left_to_it(tmp_path):
+    folder, read = tmp_path / "set", []
+
+    def write(unfinished: Path) -> None:
+        FOLDER.build(folder, RECORD, write_numbers)
+        read.append((folder / "numbers.txt").stat().st_ino)
+        write_numbers(unfinished)
+
+    assert not FOLDER.build(folder, RECORD, write)
+    assert [(folder / "numbers.txt").stat().st_ino] == read
+    assert files(tmp_path) == ["set"]
+
+
 def test_a_folder_with_other_files_is_not_touched(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import REPOSITORY, run_command
+from command_line import IN_THIS_PROCESS_AND_ITS_OWN, REPOSITORY
 
 import fast_vqa
 import sama_iqa
@@ -43,7 +43,7 @@ def trained(few_videos, tmp_path_factory):
 @pytest.fixture
 def settings(trained, tmp_path):
     files = tuple(file for _, file in trained)
-    return Landscape(files, output=tmp_path / "out", samples=2, landscape=WHERE)
+    return Landscape(files, output=tmp_path / "out", samples=2, batches=1, landscape=WHERE)
 
 
 def document(settings: Landscape) -> dict:
@@ -59,7 +59,7 @@ def changed(file: Path, path: Path, script: str = "fast_vqa", **changes: object)
 
 
 def test_it_finds_what_the_training_run_reported(settings, trained):
-    main(settings)
+    main(replace(settings, batches=Landscape.batches))
 
     for found, (split, _) in zip(document(settings)["models"], trained, strict=True):
         assert found["curves"] == [split["landscape"]["losses"]]
@@ -121,10 +121,10 @@ def test_another_seed_is_another_direction(settings):
 
 
 def test_it_looks_at_the_training_part_unless_asked_otherwise(settings, capsys):
-    sizes = {}
+    sizes, one = {}, replace(settings, checkpoint=settings.checkpoint[:1])
     for part in ("train", "test", "all"):
         asked = {} if part == "train" else {"part": part}
-        main(replace(settings, **asked, batches=8))
+        main(replace(one, **asked, batches=8))
         sizes[part] = document(settings)["samples_of_the_part"]
         assert f"list, {sizes[part]} videos of {part}\n" in capsys.readouterr().out
 
@@ -146,7 +146,7 @@ def test_scores_of_a_users_list_are_not_called_synthetic(settings):
 def test_another_data_set_may_be_named(settings, few_videos, capsys):
     root = few_videos["data_root"]
 
-    main(replace(settings, dataset="mini-ugc", data_root=root, part="ood"))
+    main(replace(settings, dataset="mini-ugc", data_root=root, part="ood", batches=2))
 
     assert document(settings)["opinion_scores"] == "synthetic"
     assert "8 videos of ood, synthetic opinion scores" in capsys.readouterr().out
@@ -185,11 +185,12 @@ def test_models_that_would_be_called_alike_are_told_apart_by_file(settings, trai
     assert names == [f"plain AdamW, seed 42 ({Path(name, '0.pt')})" for name in "ab"]
 
 
+@pytest.mark.slow
 def test_the_picture_grows_with_the_number_of_models(settings, trained, tmp_path):
     file = trained[0][1]
     many = tuple(changed(file, tmp_path / f"{seed}.pt", seed=seed) for seed in range(40))
 
-    main(replace(settings, checkpoint=many, batches=1))  # matplotlib would warn of lack of room
+    main(replace(settings, checkpoint=many))  # matplotlib would warn of lack of room
 
     assert (settings.output / "curves.png").exists()
 
@@ -227,11 +228,12 @@ def test_every_checkpoint_counts_once(checkpoint):
         Landscape(checkpoint)
 
 
-def test_it_runs_from_the_command_line(settings, tmp_path):
+@IN_THIS_PROCESS_AND_ITS_OWN
+def test_it_runs_from_the_command_line(settings, tmp_path, run):
     arguments = ["--checkpoint", *settings.checkpoint, "--batches", "1"]
     arguments += ["--output", tmp_path / "out", "--landscape.points", "3"]
 
-    run = run_command(REPOSITORY / "examples" / "landscape.py", *arguments)
+    done = run(REPOSITORY / "examples" / "landscape.py", *arguments)
 
-    assert run.returncode == 0, run.stderr
+    assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "curves.png").exists()

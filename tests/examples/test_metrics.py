@@ -71,7 +71,8 @@ def test_undefined_correlations_are_errors(predicted, target):
 
 @pytest.mark.parametrize("case", ["fit", "fit2"])
 def test_the_logistic_fit_is_the_published_one(case):
-    fitted = fit_logistic(CONFORMANCE[f"{case}/outputs"], CONFORMANCE[f"{case}/labels"])
+    outputs, labels = CONFORMANCE[f"{case}/outputs"], CONFORMANCE[f"{case}/labels"]
+    fitted = fit_logistic(outputs, labels, "released")
 
     np.testing.assert_allclose(fitted, CONFORMANCE[f"{case}/fitted"], rtol=1e-6)
 
@@ -79,7 +80,10 @@ def test_the_logistic_fit_is_the_published_one(case):
 @pytest.mark.parametrize("case", ["fit", "fit2"])
 def test_agreement_after_a_logistic_fit_is_the_published_one(case):
     result = agreement(
-        CONFORMANCE[f"{case}/outputs"], CONFORMANCE[f"{case}/labels"], logistic_fit=True
+        CONFORMANCE[f"{case}/outputs"],
+        CONFORMANCE[f"{case}/labels"],
+        logistic_fit=True,
+        logistic_start="released",
     )
 
     found = [result.plcc, result.srcc, result.krcc, result.rmse]
@@ -90,7 +94,57 @@ def test_scores_on_a_logistic_curve_are_met():
     predicted = np.linspace(-3, 3, 40)  # mean 1.8e-16, on which finite differences get stuck
     target = 1 + 4 / (1 + np.exp(-(predicted - 0.3) / 0.8))
 
-    np.testing.assert_allclose(fit_logistic(predicted, target), target, atol=1e-6)
+    for start in ("fixed", "released"):
+        np.testing.assert_allclose(fit_logistic(predicted, target, start), target, atol=1e-6)
+
+
+def rated(seed, scale):
+    """Scores of 40 files on a scale from 0 to `scale`, and opinions that go along with them."""
+    random = np.random.default_rng(seed)
+    quality = random.uniform(size=40)
+    return scale * quality, 1 + 4 * quality + random.normal(size=40)
+
+
+def test_the_released_start_can_be_worse_than_no_fit_and_the_usual_one_never_is():
+    worse = {"fixed": 0, "released": 0}
+    for seed in range(20):
+        predicted, target = rated(seed, 100.0)
+        unfitted = abs(np.corrcoef(predicted, target)[0, 1])
+        for start in worse:
+            options = {"logistic_fit": True, "logistic_start": start}
+            worse[start] += agreement(predicted, target, **options).plcc < unfitted - 1e-9
+
+    assert worse["fixed"] == 0
+    assert worse["released"] > 0
+
+
+@pytest.mark.parametrize("factor", [1e-3, 0.01, 20.0, 1e4])
+def test_a_fit_does_not_depend_on_the_scale_of_the_scores(factor):
+    for seed in range(5):
+        predicted, target = rated(seed, 1.0)
+
+        here = fit_logistic(predicted, target)
+        there = fit_logistic(factor * predicted - 3, target)
+        told = fit_logistic(predicted, factor * target - 3)
+
+        np.testing.assert_allclose(there, here, atol=1e-4)
+        np.testing.assert_allclose((told + 3) / factor, here, atol=1e-4)
+
+
+def test_a_fit_is_at_least_as_close_as_the_line_of_scipy():
+    for seed in range(5):
+        predicted, target = rated(seed, 100.0)
+        line = stats.linregress(predicted, target)
+        off = target - (line.intercept + line.slope * predicted)
+
+        assert np.std(fit_logistic(predicted, target) - target) <= np.std(off) + 1e-9
+
+
+def test_where_no_curve_fits_better_the_line_is_taken():
+    predicted = np.linspace(0, 1, 30)
+    target = 2 * predicted + 1
+
+    np.testing.assert_allclose(fit_logistic(predicted, target), target, atol=1e-3)
 
 
 def test_a_logistic_fit_leaves_ranks_as_they_are():
@@ -115,7 +169,7 @@ def test_a_logistic_fit_leaves_ranks_as_they_are():
 )
 def test_scores_that_no_logistic_curve_fits_are_an_error(predicted, target):
     with pytest.raises(LogisticFitError, match="expected scores that a logistic curve fits"):
-        fit_logistic(predicted, target)
+        fit_logistic(predicted, target, "released")
 
 
 def test_agreement_has_no_plcc_where_no_logistic_curve_fits():

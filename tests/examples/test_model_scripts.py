@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiers import first_fast
 from torch import nn
 from video_files import Stream, cut, textured_clip, write_stream
 
@@ -21,7 +22,8 @@ from vqa.training.main import run_script
 from vqa.training.settings import Settings
 
 SCRIPTS = {script.__name__: script for script in (fast_vqa, sama_vqa, sama_iqa, simple_vqa)}
-PERTURB = ["none", "rwp", "awp", "awp-previous"]
+ONE_FAST = pytest.mark.parametrize("script", first_fast(SCRIPTS), indirect=True)
+PERTURB = ["none", "rwp", "awp", "awp-update"]
 
 
 @pytest.fixture(params=SCRIPTS)
@@ -45,6 +47,7 @@ def run(script, settings):
     return json.loads(results.read_text())["splits"][0]
 
 
+@ONE_FAST
 def test_every_method_trains_from_one_call_and_differs_from_the_others(script, tiny, tmp_path):
     tested = {
         perturb: run(script, replace(tiny, perturb=perturb, output=tmp_path / perturb))
@@ -60,6 +63,7 @@ def test_every_method_trains_from_one_call_and_differs_from_the_others(script, t
     assert len({tuple(tensor.flatten().tolist()) for tensor in first}) == len(PERTURB)
 
 
+@ONE_FAST
 def test_a_run_goes_on_where_it_stopped(script, tiny, tmp_path):
     whole = run(script, replace(tiny, output=tmp_path / "whole"))
     stopped = replace(tiny, output=tmp_path / "stopped", save_every=1)
@@ -98,7 +102,7 @@ def odd_videos(tmp_path, few_videos):
     return root
 
 
-@pytest.mark.parametrize("name", ["fast_vqa", "sama_vqa", "simple_vqa"])
+@pytest.mark.parametrize("name", first_fast(["fast_vqa", "sama_vqa", "simple_vqa"]))
 def test_what_cannot_be_read_is_left_out_and_named(name, odd_videos, tmp_path, capsys):
     script = SCRIPTS[name]
     settings = replace(
@@ -149,6 +153,7 @@ def test_a_dry_run_shows_what_would_happen(script, tiny, tmp_path, capsys):
     assert not (tmp_path / "nothing").exists()
 
 
+@ONE_FAST
 def test_fine_tuning_begins_with_the_trained_weights(script, tiny, tmp_path, capsys):
     run(script, replace(tiny, epochs=1, output=tmp_path / "first"))
     best = tmp_path / "first" / "split-0" / "best.pt"
@@ -253,6 +258,7 @@ def test_simple_vqas_presets_have_the_published_values_and_quirks(tmp_path):
     )
     assert simple_vqa.SimpleVqa().loss == "fixed"
     assert simple_vqa.SimpleVqa().batch_statistics == "fixed"
+    assert (paper.logistic_start, simple_vqa.SimpleVqa().logistic_start) == ("released", "fixed")
 
 
 @pytest.mark.parametrize(("loss", "has_rank_gradient"), [("fixed", True), ("released", False)])

@@ -2,16 +2,17 @@
 
 import json
 
-from command_line import REPOSITORY, run_command
+from command_line import IN_THIS_PROCESS_AND_ITS_OWN, REPOSITORY
 
 TINY = ["--small-tensors", "3", "--rounds", "2", "--steps", "2", "--batch", "2", "--threads", "1"]
 
 
-def test_one_command_measures_and_writes_every_comparison(tmp_path):
+@IN_THIS_PROCESS_AND_ITS_OWN
+def test_one_command_measures_and_writes_every_comparison(tmp_path, run):
     output = tmp_path / "overhead.json"
     command = [REPOSITORY / "benchmarks" / "overhead.py", "--shapes", "small", *TINY]
-    run = run_command(*command, "--output", output)
-    assert run.returncode == 0, run.stderr
+    done = run(*command, "--output", output)
+    assert done.returncode == 0, done.stderr
     document = json.loads(output.read_text(encoding="utf-8"))
     assert document["threads"] == 1
     assert set(document["versions"]) == {"torch", "torchvision", "pytorch_optimizer"}
@@ -27,4 +28,4 @@ def test_one_command_measures_and_writes_every_comparison(tmp_path):
     assert small["costs"]["layer"]["later peak"] <= 0.1
     for ratios in document["training_steps"].values():
         assert ratios[0]["times"] == {"low": 1.0, "median": 1.0, "high": 1.0}
-    assert "aim 2.4" in run.stdout
+    assert "aim 2.4" in done.stdout

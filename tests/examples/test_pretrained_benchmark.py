@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_line import REPOSITORY
 from scipy import stats
 
 from benchmarks import pretrained
@@ -23,15 +24,21 @@ from benchmarks.pretrained import (
     methods,
     parts_for,
     save_run,
+    trainings,
     tuning_settings,
+    write_result,
 )
-from vqa.sampling.squares import Images
+from finetune_image_quality import Images
 
 GRIDS = {
     "awp": ({"perturb": "awp"}, [{"gamma": 0.01}, {"gamma": 0.1}]),
     "awp-update": ({"perturb": "awp-update"}, [{"gamma": 0.01}, {"gamma": 0.1}]),
     "dropout": (PLAIN, [{"dropout": 0.5}]),
 }
+
+
+ALL_GRIDS = pretrained.GRIDS
+RESULTS = REPOSITORY / "benchmarks" / "results"
 
 
 @pytest.fixture(autouse=True)
@@ -60,8 +67,8 @@ def benchmark(few_images, tmp_path) -> Pretrained:
 
 def numbered(count: int, first: int) -> Images:
     """Images whose scores say which they are."""
-    pixels = [torch.zeros(3, 8, 8, dtype=torch.uint8)] * count
-    return Images(pixels, torch.arange(first, first + count, dtype=torch.float32))
+    pixels = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    return [(pixels, float(number)) for number in range(first, first + count)]
 
 
 def invented(predicted: Sequence[float], seed: int = 0) -> Run:
@@ -80,7 +87,7 @@ def test_no_image_is_in_two_parts_and_tuning_never_sees_the_test_part(benchmark,
 
     parts = parts_for(replace(benchmark.plain, seed=3, validation_share=share), held, given)
 
-    numbers = {part: set(own.scores.tolist()) for part, own in parts.items()}
+    numbers = {part: {score for _, score in own} for part, own in parts.items()}
     assert sum(map(len, numbers.values())) == len(set().union(*numbers.values()))
     assert len(numbers["test"]) == (20 if held == "validation" else 30)
     assert (min(numbers["test"]) >= 1000) == (held == "test")
@@ -92,12 +99,17 @@ def test_the_seed_decides_what_is_left_out(benchmark):
     given = {"train": numbered(90, 0), "validation": numbered(0, 0), "test": numbered(30, 1000)}
 
     first, again, other = (
-        parts_for(replace(benchmark.plain, seed=seed), "validation", given)["test"].scores
+        [
+            score
+            for _, score in parts_for(replace(benchmark.plain, seed=seed), "validation", given)[
+                "test"
+            ]
+        ]
         for seed in (0, 0, 1)
     )
 
-    assert first.equal(again)
-    assert not first.equal(other)
+    assert first == again
+    assert first != other
 
 
 def test_everything_runs_once_and_every_method_has_a_row(benchmark, capsys):
@@ -161,6 +173,35 @@ def test_a_run_is_kept_as_it_was_and_told_from_others(benchmark, tmp_path):
     for other in (replace(settings, gamma=0.1), replace(settings, seed=9)):
         assert load_run(tmp_path, other, "test") is None
     assert load_run(tmp_path, settings, "validation") is None
+
+
+def test_the_share_that_moves_tells_runs_apart_and_stays_out_of_those_that_move_all(
+    benchmark, tmp_path
+):
+    end = replace(benchmark.plain, perturb="awp", gamma=0.1, perturb_last=0.5)
+    save_run(tmp_path, end, invented([0.25, 0.5, 0.125]))
+
+    assert load_run(tmp_path, end, "test") is not None
+    for share in (0.25, 1.0):
+        assert load_run(tmp_path, replace(end, perturb_last=share), "test") is None
+
+
+def test_every_run_that_is_kept_is_found_and_says_what_it_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrained, "GRIDS", ALL_GRIDS)
+    kept = RESULTS / "pretrained-runs"
+    benchmark = Pretrained(data_root=Path("elsewhere"), seeds=5, output=tmp_path)
+
+    asked = list(trainings(benchmark, kept))
+    found = [run for settings, held in asked if (run := load_run(kept, settings, held))]
+
+    assert len(found) == len(list(kept.glob("*.json")))
+    write_result(benchmark, kept)
+    told = json.loads((tmp_path / "pretrained.json").read_text("utf-8"))
+    wanted = json.loads((RESULTS / "pretrained.json").read_text("utf-8"))
+    for own, before in zip(told["methods"], wanted["methods"], strict=True):
+        assert own["method"] == before["method"]
+        assert own["test_srcc"] == pytest.approx(before["test_srcc"])
+    assert told["settings"] == wanted["settings"]
 
 
 def test_methods_are_compared_on_the_seeds_that_both_have(benchmark, tmp_path, monkeypatch):

@@ -366,6 +366,7 @@ def test_fragment_tables_can_start_as_the_relative_tables(kinetics):
         assert model.get_parameter(table).any()
 
 
+@pytest.mark.slow
 def test_torchvisions_kinetics_file_gives_the_authors_network(kinetics):
     torchvisions = swin3d_t().state_dict()
     torchvisions |= {
@@ -384,6 +385,7 @@ def test_torchvisions_kinetics_file_gives_the_authors_network(kinetics):
         assert tensor.equal(expected.backbone.state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_kinetics_tables_do_not_fit_the_small_variant_unless_asked(kinetics):
     model = build_model("fast_vqa_m")
     with pytest.raises(PublishedWeightsError, match="12 of another shape"):

@@ -90,6 +90,7 @@ def test_shards_divide_the_plan(tmp_path, capsys):
     assert len(every) == len(set(every)) == 5
 
 
+@pytest.mark.slow
 def test_a_cell_is_really_trained_and_reported_and_kept(tmp_path, capsys):
     small = MiniUgcSettings(photographs=1, train_clips=16, test_clips=4)
     build_mini_ugc(tmp_path / "data" / "mini-ugc", small)

@@ -119,7 +119,6 @@ def test_a_small_image_is_enlarged_until_its_short_side_fits(tmp_path):
     assert read_sama_image(path, tiny()).equal(read_sama_image(larger_path, tiny()))
 
 
-@settings(max_examples=40)
 @given(
     variant=st.sampled_from(VARIANTS),
     seed=st.none() | st.integers(0, 99),
@@ -187,7 +186,7 @@ def test_a_missing_file_is_an_error_naming_it(tmp_path):
         read_sama_image(tmp_path / "absent.png", tiny())
 
 
-@settings(max_examples=60, suppress_health_check=SUPPRESSED)
+@settings(suppress_health_check=SUPPRESSED)
 @given(kind=st.sampled_from(["JPEG", "PNG", "BMP", "WEBP"]), share=st.floats(0, 0.9))
 def test_a_truncated_file_is_an_error_naming_it(kind, share, tmp_path):
     whole = io.BytesIO()
@@ -198,7 +197,7 @@ def test_a_truncated_file_is_an_error_naming_it(kind, share, tmp_path):
         read_sama_image(tmp_path / "cut.jpg", tiny())
 
 
-@settings(max_examples=60, suppress_health_check=SUPPRESSED)
+@settings(suppress_health_check=SUPPRESSED)
 @given(
     kind=st.sampled_from(["JPEG", "PNG", "GIF", "WEBP"]),
     place=st.floats(0, 0.99),

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from published_samples import assert_published, formula_video
@@ -195,7 +195,6 @@ def test_the_order_of_channels_in_memory_does_not_matter():
     assert_same_levels(first, last)
 
 
-@settings(max_examples=50)
 @given(variant=variants, seed=seeds, height=sides, width=sides, level=st.integers(0, 255))
 def test_a_constant_video_stays_constant(variant, seed, height, width, level):
     frames = torch.full((1, 3, 5, height, width), level, dtype=torch.uint8)
@@ -205,7 +204,6 @@ def test_a_constant_video_stays_constant(variant, seed, height, width, level):
     assert mosaics.equal(torch.full((1, 3, 5, 16, 16), float(level)))
 
 
-@settings(max_examples=50)
 @given(
     variant=variants,
     seed=seeds,
@@ -227,7 +225,6 @@ def test_any_size_gives_finite_mosaics_within_the_range_of_the_frames(
     assert mosaics.max() <= video.max()
 
 
-@settings(max_examples=30)
 @given(height=st.integers(16, 60), width=st.integers(16, 60))
 def test_the_last_step_holds_patches_from_the_middle_of_the_resized_frame_s_cells(height, width):
     frames = noise(6, height, width)

@@ -4,12 +4,15 @@ import csv
 import os
 import re
 import shutil
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import av
 import pytest
 import torch
-from command_line import REPOSITORY, run_command
+from command_line import IN_THIS_PROCESS_AND_ITS_OWN, REPOSITORY, call_command
+from full_disk import room_for
 from PIL import Image
 from torchvision.models import resnet50
 from video_files import Stream, textured_clip, write_stream
@@ -21,13 +24,16 @@ import score
 import simple_vqa
 from score import main, score_files
 from vqa.features.motion import FrameDifferences
-from vqa.models import build_model
+from vqa.io.ownership import InUseError
+from vqa.models import build_model, other_owner
 from vqa.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from vqa.training.distributed import own_device
 from vqa.training.main import run_script
 from vqa.training.settings import plain
 
 SCRIPTS = {script.__name__: script for script in (fast_vqa, sama_vqa, sama_iqa, simple_vqa)}
 SCRIPT = Path(score.__file__)
+TINY = fast_vqa.PRESETS["tiny"][1]
 H264 = Stream(options={"g": "10"})
 
 
@@ -109,6 +115,7 @@ def test_a_file_has_one_score_alone_and_among_others(trained):
     assert score_files(trained.checkpoint, files[::-1]) == together[::-1]
 
 
+@pytest.mark.slow
 def test_the_number_of_workers_does_not_show(image_model):
     together = score_files(image_model.checkpoint, [image_model.files])
 
@@ -378,7 +385,7 @@ def test_an_older_table_stays_until_the_new_one_is_complete(
     table = tmp_path / "scores.csv"
     table.write_text("path,score,error\nold.mp4,1,\n")
 
-    def interrupted(scorer, files, workers):
+    def interrupted(scorer, files, workers, per_clip):
         yield score.FileScore(clip, 0.5)
         raise KeyboardInterrupt
 
@@ -388,7 +395,8 @@ def test_an_older_table_stays_until_the_new_one_is_complete(
 
     assert table.read_text() == "path,score,error\nold.mp4,1,\n"
     (part,) = tmp_path.glob("scores.csv.*.part")
-    assert rows_of(part) == [{"path": str(clip), "score": "0.5", "error": ""}]
+    (row,) = rows_of(part)
+    assert (row["path"], row["score"], row["error"]) == (str(clip), "0.5", "")
     assert f"the first 1 rows are in {part}" in capsys.readouterr().err
 
 
@@ -439,7 +447,7 @@ def python(command, folder, *more):
     """Run a command of README.md in another folder, with more arguments."""
     program, script, *arguments = command
     assert program == "python"
-    return run_command(REPOSITORY / script, *arguments, *more, folder=folder)
+    return call_command(REPOSITORY / script, *arguments, *more, folder=folder)
 
 
 @pytest.mark.parametrize("script", ["fast_vqa", "sama_iqa"])
@@ -481,10 +489,246 @@ def test_a_new_user_scores_own_files_by_what_the_readme_says(
         assert told in scored.stdout
 
 
-def test_a_wrong_call_is_one_line_and_status_2(tmp_path):
-    done = run_command(SCRIPT, tmp_path / "gone.pt", tmp_path, "--output", tmp_path / "scores.csv")
+@IN_THIS_PROCESS_AND_ITS_OWN
+def test_a_wrong_call_is_one_line_and_status_2(tmp_path, run):
+    done = run(SCRIPT, tmp_path / "gone.pt", tmp_path, "--output", tmp_path / "scores.csv")
 
     assert done.returncode == 2
     assert "gone.pt: expected a checkpoint, there is no file" in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "scores.csv").exists()
+
+
+@pytest.fixture
+def several(tmp_path):
+    """A folder of five short videos that differ."""
+    folder = tmp_path / "several"
+    folder.mkdir()
+    for number in range(5):
+        write_stream(folder / f"{number}.mp4", textured_clip(9, 64, 80, seed=number), H264)
+    return folder
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """Names of the files that were read to be scored; reading the third one is interrupted once."""
+    names = []
+    whole = score.Scorer.score_each
+
+    def each(scorer, files, *more):
+        for own in whole(scorer, files, *more):
+            if len(names) == 2:
+                names.append("interrupt")
+                raise KeyboardInterrupt
+            names.append(own.path.name)
+            yield own
+
+    monkeypatch.setattr(score.Scorer, "score_each", each)
+    return names
+
+
+def test_an_interrupted_scoring_goes_on_and_gives_the_same_tables(
+    video_model, several, tmp_path, scored, capsys
+):
+    table, clips = tmp_path / "scores.csv", tmp_path / "clips.csv"
+    with pytest.raises(KeyboardInterrupt):
+        called(video_model, several, output=table, per_clip=clips)
+    assert not clips.exists()
+
+    assert called(video_model, several, output=table, per_clip=clips) == 0
+
+    assert scored == ["0.mp4", "1.mp4", "interrupt", "2.mp4", "3.mp4", "4.mp4"]
+    assert "gone on with: 2 files have a score from before" in capsys.readouterr().out
+    called(video_model, several, output=tmp_path / "a.csv", per_clip=tmp_path / "b.csv")
+    assert table.read_text() == (tmp_path / "a.csv").read_text()
+    assert clips.read_text() == (tmp_path / "b.csv").read_text()
+    assert list(tmp_path.glob("*.part")) == []
+
+
+@pytest.mark.parametrize("change", ["file", "cut", "never", "raw"])
+def test_of_an_interrupted_scoring_only_what_is_the_same_counts(
+    video_model, several, tmp_path, scored, change
+):
+    table = tmp_path / "scores.csv"
+    with pytest.raises(KeyboardInterrupt):
+        called(video_model, several, output=table)
+    (part,) = tmp_path.glob("scores.csv.*.part")
+    if change == "file":
+        os.utime(several / "0.mp4", (1, 1))
+    elif change == "cut":
+        part.write_bytes(part.read_bytes()[:-3])
+    options = {"never": {"resume": "never"}, "raw": {"raw": True}}.get(change, {})
+
+    called(video_model, several, output=table, **options)
+
+    again = {"file": ["0.mp4"], "cut": ["1.mp4"]}.get(change, ["0.mp4", "1.mp4"])
+    assert scored[3:] == [*again, "2.mp4", "3.mp4", "4.mp4"]
+    expected = score_files(video_model.checkpoint, several, raw=change == "raw")
+    assert [float(row["score"]) for row in rows_of(table)] == [own.score for own in expected]
+
+
+def test_a_table_belongs_to_one_running_scoring(video_model, clip, tmp_path, monkeypatch):
+    table = tmp_path / "scores.csv"
+
+    def nested(scorer, files, workers, per_clip):
+        with pytest.raises(InUseError, match=r"scores\.csv: expected that no other command writes"):
+            called(video_model, clip, output=table)
+        yield score.FileScore(clip, 0.5)
+
+    monkeypatch.setattr(score.Scorer, "score_each", nested)
+    assert called(video_model, clip, output=table) == 0
+
+    assert [row["score"] for row in rows_of(table)] == ["0.5"]
+
+
+def test_a_score_is_the_mean_of_those_of_its_clips(trained, tmp_path):
+    table, clips = tmp_path / "scores.csv", tmp_path / "clips.csv"
+    if trained.script is sama_iqa:
+        with pytest.raises(ValueError, match="per_clip: expected a model for videos"):
+            called(trained, trained.files, output=table, per_clip=clips)
+        return
+
+    called(trained, trained.files, output=table, per_clip=clips)
+
+    by_path = {}
+    for row in rows_of(clips):
+        assert int(row["clip"]) == len(by_path.setdefault(row["path"], []))
+        by_path[row["path"]].append(float(row["score"]))
+    scores = {row["path"]: float(row["score"]) for row in rows_of(table)}
+    assert by_path.keys() == scores.keys()
+    assert {len(own) for own in by_path.values()} == {4}  # clips, or key frames
+    for path, own in by_path.items():
+        assert sum(own) / 4 == pytest.approx(scores[path], rel=1e-5)
+    assert any(max(own) - min(own) > 1e-3 for own in by_path.values())
+
+
+def test_folders_have_the_mean_of_their_files(video_model, several, clip, tmp_path):
+    (several / "bad.mp4").write_text("hello")
+    table, folders = tmp_path / "scores.csv", tmp_path / "folders.csv"
+
+    called(video_model, several, clip, output=table, per_folder=folders)
+
+    scores = [float(row["score"]) for row in rows_of(table) if row["score"]]
+    first, second = rows_of(folders)
+    assert (first["folder"], first["files"]) == (str(several), "5")
+    assert float(first["score"]) == pytest.approx(sum(scores[:5]) / 5)
+    assert (second["folder"], float(second["score"])) == (str(tmp_path), scores[5])
+
+
+@pytest.mark.parametrize("argument", ["per_clip", "per_folder"])
+def test_no_other_file_is_lost_for_a_second_table(video_model, clip, tmp_path, argument):
+    (tmp_path / "labels.csv").write_text("path,score\n")
+
+    with pytest.raises(ValueError, match=rf"{argument}: expected a new file .*labels\.csv"):
+        called(video_model, clip, output=tmp_path / "a.csv", **{argument: tmp_path / "labels.csv"})
+
+
+def hdr_video(path, transfer):
+    """Ten bits with the brightness of HDR, or not, as an encoder notes it."""
+    options = {"x264-params": f"transfer={transfer}", "g": "4"}
+    kind = Stream(codec="libx264", options=options, pixels="yuv420p10le")
+    return write_stream(path, textured_clip(9, 64, 80), kind)
+
+
+def test_files_whose_scores_are_doubtful_since_they_are_hdr_are_named(
+    video_model, tmp_path, capsys
+):
+    pq = hdr_video(tmp_path / "pq.mp4", "smpte2084")
+    hlg = hdr_video(tmp_path / "hlg.mkv", "arib-std-b67")
+    sdr = hdr_video(tmp_path / "sdr.mp4", "bt709")
+    transfers = []
+    for file in (pq, hlg, sdr):  # as ffprobe would say
+        with av.open(file) as container:
+            transfers.append(next(container.decode(video=0)).color_trc)
+    assert transfers == [16, 18, 1]
+
+    called(video_model, pq, hlg, sdr, output=tmp_path / "scores.csv")
+
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "HDR" in line]
+    assert line.startswith("doubtful: 2 files are HDR (PQ or HLG)")
+    assert "pq.mp4" in line
+    assert "hlg.mkv" in line
+    assert "sdr.mp4" not in line
+
+
+@pytest.mark.parametrize(("room", "whole_rows"), [(20, 0), (150, 1)])
+def test_a_full_disk_ends_a_scoring_with_an_error_that_names_the_table(
+    video_model, several, tmp_path, capsys, monkeypatch, room, whole_rows
+):
+    monkeypatch.setattr(sys, "argv", ["score.py"])  # which is written, too
+    monkeypatch.chdir(tmp_path)  # and so are paths
+    several = Path(several.name)
+    table = Path("scores.csv")
+
+    with pytest.raises(OSError, match="File too large") as found, room_for(room):
+        called(video_model, several, output=table)
+
+    assert found.value.filename.startswith(str(table))
+    assert not table.exists()
+    assert ("rows are in" in capsys.readouterr().err) == (whole_rows > 0)
+    assert called(video_model, several, output=table) == 0
+    assert len(rows_of(table)) == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "owner"),
+    [
+        ("FAST_VQA_3D_1_1.pth", "fast_vqa", "FasterVQA"),
+        ("FAST_VQA_3D_1*1_Scr.pth", "sama_vqa", "FasterVQA"),
+        ("FasterVQA-MS.pth", "fast_vqa_m", "FasterVQA"),
+        ("FAST_VQA_B_1_4.pth", "sama_vqa", "FAST-VQA"),
+        ("FAST-VQA-M.pth", "fast_vqa", "FAST-VQA-M"),
+        ("SAMA-baseline_val-ltest_s_dev_v0.0.pth", "fast_vqa", "SAMA"),
+        ("FAST_VQA_B_1_4.pth", "fast_vqa", None),
+        ("FAST_VQA_M_1*4.pth", "fast_vqa_m", None),
+        ("SAMA-baseline_val-ltest_s_dev_v0.0.pth", "sama_vqa", None),
+        ("weights.pth", "sama_vqa", None),
+    ],
+)
+def test_weights_are_known_by_the_name_of_their_file(name, model, owner):
+    assert other_owner(Path(name), model) == owner
+
+
+def test_weights_that_fit_by_shape_alone_are_refused_by_name(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "FAST_VQA_3D_1_1.pth"
+    file.touch()
+
+    with pytest.raises(ValueError, match=r"model: .*FAST_VQA_3D_1_1\.pth is known as FasterVQA's"):
+        score.load_scorer(file, "fast_vqa")
+    monkeypatch.setattr(score, "_PUBLISHED", {"fast_vqa": ("fast_vqa", TINY)})
+    with pytest.raises(ValueError, match="expected a file of tensors"):  # it is empty
+        score.load_scorer(file, "fast_vqa", raw=True)
+
+    assert "warning: FAST_VQA_3D_1_1.pth is known as FasterVQA's" in capsys.readouterr().out
+
+
+def test_a_published_scale_names_the_one_file_that_it_belongs_to(tmp_path):
+    assert "FAST_VQA_B_1_4.pth alone" in score.PUBLISHED["fast_vqa"].name
+    assert "FAST_VQA_M_1_4.pth alone" in score.PUBLISHED["fast_vqa_m"].name
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "processes", "expected"),
+    [
+        ("auto", 0, 1, "cpu"),
+        ("auto", 2, 1, "cuda:0"),
+        ("cpu", 2, 1, "cpu"),
+        ("cuda", 2, 1, "cuda:0"),
+        ("cuda:1", 2, 1, "cuda:1"),
+        ("cuda:1", 1, 1, "one of the 1 GPUs of this machine, got 'cuda:1'"),
+        ("cuda", 0, 1, "one of the 0 GPUs of this machine, got 'cuda'"),
+        ("cuda:1", 2, 2, "a GPU for each process, got 'cuda:1'"),
+        ("gpu", 2, 1, "auto, cpu, cuda or cuda:NUMBER, got 'gpu'"),
+        ("cuda:", 2, 1, "auto, cpu, cuda or cuda:NUMBER, got 'cuda:'"),
+    ],
+)
+def test_one_gpu_of_several_can_be_named(monkeypatch, device, gpus, processes, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+
+    if "got" in expected:
+        with pytest.raises(ValueError, match=f"device: expected {expected}"):
+            own_device(device)
+    else:
+        assert str(own_device(device)) == expected

@@ -11,17 +11,27 @@ from pathlib import Path
 
 import pytest
 import torch
+from full_disk import room_for
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy_task import toy_samples, toy_task, with_settings
 
+import sama_vqa
 from vqa.datasets import load_dataset
 from vqa.datasets.splits import split
+from vqa.io.ownership import InUseError
 from vqa.metrics import agreement
 from vqa.training import main
-from vqa.training.checkpoint import CheckpointError, RunStateError, load_checkpoint
+from vqa.training.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    RunStateError,
+    load_checkpoint,
+    save_checkpoint,
+)
 from vqa.training.loop import TrainingRun
 from vqa.training.main import output_folder, run_script
 from vqa.training.optim import load_initial_weights
+from vqa.training.settings import plain
 from vqa.training.split_samples import parts_of
 
 
@@ -364,7 +374,7 @@ def test_testing_alone_does_not_overwrite_the_results_of_the_training(data, tmp_
 
     folders = [output_folder(toy_task(), settings) for settings in (training, testing)]
 
-    assert [folder.name for folder in folders] == ["list-awp", "list-evaluated"]
+    assert [folder.name for folder in folders] == ["list-awp-seed-42", "list-evaluated"]
 
 
 def test_bad_files_are_counted_at_the_end(data, tmp_path, capsys):
@@ -445,6 +455,25 @@ def test_a_dry_run_tells_all_and_writes_nothing(data, tmp_path, capsys):
     for what in ("29 train", "3 validation", "8 test", "Toy", "inputs [4, 6]", "GiB", "steps of"):
         assert what in told
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "least", "most"),
+    [
+        ({"perturb": "none"}, 1, 1),
+        ({"perturb": "awp-update"}, 1, 1),
+        ({"perturb": "awp", "steps": 2}, 3, 3),
+        ({"perturb": "awp", "perturb_end": True}, 1.01, 1.5),  # the head is a small part
+    ],
+    ids=str,
+)
+def test_a_dry_run_tells_the_passes_of_a_step(data, tmp_path, capsys, changes, least, most):
+    settings = settings_for(data, tmp_path, dry_run=True, **changes)
+
+    run_script(settings, toy_task(settings))
+
+    (passes,) = re.findall(r"([\d.]+) passes a step", capsys.readouterr().out)
+    assert least <= float(passes) <= most
 
 
 def test_a_dry_run_shows_data_and_model_before_it_measures(data, tmp_path, capsys, monkeypatch):
@@ -535,3 +564,94 @@ def test_a_run_that_is_taken_up_or_found_finished_says_so(data, tmp_path, capsys
 
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "split-0: " in line]
     assert line.endswith("found finished with these settings and files, not trained again")
+
+
+def test_a_folder_belongs_to_one_running_training(data, tmp_path):
+    settings = settings_for(data, tmp_path)
+    inside = []
+
+    def second(path, generator):
+        if not inside:
+            inside.append(True)
+            with pytest.raises(InUseError, match=r"out: expected that no other command writes"):
+                run(settings_for(data, tmp_path, seed=1))
+        return toy_task(settings).read(path, generator)
+
+    run_script(settings, replace(toy_task(settings), read=second))
+
+    assert inside
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["settings"]["seed"] == settings.seed
+    alone = run(settings_for(data, tmp_path, output=tmp_path / "alone"))
+    assert results["splits"][0]["test"] == alone["splits"][0]["test"]
+
+
+@pytest.mark.parametrize("changes", [{"epoch": 1}, {"run": "another"}, {"run": None}])
+def test_weights_that_this_run_has_not_written_are_not_reported(data, tmp_path, changes):
+    settings = settings_for(data, tmp_path, select_on="last")
+    run(settings)
+    best = tmp_path / "out" / "split-0" / "best.pt"
+    save_checkpoint(best, replace(load_checkpoint(best), **changes))
+
+    with pytest.raises(CheckpointError, match=r"best\.pt: expected epoch 2 as this run wrote it"):
+        run(settings)
+
+
+def test_results_of_an_older_run_do_not_lie_beside_a_new_one_that_fails(data, tmp_path):
+    run(settings_for(data, tmp_path))
+    again = settings_for(data, tmp_path, resume="never", seed=1)
+
+    def interrupted(path, generator):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_script(again, replace(toy_task(again), read=interrupted))
+
+    assert not (tmp_path / "out" / "results.json").exists()
+    assert not (tmp_path / "out" / "predictions.csv").exists()
+
+
+def test_folders_are_told_apart_by_the_seed_where_none_is_given(data, tmp_path):
+    folders = {
+        output_folder(toy_task(own), own).name
+        for own in (settings_for(data, tmp_path, output=None, seed=seed) for seed in (1, 2))
+    }
+
+    assert folders == {"list-awp-seed-1", "list-awp-seed-2"}
+
+
+@pytest.mark.parametrize("room", [100, 2000, 5000])
+def test_a_disk_that_is_full_ends_a_training_with_an_error_that_names_a_file(
+    data, tmp_path, room, capsys
+):
+    with pytest.raises(OSError, match="File too large") as found, room_for(room):
+        run(settings_for(data, tmp_path))
+
+    assert str(tmp_path / "out") in found.value.filename
+    for file in (tmp_path / "out").rglob("*.pt"):
+        torch.load(file, weights_only=True)  # what is there is whole
+    assert not list((tmp_path / "out").rglob(".*.pt"))
+
+
+def test_weights_of_another_script_or_cut_are_not_tested_silently(data, tmp_path, capsys):
+    run(settings_for(data, tmp_path))
+    best = tmp_path / "out" / "split-0" / "best.pt"
+    save_checkpoint(best, replace(load_checkpoint(best), script="sama_vqa"))
+
+    run(settings_for(data, tmp_path, evaluate=best, output=tmp_path / "tested"))
+
+    assert "best.pt was trained by sama_vqa.py, which cuts files in another" in (
+        capsys.readouterr().out
+    )
+
+
+def test_weights_that_were_trained_on_other_cuts_are_not_tested_silently(tmp_path):
+    settings = replace(sama_vqa.PRESETS["tiny"][1], variant="sama-c", test_clips=2)
+    task = sama_vqa.task(settings)
+    trained = Checkpoint("sama_vqa", plain(settings), 1, {})
+    save_checkpoint(tmp_path / "best.pt", trained)
+    other = replace(settings, variant="sama-mix")
+
+    assert list(main._trained_otherwise(task, settings, tmp_path / "best.pt")) == []
+    (line,) = main._trained_otherwise(task, other, tmp_path / "best.pt")
+    assert "was trained with variant 'sama-c', it is tested with 'sama-mix'" in line

@@ -428,6 +428,7 @@ def test_bad_and_missing_videos_are_left_out_and_counted_if_asked(cache, video):
     assert ["bad.mp4" in done.bad_files[0], "gone.mp4" in done.bad_files[1]] == [True, True]
 
 
+@pytest.mark.slow
 def test_the_command_survives_a_kill_and_goes_on_with_the_same_result(tmp_path):
     names = [f"v{number:02d}.mp4" for number in range(40)]
     for number, name in enumerate(names):

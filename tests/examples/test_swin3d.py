@@ -102,6 +102,7 @@ def test_the_window_shrinks_with_the_clip(full, clip, expected):
     assert adaptive_window(full, clip) == expected
 
 
+@pytest.mark.slow
 def test_with_equal_tables_it_is_torchvisions_network():
     ours, theirs = FragmentSwin3d().eval().double(), swin3d_t().eval().double()
     theirs.avgpool, theirs.head = torch.nn.Identity(), torch.nn.Identity()

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from ranks import Ranks
+from ranks import Ranks, mesh_of
 from reference import closure_for, loss_of, one_step, same_bits, small_net, weights_of
+from tiers import first_fast
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -20,7 +21,6 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -67,7 +67,7 @@ def my_share(rank: int, world_size: int) -> tuple[Tensor, Tensor]:
 def shard(model: nn.Module, mesh_shape: tuple[int, ...], **options: Any) -> nn.Module:
     """7 and 3 rows: shards of different sizes; every layer and the root as people do it."""
     names = ("replicate", "shard")[-len(mesh_shape) :]
-    mesh = init_device_mesh("cpu", mesh_shape, mesh_dim_names=names)
+    mesh = mesh_of(mesh_shape, names)
     for layer in (model[0], model[2]):
         fully_shard(layer, mesh=mesh, **options)
     fully_shard(model, mesh=mesh, **options)
@@ -110,7 +110,7 @@ def test_a_sharded_run_equals_the_one_in_one_process(two_ranks, wrap, form):
     assert_equal_to_one_process(two_ranks, (2,), wrap, form)
 
 
-@pytest.mark.parametrize("wrap", WRAPS)
+@pytest.mark.parametrize("wrap", first_fast(WRAPS))
 def test_replicas_of_shards_equal_the_run_in_one_process(four_ranks, wrap):
     assert_equal_to_one_process(four_ranks, (2, 2), wrap, "closure")
 
@@ -121,7 +121,7 @@ def even_net() -> nn.Sequential:
 
 
 def tensor_parallel_run(rank: int, wrap: str) -> list[Tensor]:
-    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("shard", "tensor"))
+    mesh = mesh_of((2, 2), ("shard", "tensor"))
     model = even_net()
     parallelize_module(model, mesh["tensor"], {"0": ColwiseParallel(), "2": RowwiseParallel()})
     fully_shard(model, mesh=mesh["shard"])
@@ -130,7 +130,7 @@ def tensor_parallel_run(rank: int, wrap: str) -> list[Tensor]:
     return full_weights(model)
 
 
-@pytest.mark.parametrize("wrap", WRAPS)
+@pytest.mark.parametrize("wrap", first_fast(WRAPS))
 def test_tensor_parallelism_under_it_equals_the_run_in_one_process(four_ranks, wrap):
     torch.manual_seed(0)  # as every rank does
     model = even_net()
@@ -215,7 +215,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("wrap", ["awp", "awp-update", "awp-update-interval", "rwp"])
+@pytest.mark.parametrize("wrap", RESUMED)
 def test_distributed_state_dicts_resume_bitwise(two_ranks, wrap, options):
     assert two_ranks.run(resume, wrap, OPTIONS[options]) == [True, True]
 
@@ -249,7 +249,7 @@ def _states(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("wrap", ["awp", "awp-update", "awp-update-interval", "rwp"])
+@pytest.mark.parametrize("wrap", first_fast(RESUMED))
 def test_a_distributed_checkpoint_on_disk_resumes_bitwise(two_ranks, wrap, tmp_path):
     expected = two_ranks.run(save, tmp_path, wrap)
     for weights, reference in zip(two_ranks.run(load, tmp_path, wrap), expected, strict=True):

@@ -15,6 +15,7 @@ from plain_loop import (
     weights,
 )
 from reference import same_bits
+from tiers import first_fast
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainingArguments
@@ -86,7 +87,7 @@ def test_it_clips_the_gradients_the_base_uses(tmp_path):
     assert_same_weights(measured, plain_run("awp", clip=0.01))
 
 
-@pytest.mark.parametrize("wrap", WRAPS)
+@pytest.mark.parametrize("wrap", first_fast(WRAPS))
 def test_it_resumes_bitwise_from_its_checkpoint(wrap, tmp_path):
     whole = trained(tmp_path / "whole", wrap, num_train_epochs=2)
     options = {"save_strategy": "epoch", "save_only_model": False}

@@ -10,19 +10,23 @@ from vqa.datasets.samples import DatasetError, Part
 from vqa.datasets.specs import AnnotationFile, DataSetSpec
 from vqa.datasets.tables import Row, Table, read_list, read_tables
 
+# The columns of every table, best first; case, blanks and underscores make no difference.
 NAME_COLUMNS = (
-    "path",
-    "image_name",
-    "file_name",
-    "video_name",
-    "name",
-    "video_list",
-    "vid",
-    "flickr_id",
-    "image",
-    "video",
-    "file",
+    *("path", "file_path", "video_path", "image_path", "img_path"),
+    *("image_name", "file_name", "video_name", "img_name", "name"),
+    *(
+        "video_list",
+        "vid",
+        "flickr_id",
+        "image",
+        "video",
+        "file",
+        "image_file",
+        "video_file",
+        "img",
+    ),
 )
+PART_COLUMNS = ("is_test", "is_train", "split", "set", "part")
 PREDICTED = ("path", "score", "error")
 """Columns of what score.py writes: nobody's opinion, whatever a column of it is called."""
 _PARTS: Mapping[str, Part] = {
@@ -36,7 +40,11 @@ _PARTS: Mapping[str, Part] = {
     "1080p": "1080p",
     "ood": "ood",
 }
-_TRUTH: Mapping[str, bool] = {"true": True, "1": True, "false": False, "0": False}
+_TRUTH: Mapping[str, bool] = {
+    **dict.fromkeys(("true", "1", "1.0", "yes"), True),
+    **dict.fromkeys(("false", "0", "0.0", "no"), False),
+}
+_UNKNOWN = -1.0  # in the fields of a four-column list
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,8 @@ class Label:
     """What one row says."""
 
     name: str
-    score: float
+    score: float | None
+    """None if it is unknown."""
     part: Part | None
     place: str
     """File and row, for messages."""
@@ -121,7 +130,7 @@ def read_labels(
     labels = [label for file in files for label in _read_file(spec, file, score_column)]
     part_file = _existing(files[0].path.parent, AnnotationFile(spec.part_files))
     if part_file is not None and all(label.part is None for label in labels):
-        labels = _add_parts(labels, _read_parts(spec, part_file.path), part_file.path)
+        labels = _add_parts(labels, _read_parts(part_file.path), part_file.path)
     if spec.only is not None:
         labels = [replace(label, part=label.part or spec.only) for label in labels]
         labels = [label for label in labels if label.part == spec.only]
@@ -135,7 +144,7 @@ def _check(spec: DataSetSpec, source: Path, labels: Sequence[Label]) -> None:
     unknown = next((label for label in labels if label.part is None), None)
     if spec.needs_parts and unknown is not None:
         raise DatasetError(
-            f"{unknown.place}: expected a column {' or '.join(spec.parts)} that says the part;"
+            f"{unknown.place}: expected a column {' or '.join(PART_COLUMNS)} that says the part;"
             f" load '{spec.name}-train' or another part to say it yourself"
         )
 
@@ -150,39 +159,64 @@ def _read_file(
             f"{file.path}: expected opinion scores, found those that score.py has predicted; to"
             " train on these, call their column mos"
         )
-    table, name, score = _choose_table(tables, spec.first_column_names, scores)
-    part = table.find_column(spec.parts)
+    table, name, among = _choose_table(tables, spec.first_column_names, scores)
+    parts = _part_columns(table)
     for row in table.rows:
         yield Label(
             table.text(row, name),
-            table.number(row, score),
-            file.part or (None if part is None else _read_part(table, row, part)),
+            _score(table, row, among),
+            file.part or _part_of(table, row, parts),
             table.place(row),
         )
 
 
 def _choose_table(
     tables: Sequence[Table], first_column_names: bool, scores: Sequence[str]
-) -> tuple[Table, int, int]:
-    """The first table that has names and scores, and the indices of these two columns."""
+) -> tuple[Table, int, tuple[int, ...]]:
+    """The first table that has names and scores, the column of names and those of scores."""
     for table in tables:
-        score = table.find_column(scores)
+        among = table.find_columns(scores)
         name = table.find_column(NAME_COLUMNS)
-        if name is None and first_column_names and score != 0:
-            name = 0
-        if name is not None and score is not None:
-            return table, name, score
+        if name is None and first_column_names and among and 0 not in among:
+            name = table.first_of_names(among)
+        if name is not None and among:
+            return table, name, among
     found = "; ".join(", ".join(table.columns) for table in tables)
     raise DatasetError(
         f"{tables[0].path}: expected a column of file names ({', '.join(NAME_COLUMNS)}) and one"
-        f" of scores ({', '.join(scores)}), found the columns: {found}"
+        f" of scores ({', '.join(scores)}), found the columns: {found} (cells are divided by"
+        " commas, tabs, semicolons or blanks)"
     )
+
+
+def _score(table: Table, row: Row, among: Sequence[int]) -> float | None:
+    """The score, or the mean of several raters' as far as they rated; None if it is unknown."""
+    rated = [column for column in among if row.cells[column]] or among[:1]
+    scores = [table.number(row, column) for column in rated]
+    return None if table.is_list and scores == [_UNKNOWN] else sum(scores) / len(scores)
+
+
+def _part_columns(table: Table) -> list[int]:
+    found = (table.find_column([name]) for name in PART_COLUMNS)
+    return [column for column in found if column is not None]
+
+
+def _part_of(table: Table, row: Row, columns: Sequence[int]) -> Part | None:
+    """What all columns that know the part say of it; those of `is_test` know no validation part."""
+    parts = {_read_part(table, row, column) for column in columns}
+    if parts == {"train", "validation"}:
+        return "validation"
+    if len(parts) > 1:
+        said = ", ".join(f"{row.cells[c]!r} in column {table.columns[c]!r}" for c in columns)
+        raise DatasetError(f"{table.place(row)}: expected one part of the data set, got {said}")
+    return next(iter(parts), None)
 
 
 def _read_part(table: Table, row: Row, column: int) -> Part:
     cell = table.text(row, column).lower()
-    if cell in _TRUTH and table.columns[column].lower() == "is_test":
-        return "test" if _TRUTH[cell] else "train"
+    column_name = table.columns[column].lower()
+    if cell in _TRUTH and column_name.endswith(("test", "train")):
+        return "test" if _TRUTH[cell] == column_name.endswith("test") else "train"
     if cell in _PARTS:
         return _PARTS[cell]
     raise DatasetError(
@@ -191,15 +225,16 @@ def _read_part(table: Table, row: Row, column: int) -> Part:
     )
 
 
-def _read_parts(spec: DataSetSpec, path: Path) -> dict[str, Part]:
+def _read_parts(path: Path) -> dict[str, Part]:
     table = read_tables(path)[0]
-    name, part = table.find_column(NAME_COLUMNS), table.find_column(spec.parts)
-    if name is None or part is None:
+    name, columns = table.find_column(NAME_COLUMNS), _part_columns(table)
+    if name is None or not columns:
         raise DatasetError(
-            f"{path}: expected a column of file names and one of parts ({', '.join(spec.parts)}),"
+            f"{path}: expected a column of file names and one of parts ({', '.join(PART_COLUMNS)}),"
             f" found the columns: {', '.join(table.columns)}"
         )
-    return {table.text(row, name): _read_part(table, row, part) for row in table.rows}
+    parts = ((table.text(row, name), _part_of(table, row, columns)) for row in table.rows)
+    return {name: part for name, part in parts if part is not None}
 
 
 def _add_parts(labels: Sequence[Label], parts: Mapping[str, Part], part_file: Path) -> list[Label]:

@@ -22,6 +22,8 @@ def summary(dataset: DataSet) -> str:
         head += "; the opinion scores are synthetic"
     if dataset.dropped:
         head += f"; {dataset.dropped} listed files are missing and left out"
+    if dataset.unrated:
+        head += f"; {dataset.unrated} listed files have no score (-1) and are left out"
     return "\n".join([head, *(f"  {line}" for line in _lines(dataset))])
 
 

@@ -21,9 +21,9 @@ def load_dataset(
     """Load a data set; nothing is decoded, but every row and the presence of every file is checked.
 
     Besides the published data sets there are `list` (four-column lists of anything), `csv` (a
-    folder of videos or images with a table of names and scores: commas, tabs or semicolons between
-    cells, with or without a header) and the generated `mini-ugc` and `mini-iqa`, which are built if
-    they are not there.
+    folder of videos or images with a table of names and scores: commas, tabs, semicolons or blanks
+    between cells, with or without a header) and the generated `mini-ugc` and `mini-iqa`, which are
+    built if they are not there.
 
     Args:
         name: one of `SPECS`.
@@ -32,7 +32,7 @@ def load_dataset(
         annotations: an annotation file (official, or a four-column list), or a folder with the
             usual annotation files. `root` by default.
         score_column: another score than the usual one, such as MOS instead of MOS_zscore of
-            KonIQ-10k.
+            KonIQ-10k; of several columns, such as anna,ben or rater*, the mean.
         drop_missing: leave out rows whose file is missing; `DataSet.dropped` counts them.
 
     Raises:
@@ -48,7 +48,10 @@ def load_dataset(
         raise DatasetError(f"{root}: expected the folder of {name}, there is none")
     files = find_annotations(spec, root, annotations)
     labels = read_labels(spec, files, score_column)
-    samples, dropped = find_samples(spec, root, labels, drop_missing)
+    rated = [label for label in labels if label.score is not None]
+    if not rated:
+        raise DatasetError(f"{files[0].path}: expected scores, they are all unknown (-1)")
+    samples, dropped = find_samples(spec, root, rated, drop_missing)
     return DataSet(
         name=name,
         kind=spec.kind or tell_kind(samples),
@@ -56,4 +59,5 @@ def load_dataset(
         source=files[0].path,
         synthetic=spec.build is not None,
         dropped=dropped,
+        unrated=len(labels) - len(rated),
     )

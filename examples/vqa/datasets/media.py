@@ -55,7 +55,7 @@ def find_samples(
     rows: dict[Path, Label] = {}
     samples: list[Sample] = []
     for label, path in zip(labels, found, strict=True):
-        if path is None:
+        if path is None or label.score is None:
             continue
         if path in rows:
             raise DatasetError(
@@ -78,7 +78,7 @@ def _find_file(spec: DataSetSpec, root: Path, name: str, listings: FolderListing
 
 
 def _candidates(spec: DataSetSpec, name: str) -> Iterator[str]:
-    name = name.replace("\\", "/")
+    name = os.path.expanduser(name.replace("\\", "/"))
     identifier = PurePosixPath(name).name.split(".")[0].split("_")[0]
     for folder in spec.folders:
         for file in spec.files:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from vqa.datasets.annotations import NAME_COLUMNS
 from vqa.datasets.media import FolderListings
 from vqa.datasets.samples import DatasetError
 from vqa.datasets.specs import SPECS
-from vqa.datasets.tables import Line, Table, columns_without_header, divided
+from vqa.datasets.tables import BLANK, Line, Table, columns_without_header, divided
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,11 @@ class ListedFile:
 def read_file_list(path: Path) -> list[ListedFile]:
     """The files that a list names, whether they are there or not.
 
-    A list is a text with a name on every line, or a table of cells divided by commas, tabs or
-    semicolons: with a header that calls a column path, name, file or the like, or without one and
-    the name in the first column (of a number and a name, the second). So four-column lists, tables
-    of opinion scores and what `csv.writer` writes are lists, too. Names are looked for beside the
-    list, in its usual sub-folders, and from where the program was called.
+    A list is a text with a name on every line, or a table of cells divided by commas, tabs,
+    semicolons or blanks: with a header that calls a column path, name, file or the like, or
+    without one and the name in the first column (of a number and a name, the second). So
+    four-column lists, tables of opinion scores and what `csv.writer` writes are lists, too. Names
+    are looked for beside the list, in its usual sub-folders, and from where the program was called.
 
     Raises:
         DatasetError: the list is missing, no text, or empty.
@@ -61,8 +62,10 @@ def _names(path: Path, text: str) -> Iterator[tuple[int, tuple[str, ...]]]:
     for number, cells in filled[header:]:
         line = whole[number - 1].strip()
         cell = cells[column].strip() if column < len(cells) else ""
-        # A name that holds a comma, in a list that knows no cells, is the whole line.
-        yield number, tuple(name for name in dict.fromkeys((cell, line)) if name)
+        # A name that holds a comma, in a list that knows no cells, is the whole line; of blanks,
+        # it is likelier that they are in a name than that they divide cells.
+        names = (line, cell) if separator == BLANK else (cell, line)
+        yield number, tuple(name for name in dict.fromkeys(names) if name)
 
 
 def _column(path: Path, first: Line, separator: str) -> tuple[int, int]:
@@ -71,15 +74,18 @@ def _column(path: Path, first: Line, separator: str) -> tuple[int, int]:
     header = Table(path, columns, ())
     named = header.find_column(NAME_COLUMNS)
     scored = header.find_column(SPECS["csv"].scores)
-    if named is None and scored is None:
+    # The blank of a name like "video 1.mp4" makes no header.
+    in_a_name = separator == BLANK and len(columns) > 1 and None in (named, scored)
+    if in_a_name or named is scored is None:
         pairs = columns_without_header(columns, decimal_comma=separator != ",")
         return (pairs.index("path") if pairs else 0), 0
-    return named or 0, 1
+    return int(scored == 0) if named is None else named, 1
 
 
 def _located(path: Path, names: Sequence[str], number: int, listings: FolderListings) -> ListedFile:
     spec = SPECS["csv"]
     roots = [*(path.parent / folder for folder in spec.folders), Path()]
+    names = [os.path.expanduser(name) for name in names]
     tried = [root / name for name in names for root in roots]
     # As Windows writes them.
     tried += [root / name.replace("\\", "/") for name in names if "\\" in name for root in roots]

@@ -40,3 +40,5 @@ class DataSet:
     """Whether the scores are computed rather than given by people."""
     dropped: int = 0
     """Listed files that are missing and were left out."""
+    unrated: int = 0
+    """Listed files whose score is unknown and that were left out."""

@@ -51,8 +51,6 @@ class DataSetSpec:
     """Media file of a row: its {name}, or the {id} before the first '_' or '.' in it."""
     scores: tuple[str, ...] = ("mos",)
     """Score columns, best first."""
-    parts: tuple[str, ...] = ()
-    """Columns that say which part a row belongs to."""
     part_files: tuple[str, ...] = ()
     """A second annotation file that only says the part of every row of the first."""
     only: Part | None = None
@@ -104,7 +102,6 @@ _LSVQ = DataSetSpec(
     layouts=((_LSVQ_BOTH, _LSVQ_1080P), (_LSVQ_TRAIN, _LSVQ_TEST, _LSVQ_1080P)),
     folders=("", "videos", "LSVQ"),
     files=("{name}", "{name}.mp4"),
-    parts=("is_test",),
     needs_parts=True,
     references=(
         Reference(28056, (2.45, 90.52), "train"),
@@ -189,7 +186,6 @@ _SPECS = (
         ),
         folders=("", "1024x768", "512x384", "images"),
         scores=("mos_zscore", "mos"),
-        parts=("set", "split"),
         part_files=("koniq10k_distributions_sets.csv",),
         references=(
             Reference(10073, (0.0, 100.0), scale=True, note="z-scores"),
@@ -223,7 +219,6 @@ _SPECS = (
             _one(*_FAST_VQA_LISTS),
         ),
         folders=("", "Images", "images"),
-        parts=("split",),
         references=(
             Reference(10000, (0.0, 1.0), "train", scale=True),
             Reference(900, (0.0, 1.0), "train", scale=True, note="the subset of 1,349 images"),
@@ -253,7 +248,6 @@ _SPECS = (
         kind="image",
         layouts=(_one("labels.csv"),),
         folders=("images",),
-        parts=("split",),
         references=(
             Reference(204, (1.0, 5.0), "train", scale=True),
             Reference(105, (1.0, 5.0), "test", scale=True),
@@ -269,10 +263,11 @@ _SPECS = (
     DataSetSpec(
         name="csv",
         kind=None,
-        layouts=(_one(*(f"{name}.{ending}" for ending in ("csv", "tsv") for name in _TABLES)),),
+        layouts=(
+            _one(*(f"{name}.{ending}" for ending in ("csv", "tsv", "txt") for name in _TABLES)),
+        ),
         folders=("", "images", "Images", "videos", "Videos"),
         scores=("mos", "score", "mos_zscore", "quality", "rating"),
-        parts=("split", "set", "part"),
         first_column_names=True,
     ),
 )

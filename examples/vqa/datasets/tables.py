@@ -1,12 +1,13 @@
 """Annotation files as tables of text: CSV, four-column list, spreadsheet, MATLAB file.
 
 The kind of a file is recognised by its content, not by its name: so is what separates the cells of
-a text (commas, tabs or semicolons), and whether its first row is a header.
+a text (commas, tabs, semicolons or blanks), and whether its first row is a header.
 """
 
 from __future__ import annotations
 
 import csv
+import fnmatch
 import io
 import math
 import re
@@ -31,6 +32,7 @@ _LIST_COLUMNS = ("path", "duration", "fps", "mos")
 # Of names and scores without a header; the other way round if only the first cell is a number.
 _PAIR_COLUMNS = ("path", "mos")
 _SEPARATORS = ("\t", ";", ",")
+BLANK = " "
 _MATLAB_COLUMNS = ("video_list", "mos")
 _UNREADABLE_MATLAB = (NotImplementedError, MatReadError, zlib.error)
 
@@ -58,6 +60,11 @@ class Table:
     decimal_comma: bool = False
     """Whether 3,5 is a number, as in the files that spreadsheets write where it is."""
 
+    @property
+    def is_list(self) -> bool:
+        """Whether it is a four-column list."""
+        return self.columns == _LIST_COLUMNS
+
     def find_column(self, names: Iterable[str]) -> int | None:
         """Index of the first of `names` that is a column.
 
@@ -66,6 +73,24 @@ class Table:
         columns = [_simple(column) for column in self.columns]
         wanted = (_simple(name) for name in names)
         return next((columns.index(name) for name in wanted if name in columns), None)
+
+    def find_columns(self, names: Iterable[str]) -> tuple[int, ...]:
+        """Indices of the first of `names` that is a column, or all of those that `a,b*` means."""
+        columns = [_simple(column) for column in self.columns]
+        for name in names:
+            if (one := self.find_column([name])) is not None:
+                return (one,)
+            each = [fnmatch.filter(columns, _simple(pattern)) for pattern in name.split(",")]
+            if all(each):
+                return tuple(dict.fromkeys(columns.index(one) for own in each for one in own))
+        return ()
+
+    def first_of_names(self, scores: Sequence[int]) -> int | None:
+        """Index of the first column that may hold names: of no scores, and no index of the rows."""
+        first = self.rows[0].cells
+        left = [column for column in range(len(self.columns)) if column not in scores]
+        texts = [column for column in left if not _is_number(first[column])]
+        return next(iter(texts or left[:1]), None)
 
     def place(self, row: Row) -> str:
         """Where a row is, for messages."""
@@ -145,7 +170,8 @@ def _read_text(path: Path, content: bytes) -> Table:
     if separator == "," and _is_list_row(first):
         return read_list(path)
     decimal_comma = separator != ","
-    if columns := columns_without_header(first, decimal_comma):
+    columns = _LIST_COLUMNS if _is_list_row(first) else columns_without_header(first, decimal_comma)
+    if columns:
         lines = [(0, columns), *lines]
     return _to_table(path, lines, decimal_comma=decimal_comma)
 
@@ -162,7 +188,28 @@ def divided(path: Path, text: str) -> tuple[list[Line], str]:
     """
     by_separator = {separator: _lines(path, text, separator) for separator in _SEPARATORS}
     separator = _choose_separator(by_separator)
+    if separator == BLANK:
+        return list(_divided_by_blanks(text)), BLANK
     return by_separator[separator], separator
+
+
+def _divided_by_blanks(text: str) -> Iterator[Line]:
+    """Words below a header of as many words; otherwise a name with blanks is one cell, too."""
+    lines = list(io.StringIO(text, newline=""))
+    filled = [line.split() for line in lines if line.strip()]
+    even = len({len(words) for words in filled}) == 1
+    whole = even and not any(map(_is_number, filled[0]))
+    for number, line in enumerate(lines, start=1):
+        yield number, line.split() if whole else _name_and_score(line)
+
+
+def _name_and_score(line: str) -> list[str]:
+    """The words, but those around a single number at the beginning or the end are one name."""
+    words = line.split()
+    numbers = [_is_number(word) for word in words]
+    if sum(numbers) != 1 or not (numbers[0] or numbers[-1]):
+        return words
+    return line.rsplit(maxsplit=1) if numbers[-1] else line.split(maxsplit=1)
 
 
 def _lines(path: Path, text: str, separator: str) -> list[Line]:
@@ -178,14 +225,17 @@ def _lines(path: Path, text: str, separator: str) -> list[Line]:
 def _choose_separator(
     by_separator: Mapping[str, Sequence[Line]],
 ) -> str:
-    """The one that gives every row as many cells, or else the one that divides the first row."""
+    """The one that gives every row as many cells, or else the one that divides the first row.
+
+    Blanks are only tried where none does, since names may have some.
+    """
     widths = {
         separator: [len(cells) for _, cells in lines if any(cell.strip() for cell in cells)]
         for separator, lines in by_separator.items()
     }
     dividing = [separator for separator, each in widths.items() if each and each[0] > 1]
     even = [separator for separator in dividing if len(set(widths[separator])) == 1]
-    return next(iter([*even, *reversed(dividing)]), ",")
+    return next(iter([*even, *reversed(dividing)]), BLANK)
 
 
 def columns_without_header(first: Sequence[str], decimal_comma: bool) -> tuple[str, ...]:

@@ -18,13 +18,12 @@ from vqa.statistics import PairedDifference, paired_difference, summarise
 from vqa.store import Results
 from vqa.training.perturbation import METHOD_NAMES, Method
 
-# Shades of one colour for the two kinds of the same thing; told apart by everybody.
+# Told apart by everybody.
 _COLOURS: dict[Method, str] = {
     "plain": "#555555",
     "rwp": "#e69f00",
     "awp": "#0072b2",
     "awp-update": "#009e73",
-    "awp-previous": "#56b4e9",
 }
 
 # Below this two-sided p value a difference is called one; printed with it every time.

@@ -92,16 +92,16 @@ class FeatureCache:
     def write(self, video: Path, features: Features) -> None:
         """Store what was extracted from a video; complete or not at all."""
         record = self._record(video)
-        with (
-            replacing(self._path(video, record)) as unfinished,
-            zipfile.ZipFile(unfinished, "w") as archive,
-        ):
+        entry = io.BytesIO()
+        with zipfile.ZipFile(entry, "w") as archive:
             for number, frame in enumerate(features.key_frames):
                 archive.writestr(f"key_frame_{number}.png", _to_png(frame))
             motion = io.BytesIO()
             np.save(motion, features.motion.numpy())
             archive.writestr("motion.npy", motion.getvalue())
             archive.writestr("record.json", json.dumps(record))
+        with replacing(self._path(video, record)) as unfinished:
+            unfinished.write_bytes(entry.getbuffer())
 
     def read(
         self, video: Path, generator: torch.Generator | None, crop: int = 448

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
+from uuid import uuid4
 
 _LONGEST_NAME = 255  # bytes that file systems take
 
@@ -24,17 +25,44 @@ def shown(path: Path) -> str:
 
 
 @contextmanager
+def writing(path: Path, through: Path | None = None) -> Iterator[None]:
+    """Around the writing of a file: errors of the system name it, as those of a full disk do not.
+
+    Args:
+        path: the file.
+        through: the temporary file that is written in its place, if one is.
+
+    Raises:
+        OSError: with the system's words and `path`.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # torch.save hides what the system said behind an error of its own.
+        cause = error if isinstance(error, OSError) else error.__context__
+        ours = (None, str(path), str(through or path))
+        if not isinstance(cause, OSError) or cause.filename not in ours:
+            raise
+        raise OSError(cause.errno, cause.strerror, str(path)) from error
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place when the block ends well.
 
     Whoever reads `path` meanwhile, or after this process was killed, finds the old file or none.
+
+    Raises:
+        OSError: it cannot be written; names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    name = os.fsencode(f".{os.getpid()}.{path.name}")[:_LONGEST_NAME]
+    # Numbers of processes are the same on several machines with one file system.
+    name = os.fsencode(f".{uuid4().hex}.{path.name}")[:_LONGEST_NAME]
     unfinished = path.with_name(os.fsdecode(name))
     try:
-        yield unfinished
-        os.replace(unfinished, path)
+        with writing(path, unfinished):
+            yield unfinished
+            os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
 

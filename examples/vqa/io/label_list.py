@@ -16,7 +16,7 @@ class LabelListError(ValueError):
 class LabelledVideo:
     """One row: video path relative to the list's folder, seconds, frames per second, score.
 
-    Duration and frame rate are -1 where unknown.
+    Duration, frame rate and score are -1 where unknown.
     """
 
     path: str
@@ -80,7 +80,10 @@ def parse_label_list(path: Path) -> list[LabelledVideo]:
 def _parse(line: str, place: str) -> LabelledVideo:
     columns = line.split(",")
     if len(columns) != 4 or not columns[0].strip():
-        raise LabelListError(f"{place}: expected 'path, duration, fps, mos', got {line!r}")
+        raise LabelListError(
+            f"{place}: expected 'path, duration, fps, mos', got {line!r} (cells are divided by"
+            " commas; --dataset csv takes other tables of names and scores)"
+        )
     duration, frame_rate, score = (_number(text, place) for text in columns[1:])
     return LabelledVideo(columns[0].strip(), duration, frame_rate, score)
 

@@ -37,6 +37,7 @@ PixelFormat = Literal["rgb24", "gray"]
 
 # These hold packets whose frames are not shown, and stamps that are not presentation times.
 _CODECS_WITH_HIDDEN_FRAMES = ("vp8",)
+_HDR = (16, 18)  # transfer characteristics PQ and HLG, as ITU-T H.273 numbers them
 _CONTAINERS_WITHOUT_TIMES = ("avi",)
 # Their headers say how long the file is; the duration of others is found at their end.
 _CONTAINERS_THAT_SAY_HOW_LONG = ("matroska,webm", "flv", "mxf")
@@ -69,6 +70,18 @@ def probe(path: Path) -> VideoInfo:
     """
     with Video.open(path) as video:
         return video.info()
+
+
+def is_hdr(path: Path) -> bool:
+    """Whether a file of any kind says that its brightness is that of HDR: PQ or HLG.
+
+    What cannot be opened says nothing.
+    """
+    try:
+        with _open(path) as container:
+            return _shown_track(path, container).codec_context.color_trc in _HDR
+    except Exception:  # as `_errors_that_name` has it
+        return False
 
 
 def read_frames(

@@ -8,7 +8,7 @@ from torch import nn
 
 from vqa.models.fast_vqa import FastVqa, FastVqaM
 from vqa.models.formats import Drop, Format
-from vqa.models.published import LoadReport, PublishedWeightsError, load_published
+from vqa.models.published import LoadReport, PublishedWeightsError, load_published, other_owner
 from vqa.models.sama_iqa import SamaIqa, TinySamaIqa
 from vqa.models.simple_vqa import SimpleVqa, TinySimpleVqa
 from vqa.models.tiny_fast_vqa import TinyFastVqa
@@ -20,6 +20,7 @@ __all__ = [
     "PublishedWeightsError",
     "build_model",
     "load_published",
+    "other_owner",
 ]
 
 _MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -32,6 +33,19 @@ _MODELS: dict[str, Callable[..., nn.Module]] = {
     "tiny_sama_iqa": TinySamaIqa,
     "tiny_simple_vqa": TinySimpleVqa,
 }
+
+_SWIN3D = ("backbone.features.6", "backbone.norm", "head")
+ENDS: dict[str, tuple[str, ...]] = {
+    "fast_vqa": _SWIN3D,
+    "fast_vqa_m": _SWIN3D,
+    "sama_iqa": ("backbone.layers.3", "backbone.norm", "vqa_head"),
+    "sama_vqa": _SWIN3D,
+    "simple_vqa": ("backbone.layer4", "quality"),
+    "tiny_fast_vqa": ("space.6", "space.7", "time", "head"),
+    "tiny_sama_iqa": ("backbone.7", "backbone.8", "vqa_head"),
+    "tiny_simple_vqa": ("backbone.stages.2", "quality"),
+}
+"""Of every model the names of its last stage and of what follows it."""
 
 
 def build_model(name: str, **settings: int) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -25,6 +26,14 @@ _WRAPPERS = (
 _PREFIXES = ("_orig_mod.", "module.", "model.")
 _COUNT_OF_AVERAGES = "n_averaged"
 _NAMES_SHOWN = 8
+
+# Whose a file of published weights is by how its name begins: these fit one another's models.
+_OWNERS = (
+    (r"fast_vqa_3d|faster_?vqa", "FasterVQA", ()),
+    (r"fast_vqa_m", "FAST-VQA-M", ("fast_vqa_m",)),
+    (r"fast_vqa", "FAST-VQA", ("fast_vqa",)),
+    (r"sama", "SAMA", ("sama_vqa", "sama_iqa")),
+)
 
 # Harmless kinds of number that published files hold beside the tensors, e.g. as test results;
 # torch's safe loader refuses them unless they are named, under their old and new addresses.
@@ -66,6 +75,17 @@ class LoadReport:
         lines += _by_reason("kept", self.kept)
         lines += _by_reason("dropped", self.dropped)
         return "\n".join(lines)
+
+
+def other_owner(path: Path, model: str) -> str | None:
+    """Of which other model the weights are known by the name of their file; None if of none.
+
+    >>> other_owner(Path("FAST_VQA_3D_1_1.pth"), "fast_vqa")
+    'FasterVQA'
+    """
+    name = re.sub(r"\W+", "_", path.name.lower())
+    owner = next((own for own in _OWNERS if re.match(own[0], name)), None)
+    return None if owner is None or model in owner[2] else owner[1]
 
 
 def load_published(

@@ -1,68 +1,172 @@
-"""What is left of a scoring: a table on disk, and a short one to read."""
+"""What is left of a scoring: a table on disk, what is asked for beside it, and a table to read."""
 
 from __future__ import annotations
 
 import csv
-import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from vqa.datasets.annotations import PREDICTED
-from vqa.io.files import open_csv, shown
+from vqa.io.files import file_state, open_csv, replacing, shown, writing
+from vqa.io.ownership import owned_file
+from vqa.io.video import is_hdr
+from vqa.scoring.finding import Found
 from vqa.scoring.scorer import FileScore
 
 _SHOWN = 20
+PER_CLIP, PER_FOLDER = ("path", "clip", "score"), ("folder", "files", "score")
+# Of a table that is not complete: what it takes to go on, too.
+_GROWING = (*PREDICTED, "clips", "state")
+
+Row = Sequence[object]
+Known = dict[Path, FileScore]
+
+
+class ScoreTable:
+    """A table that grows in a file, and the scores of an interrupted scoring. Use `score_table`."""
+
+    def __init__(self, growing: Path, files: Sequence[Found], known: Known) -> None:
+        self._growing, self._files, self.known = growing, files, known
+        self._scores: dict[Path, FileScore] = {}
+        self._file = open_csv(growing)
+        self._table = csv.writer(self._file, lineterminator="\n")
+
+    def begin(self) -> None:
+        """Have the header and the scores of before on disk."""
+        self._write(_GROWING)
+        for score in self.known.values():
+            self.add(score)
+
+    def close(self) -> None:
+        """Take no more rows."""
+        with writing(self._growing):
+            self._file.close()
+
+    @property
+    def rows(self) -> list[FileScore]:
+        """What has become of the files so far, in their order."""
+        return [self._scores[own.path] for own in self._files if own.path in self._scores]
+
+    def add(self, score: FileScore) -> None:
+        """Have a row on disk."""
+        clips = " ".join(map(repr, score.clips))
+        row = (score.path, score.score, score.error, clips, file_state(score.path))
+        self._write(row)
+        self._scores[score.path] = score
+
+    def _write(self, row: Row) -> None:
+        with writing(self._growing):
+            self._table.writerow(row)
+            self._file.flush()
 
 
 @contextmanager
-def score_table(path: Path) -> Iterator[Callable[[FileScore], None]]:
-    """Write `path,score,error`, a row as soon as it is given; the block gets what takes rows.
-
-    Another file of that name is not touched: opinion scores may be called so, too.
+def score_table(
+    path: Path, files: Sequence[Found], identity: str, resume: bool = True
+) -> Iterator[ScoreTable]:
+    """Write `path,score,error`, a row as soon as it is given.
 
     The table grows in a file beside `path` and takes its place when the block ends well. If the
-    block ends otherwise, an older table stays as it is, and the rows so far stay beside it.
+    block ends otherwise, an older table stays as it is, and the rows so far stay beside it; the
+    next scoring of the same identity has them.
+
+    Args:
+        path: the table; it belongs to this process for the length of the block.
+        files: what is to be scored.
+        identity: of all but the files that decides a score.
+        resume: whether scores of an interrupted scoring count, of files that are as they were.
 
     Raises:
-        ValueError: there is something other than an older table.
+        ValueError: there is something other than an older table, or another command writes it.
     """
-    if path.exists() and not _is_score_table(path):
-        raise ValueError(
-            f"output: expected a new file or an older table of scores, {shown(path)} is something"
-            " else, which would be lost"
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    growing = path.with_name(f"{path.name}.{os.getpid()}.part")
-    rows = 0
-    try:
-        with open_csv(growing) as file:
-            table = csv.writer(file, lineterminator="\n")
-            table.writerow(PREDICTED)
-
-            def add(score: FileScore) -> None:
-                nonlocal rows
-                table.writerow([score.path, score.score, score.error])
-                file.flush()
-                rows += 1
-
-            yield add
-        os.replace(growing, path)
-    except BaseException:
-        if rows:
-            print(f"unfinished: the first {rows} rows are in {growing}", file=sys.stderr)
-        else:
-            growing.unlink(missing_ok=True)
-        raise
+    refuse_other_file(path, PREDICTED, "output")
+    growing = path.with_name(f"{path.name}.{identity[:12]}.part")
+    with owned_file(path):
+        known = _interrupted(growing, files) if resume else {}
+        rows = 0
+        try:
+            table = ScoreTable(growing, files, known)
+            try:
+                table.begin()
+                yield table
+            finally:
+                rows = len(table.rows)
+                table.close()
+            write_rows(path, PREDICTED, ((s.path, s.score, s.error) for s in table.rows))
+            growing.unlink()
+        except BaseException:
+            if rows:
+                print(
+                    f"unfinished: the first {rows} rows are in {growing}; the same command goes on"
+                    " from there",
+                    file=sys.stderr,
+                )
+            else:
+                growing.unlink(missing_ok=True)
+            raise
 
 
-def _is_score_table(path: Path) -> bool:
-    header = ",".join(PREDICTED).encode()
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(len(header) + 1).rstrip() == header
+def _interrupted(growing: Path, files: Sequence[Found]) -> Known:
+    """The scores in a table that grew, of files that are as they were."""
+    if not growing.is_file():
+        return {}
+    with growing.open(encoding="utf-8", errors="replace", newline="") as file:
+        rows = {row["path"]: row for row in csv.DictReader(file)}  # the last one may be cut off
+    found = {}
+    for path in (own.path for own in files):
+        row = rows.get(_as_written(path))
+        if row is not None and row["score"] and row["state"] == str(file_state(path)):
+            clips = tuple(map(float, (row["clips"] or "").split()))
+            found[path] = FileScore(path, float(row["score"]), None, clips, is_hdr(path))
+    return found
+
+
+def _as_written(path: Path) -> str:
+    return str(path).encode("utf-8", "backslashreplace").decode()
+
+
+def write_rows(path: Path, header: Sequence[str], rows: Iterable[Row]) -> None:
+    """Write a CSV file, completely or not at all."""
+    with replacing(path) as unfinished, open_csv(unfinished) as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(header)
+        table.writerows(rows)
+
+
+def clip_rows(scores: Iterable[FileScore]) -> Iterator[Row]:
+    """`path,clip,score`, a row for every clip or frame; clips count from 0."""
+    return ((s.path, clip, score) for s in scores for clip, score in enumerate(s.clips))
+
+
+def folder_rows(scores: Iterable[FileScore]) -> Iterator[Row]:
+    """`folder,files,score`: how many files have a score, and their mean."""
+    by_folder: dict[Path, list[float]] = defaultdict(list)
+    for own in scores:
+        if own.score is not None:
+            by_folder[own.path.parent].append(own.score)
+    return ((folder, len(own), sum(own) / len(own)) for folder, own in by_folder.items())
+
+
+def refuse_other_file(path: Path, header: Sequence[str], argument: str) -> None:
+    """Another file than an older table is not touched: opinion scores may be called so, too.
+
+    Raises:
+        ValueError: there is one; names the argument.
+    """
+    begin = ",".join(header).encode()
+    if not path.exists():
+        return
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(len(begin) + 1).rstrip() == begin:
+                return
+    raise ValueError(
+        f"{argument}: expected a new file or an older table of scores, {shown(path)} is something"
+        " else, which would be lost"
+    )
 
 
 def report(scores: Sequence[FileScore], path: Path) -> int:
@@ -85,5 +189,12 @@ def report(scores: Sequence[FileScore], path: Path) -> int:
         print(told if where in told else f"{where}: {told}", file=sys.stderr)
     if len(failed) > _SHOWN:
         print(f"and {len(failed) - _SHOWN} more without a score", file=sys.stderr)
+    if hdr := [own for own in scored if own.hdr]:
+        names = ", ".join(shown(own.path) for own in hdr[:_SHOWN])
+        more = f" and {len(hdr) - _SHOWN} more" if len(hdr) > _SHOWN else ""
+        print(
+            f"doubtful: {len(hdr)} files are HDR (PQ or HLG) and read as if they were not:"
+            f" {names}{more}"
+        )
     print(f"{shown(path)}: {len(scored)} of {len(scores)} files have a score")
     return 2 if not scored else 1 if failed else 0

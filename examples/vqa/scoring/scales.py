@@ -20,7 +20,7 @@ def own_scale(why: str = "") -> ScoreScale:
     return ScoreScale(f"the model's own ({why})" if why else "the model's own", float)
 
 
-def _sigmoid(name: str, mean: float, deviation: float) -> ScoreScale:
+def _sigmoid(file: str, mean: float, deviation: float) -> ScoreScale:
     def tell(score: float) -> float:
         standardised = (score - mean) / deviation
         # Two forms, neither of which overflows on its side.
@@ -28,11 +28,13 @@ def _sigmoid(name: str, mean: float, deviation: float) -> ScoreScale:
             return 1 / (1 + math.exp(-standardised))
         return math.exp(standardised) / (1 + math.exp(standardised))
 
-    return ScoreScale(f"0 to 1, as published with {name}: sigmoid((raw - m) / s)", tell)
+    return ScoreScale(
+        f"0 to 1, as published for {file} alone, of which it makes sigmoid((raw - m) / s)", tell
+    )
 
 
 # Mean and deviation of raw scores, as the authors of the weights give them.
 PUBLISHED = {
-    "fast_vqa": _sigmoid("FAST-VQA", -0.110198185, 0.04178565),
-    "fast_vqa_m": _sigmoid("FAST-VQA-M", 0.023889644, 0.030781006),
+    "fast_vqa": _sigmoid("FAST_VQA_B_1_4.pth", -0.110198185, 0.04178565),
+    "fast_vqa_m": _sigmoid("FAST_VQA_M_1_4.pth", 0.023889644, 0.030781006),
 }

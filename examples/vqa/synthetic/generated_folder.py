@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from vqa.io.files import writing
+
 
 @dataclass(frozen=True)
 class GeneratedFolder:
@@ -43,9 +45,12 @@ class GeneratedFolder:
         folder.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
-            write(unfinished)
+            with writing(folder):
+                write(unfinished)
             text = json.dumps(made, indent=2) + "\n"
             (unfinished / self.record).write_text(text, encoding="utf-8")
+            if self._read_record(folder) == made:  # by another command meanwhile, which reads it
+                return False
             if folder.exists():
                 shutil.rmtree(folder)
             os.replace(unfinished, folder)

@@ -93,8 +93,7 @@ def save_state(
     states = {name: part.state_dict() for name, part in parts.items()}
     values = {"format": _FORMAT, "version": _VERSION, "identity": dict(identity)}
     values |= {"counters": asdict(counters), "parts": {**states, "random": random}}
-    with replacing(path) as unfinished:
-        torch.save(values, unfinished)
+    _save(path, values)
 
 
 def load_state(
@@ -171,6 +170,8 @@ class Checkpoint:
     """None until the training has ended, or where its scores came to nothing."""
     features: Mapping[str, Any] | None = None
     """How the features that stand for a file were made; None where the model reads files."""
+    run: str | None = None
+    """Digest of all that decides the result of the run that wrote it; None where none was kept."""
 
 
 class CheckpointError(ValueError):
@@ -182,11 +183,13 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     values = {field.name: getattr(checkpoint, field.name) for field in fields(Checkpoint)}
     values["scale"] = None if checkpoint.scale is None else tuple(checkpoint.scale)
     values["features"] = None if checkpoint.features is None else dict(checkpoint.features)
-    with replacing(path) as unfinished:
-        torch.save(
-            {"format": _WEIGHTS_FORMAT, "version": _WEIGHTS_VERSION, **values},
-            unfinished,
-        )
+    _save(path, {"format": _WEIGHTS_FORMAT, "version": _WEIGHTS_VERSION, **values})
+
+
+def _save(path: Path, values: dict[str, Any]) -> None:
+    # To a file that Python opens: of one of its own, torch does not tell why it cannot be written.
+    with replacing(path) as unfinished, unfinished.open("wb") as file:
+        torch.save(values, file)
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -223,8 +226,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
             " train again"
         )
     scale = None if values["scale"] is None else Scale(*values["scale"])
-    # Files from before features were noted do not name them.
-    own = {field.name: ({"features": None} | values)[field.name] for field in fields(Checkpoint)}
+    # Older files lack what was not noted then.
+    own = {field.name: values[field.name] for field in fields(Checkpoint) if field.name in values}
     return Checkpoint(**{**own, "scale": scale})
 
 

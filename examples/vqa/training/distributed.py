@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed
 
 T = TypeVar("T")
 
-DeviceName = Literal["auto", "cpu", "cuda"]
+DeviceName = str
+"""`auto`, `cpu`, `cuda`, or `cuda:1` for one GPU of several."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,12 @@ class Place:
             for tensor in tensors:
                 distributed.broadcast(tensor, 0)
 
+    def average(self, tensors: Iterable[Tensor]) -> None:
+        """Give every process the mean of all processes' tensors, in their place."""
+        if self.processes > 1:
+            for tensor in tensors:
+                distributed.all_reduce(tensor.div_(self.processes))
+
     def gather_batch(self, predicted: Tensor, target: Tensor, share: int) -> tuple[Tensor, Tensor]:
         """Predicted and opinion scores [B] of all processes; only one's own carry a gradient.
 
@@ -75,13 +83,20 @@ def own_device(device: DeviceName) -> torch.device:
     """The device of this process; `"auto"` is its GPU where there is one.
 
     Raises:
-        ValueError: `"cuda"` without a GPU.
+        ValueError: another name, a GPU that there is not, or one for several processes.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device: expected a machine with a GPU for 'cuda', none is available")
-    if device == "cpu" or not torch.cuda.is_available():
+    named = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", device)
+    if named is None:
+        raise ValueError(f"device: expected auto, cpu, cuda or cuda:NUMBER, got {device!r}")
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    number = int(named[1] or os.environ.get("LOCAL_RANK", "0"))
+    if device.startswith("cuda") and number >= gpus:
+        raise ValueError(f"device: expected one of the {gpus} GPUs of this machine, got {device!r}")
+    if named[1] and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(f"device: expected a GPU for each process, got {device!r} for all of them")
+    if device == "cpu" or not gpus:
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cuda", number)
 
 
 @contextmanager
@@ -89,10 +104,10 @@ def joined_processes(device: DeviceName = "auto") -> Iterator[Place]:
     """This process's place for the length of the block, in the group that torchrun announces.
 
     Args:
-        device: `"auto"` is the GPU of this process where there is one.
+        device: as of `own_device`.
 
     Raises:
-        ValueError: `"cuda"` without a GPU.
+        ValueError: as `own_device`.
     """
     own = own_device(device)
     on_gpu = own.type == "cuda"

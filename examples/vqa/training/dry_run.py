@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from vqa.training.distributed import Place
 from vqa.training.evaluate import predict
@@ -29,13 +30,15 @@ def dry_run(task: Task, settings: Settings, parts: Parts, place: Place) -> None:
     print(_describe_model(run.model))
     print(
         f"optimizer: {type(run.optimizer.base).__name__}, perturb {settings.perturb},"
-        f" gamma {settings.gamma:g}",
+        f" gamma {settings.gamma:g}, {_count_passes(run):.3g} passes a step",
         flush=True,
     )
     step_seconds, step_wall = _time_steps(run)
     test_seconds = _time_test(run, parts)
     print(_describe_batch(run))
-    print(f"memory: {peak_memory(place.device) / 2**30:.2f} GiB at most on {place.device}")
+    memory = peak_memory(place.device)
+    if memory is not None:
+        print(f"memory: {memory / 2**30:.2f} GiB at most on {place.device}")
     tested = len(parts.chooses(settings)) * run.epochs + sum(
         len(own) for name, own in sizes.items() if name != "train" or settings.train_score
     )
@@ -46,6 +49,25 @@ def dry_run(task: Task, settings: Settings, parts: Parts, place: Place) -> None:
         f" = {training / 3600:.2g} h, {tested} tests of {test_seconds:.3g} s"
         f" = {testing / 3600:.2g} h, for each of {len(settings.splits)} splits"
     )
+
+
+def _count_passes(run: TrainingRun) -> float:
+    """Forward and backward passes of a step; of parts of the model, by their share of operations.
+
+    Where the end alone is perturbed, that is a step's multiplications beside a plain step's.
+    """
+    if not run.settings.perturb_end:
+        return run.settings.steps + 1 if run.settings.perturb == "awp" else 1
+    operations = []
+    for scale in (1.0, 0.0):
+        run.optimizer.gamma *= scale
+        steps = run.steps()
+        with FlopCounterMode(display=False) as counted:
+            next(steps)
+        steps.close()
+        operations.append(counted.get_total_flops())
+    run.optimizer.gamma = run.settings.gamma
+    return float(operations[0] / operations[1])
 
 
 def _time_steps(run: TrainingRun) -> tuple[float, float]:

@@ -112,7 +112,7 @@ def predict(
     )
 
 
-def measured(predictions: Predictions, logistic_fit: bool) -> Agreement:
+def measured(predictions: Predictions, settings: Settings) -> Agreement:
     """Agreement with the opinion scores; NaN where the predictions have come to nothing.
 
     A training that diverged, or a model that says the same of every file, is a result too. So are
@@ -129,7 +129,12 @@ def measured(predictions: Predictions, logistic_fit: bool) -> Agreement:
         return Agreement(math.nan, math.nan, math.nan, math.nan)
     if len(predicted) < 2 or not np.isfinite(predicted).all() or np.ptp(predicted) == 0:
         return Agreement(math.nan, math.nan, math.nan, math.nan)
-    return agreement(predicted, predictions.scores, logistic_fit=logistic_fit)
+    return agreement(
+        predicted,
+        predictions.scores,
+        logistic_fit=settings.logistic_fit,
+        logistic_start=settings.logistic_start,
+    )
 
 
 def scale_of(predicted: ArrayLike, scores: ArrayLike) -> Scale | None:

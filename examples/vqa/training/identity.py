@@ -25,6 +25,8 @@ _WITHOUT_EFFECT = frozenset(
 # What these hold counts, not where it lies: labels are among the samples.
 _BY_CONTENT = ("pretrained", "finetune_from")
 _ELSEWHERE = frozenset({"annotations", *_BY_CONTENT})
+# Runs from before these were there had their defaults.
+_LATER = {"perturb_end": False}
 
 
 def identity(
@@ -47,6 +49,8 @@ def identity(
     """
     described: dict[str, Any] = {"split": split}
     for name, value in asdict(settings).items():
+        if name in _LATER and value == _LATER[name]:
+            continue
         if name not in _WITHOUT_EFFECT | _ELSEWHERE:
             described[name] = str(value.resolve()) if isinstance(value, Path) else value
     for name in _BY_CONTENT:

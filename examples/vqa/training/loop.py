@@ -9,7 +9,8 @@ import itertools
 import math
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,10 +21,13 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from torch_awp import freeze_running_stats
 from vqa.datasets import Sample
+from vqa.io.files import digest
 from vqa.metrics import Agreement
+from vqa.models.computed_once import ComputedOnce
 from vqa.progress import progress_bar
 from vqa.training.checkpoint import (
     Checkpoint,
+    CheckpointError,
     Counters,
     HasState,
     load_checkpoint,
@@ -55,6 +59,7 @@ def fit(run: TrainingRun, folder: Path) -> None:
 
     Raises:
         RunStateError: last.pt cannot be gone on from.
+        CheckpointError: best.pt is not what this run wrote.
         ValueError: bad files have left nothing of an epoch to train on.
     """
     last, best = folder / "last.pt", folder / "best.pt"
@@ -74,7 +79,13 @@ def fit(run: TrainingRun, folder: Path) -> None:
         if log is not None:
             log.close()
     run.place.wait_for_all()
-    run.tested_model.load_state_dict(load_checkpoint(best).state_dict)
+    kept = load_checkpoint(best)
+    if (kept.run, kept.epoch) != (run.digest, run.counters.best_epoch):
+        raise CheckpointError(
+            f"{best}: expected epoch {run.counters.best_epoch} as this run wrote it, got epoch"
+            f" {kept.epoch} of another run: choose another --output, or --resume never"
+        )
+    run.tested_model.load_state_dict(kept.state_dict)
 
 
 def _describe_taken_up(run: TrainingRun, folder: Path) -> str:
@@ -153,12 +164,14 @@ class TrainingRun:
         )
         torch.manual_seed(settings.seed)
         self.model = task.build().to(place.device)
+        end = task.end if settings.perturb_end else ()
+        self._once = ComputedOnce(self.model, end)
         self.optimizer = perturbed(
             task.optimizer(self.model),
             settings.method,
             settings.gamma,
             settings.seed,
-            settings.rule,
+            replace(settings.rule, within=end),
         )
         self.average = moving_average(self.model, settings.ema)
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=settings.amp == "fp16")
@@ -182,6 +195,11 @@ class TrainingRun:
             self._compiled = torch.compile(self.model)  # type: ignore[assignment]
         # Every process drops out other units.
         torch.manual_seed(settings.seed + place.rank)
+
+    @property
+    def digest(self) -> str:
+        """Of all that decides the result."""
+        return digest(self._identity)
 
     @property
     def tested_model(self) -> nn.Module:
@@ -231,7 +249,9 @@ class TrainingRun:
         if readable:
             for p in self.optimizer.passes():
                 self.optimizer.zero_grad()
-                losses.append(self._forward_and_backward(model, readable, p.index > 0))
+                inputs = p.inputs if self.settings.perturb_end else None
+                losses.append(self._forward_and_backward(model, readable, p.index > 0, inputs))
+            self._once.forget()
             self.scaler.step(self.optimizer)
             self.scaler.update()
             if self.average is not None:
@@ -241,21 +261,38 @@ class TrainingRun:
         return losses[0] / self.place.processes if losses else None
 
     def _forward_and_backward(
-        self, model: nn.Module, batches: Sequence[Batch], later: bool
+        self,
+        model: nn.Module,
+        batches: Sequence[Batch],
+        later: bool,
+        inputs: Sequence[Tensor] | None,
     ) -> Tensor:
-        """One pass: the gradient of the mean loss, of several batches one after the other."""
+        """One pass: the gradient of the mean loss, of several batches one after the other.
+
+        Only with respect to `inputs`, where they are given.
+        """
         losses = []
-        for batch in batches:
-            loss = self._loss(model, batch, later) / len(batches)
-            torch.autograd.backward(self.scaler.scale(loss))
-            losses.append(loss.detach())
+        with (
+            model.no_sync()  # DistributedDataParallel averages all gradients or none
+            if inputs is not None and isinstance(model, DistributedDataParallel)
+            else nullcontext()
+        ):
+            for batch in batches:
+                loss = self._loss(model, batch, later) / len(batches)
+                torch.autograd.backward(self.scaler.scale(loss), inputs=inputs)
+                losses.append(loss.detach())
+        self.place.average(own.grad for own in inputs or () if own.grad is not None)
         return torch.stack(losses).sum()
 
     def _loss(self, model: nn.Module, batch: Batch, later: bool) -> Tensor:
         """Loss of a batch over all processes, times their number; see `Place.gather_batch`."""
         task, place = self.task, self.place
         frozen = later and task.freeze_statistics
-        with freeze_running_stats(self.model, frozen), autocast(self.settings, place.device):
+        with (
+            freeze_running_stats(self.model, frozen),
+            autocast(self.settings, place.device),
+            self._once.outputs_of(id(batch)),
+        ):
             scores = task.scores(model, batch.inputs, "later" if later else "first")
         share = self.settings.batch // place.processes
         everybody = place.gather_batch(scores.float(), batch.scores, share)
@@ -319,7 +356,7 @@ def _choose(run: TrainingRun, best: Path) -> Agreement | None:
             "choose",
             run.task.choice_batch,
         )
-        chosen = measured(predictions, run.settings.logistic_fit)
+        chosen = measured(predictions, run.settings)
     score = math.inf if chosen is None else chosen.srcc + chosen.plcc
     # Not a number is never better; but there must be one to fall back on.
     if chosen is None or score > counters.best or counters.best_epoch == 0:
@@ -334,6 +371,7 @@ def _choose(run: TrainingRun, best: Path) -> Agreement | None:
                     counters.epoch,
                     run.tested_model.state_dict(),
                     features=run.task.features(),
+                    run=run.digest,
                 ),
             )
     return chosen

@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +15,16 @@ from torch import nn
 
 from vqa.datasets import DataSet, load_dataset, summary
 from vqa.io.files import write_json
+from vqa.io.ownership import owned_folder
+from vqa.models import other_owner
 from vqa.provenance import provenance
-from vqa.training.checkpoint import Counters, Scale, load_checkpoint, save_checkpoint
+from vqa.training.checkpoint import (
+    Counters,
+    Scale,
+    is_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from vqa.training.distributed import Place, joined_processes
 from vqa.training.dry_run import dry_run
 from vqa.training.evaluate import Predictions, measured, predict, scale_of
@@ -30,6 +38,8 @@ from vqa.training.task import Task
 
 _SHOWN = 20  # of files that cannot be read; all are in the results
 _ENOUGH = 256  # files of a large training part for the mean and deviation of its scores
+# Settings of how files are cut, beside those that concern training alone.
+_CUTS = {"sampling", "frames", "test_clips", "variant", "crop"}
 _NO_SCALE = (
     "the scores of the training part, predicted or given, are all the same or not finite; the"
     " checkpoint has no scale of opinion scores"
@@ -58,12 +68,15 @@ def run_script(settings: Settings, task: Task) -> Path | None:
         if settings.dry_run:
             dry_run(task, settings, by_split[settings.splits[0]], place)
             return None
-        return _run_splits(task, settings, dataset, by_split, place)
+        folder = output_folder(task, settings)
+        with owned_folder(folder) if place.is_first else nullcontext():
+            return _run_splits(task, settings, dataset, by_split, folder, place)
 
 
 def output_folder(task: Task, settings: Settings) -> Path:
     """Where the results go."""
-    kind = settings.perturb if settings.evaluate is None else "evaluated"
+    trained = f"{settings.perturb}-seed-{settings.seed}"
+    kind = trained if settings.evaluate is None else "evaluated"
     return settings.output or RUNS / task.script / f"{settings.dataset}-{kind}"
 
 
@@ -91,9 +104,14 @@ def _run_splits(
     settings: Settings,
     dataset: DataSet,
     by_split: Mapping[int, Parts],
+    folder: Path,
     place: Place,
 ) -> Path:
-    began, folder = time.perf_counter(), output_folder(task, settings)
+    began = time.perf_counter()
+    path, scores = folder / "results.json", folder / "predictions.csv"
+    if place.is_first and settings.resume == "never":  # an older run's would lie beside this one's
+        path.unlink(missing_ok=True)
+        scores.unlink(missing_ok=True)
     results = []
     predictions: dict[int, list[Predictions]] = {}
     for split, parts in by_split.items():
@@ -105,7 +123,6 @@ def _run_splits(
         if result.bad_files:
             print(f"left out: {len(result.bad_files)} files that cannot be read")
             print("\n".join(f"  {message}" for message in result.bad_files[:_SHOWN]))
-    path, scores = folder / "results.json", folder / "predictions.csv"
     if place.is_first:
         write_predictions(scores, predictions)
         write_json(
@@ -135,6 +152,8 @@ def _run_split(
         torch.manual_seed(settings.seed)
         model = task.build().to(place.device)
         print(load_weights(model, settings.evaluate))
+        for difference in _trained_otherwise(task, settings, settings.evaluate):
+            print(f"warning: {difference}")
         return _score(task, settings, model, Counters(), parts, split, place)
     run = TrainingRun(task, settings, parts.train, split, place, parts.chooses(settings))
     fit(run, folder)
@@ -148,6 +167,22 @@ def _run_split(
         save_checkpoint(best, replace(checkpoint, scale=scale))
     kept = None if scale is None else scale._asdict()
     return replace(result, scale=kept), predictions
+
+
+def _trained_otherwise(task: Task, settings: Settings, weights: Path) -> Iterator[str]:
+    """What weights do not tell by their shapes: that they were trained on files cut otherwise."""
+    own = plain(settings)
+    if not is_checkpoint(weights):
+        if owner := other_owner(weights, own.get("model", "")):
+            yield f"{weights.name} is known as {owner}'s, whose files are cut in another way"
+        return
+    checkpoint = load_checkpoint(weights)
+    if checkpoint.script != task.script:
+        yield f"{weights} was trained by {checkpoint.script}.py, which cuts files in another way"
+    for name in sorted(_CUTS & own.keys() & checkpoint.settings.keys()):
+        before = checkpoint.settings[name]
+        if before != own[name]:
+            yield f"{weights} was trained with {name} {before!r}, it is tested with {own[name]!r}"
 
 
 def _scale(
@@ -184,7 +219,7 @@ def _score(
     predictions = [
         predict(model, task, samples, settings, place, name) for name, samples in wanted.items()
     ]
-    scores = {own.part: measured(own, settings.logistic_fit) for own in predictions}
+    scores = {own.part: measured(own, settings) for own in predictions}
     bad_files = {*place.gather(counters.bad_files)}.union(*(own.bad_files for own in predictions))
     result = SplitResult(
         split=split,

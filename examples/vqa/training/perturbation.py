@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,14 +13,13 @@ from torch_awp import AdversarialWeightPerturbation, RandomWeightPerturbation
 
 Perturbed = AdversarialWeightPerturbation | RandomWeightPerturbation
 
-Method = Literal["plain", "rwp", "awp", "awp-update", "awp-previous"]
+Method = Literal["plain", "rwp", "awp", "awp-update"]
 
 METHOD_NAMES: dict[Method, str] = {
     "plain": "plain AdamW",
     "rwp": "RWP",
     "awp": "AWP",
     "awp-update": 'AWP, ascent="update"',
-    "awp-previous": 'AWP, ascent="previous"',
 }
 
 
@@ -34,6 +34,20 @@ class PerturbationRule:
     """Move the tensors whose name contains "weight", not those with more than one dimension."""
     epsilon: float = 0.0
     """Added to both norms."""
+    within: tuple[str, ...] = ()
+    """Names of the only modules whose tensors move; none for all."""
+
+    @property
+    def select(self) -> Callable[[str, Tensor], bool] | None:
+        """Which tensors move; None is the library's default."""
+        if not self.named_weight and not self.within:
+            return None
+        return self._moves
+
+    def _moves(self, name: str, parameter: Tensor) -> bool:
+        if self.within and not any(name.startswith(f"{own}.") for own in self.within):
+            return False
+        return "weight" in name if self.named_weight else parameter.ndim > 1
 
 
 _DEFAULT_RULE = PerturbationRule()
@@ -54,14 +68,13 @@ def perturbed(
     Args:
         optimizer: the base, built with `named_parameters()` if the rule asks for names.
         method: `"rwp"` moves the weights at random, `"awp"` uphill along the current gradient (one
-            more pass for each of the rule's steps), `"awp-update"` along the previous step's change
-            of the weights and `"awp-previous"` along its gradient (no more passes).
+            more pass for each of the rule's steps) and `"awp-update"` along the change that the
+            last step made to the weights (no more passes).
         gamma: size of the perturbation relative to each weight tensor.
         seed: of the random perturbation.
         rule: how the perturbation is made.
     """
-    select = _is_named_weight if rule.named_weight else None
-    constraint, epsilon = rule.constraint, rule.epsilon
+    select, constraint, epsilon = rule.select, rule.constraint, rule.epsilon
     if method == "plain":
         return AdversarialWeightPerturbation(optimizer, gamma=0.0)
     if method == "rwp":
@@ -78,19 +91,8 @@ def perturbed(
         optimizer,
         gamma,
         steps=rule.steps if method == "awp" else 1,
-        ascent=_ASCENT[method],
+        ascent="update" if method == "awp-update" else "current",
         constraint=constraint,
         select=select,
         epsilon=epsilon,
     )
-
-
-_ASCENT: dict[Method, Literal["current", "update", "previous"]] = {
-    "awp": "current",
-    "awp-update": "update",
-    "awp-previous": "previous",
-}
-
-
-def _is_named_weight(name: str, parameter: Tensor) -> bool:
-    return "weight" in name

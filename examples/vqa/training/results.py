@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import resource
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -114,9 +113,13 @@ def write_predictions(path: Path, by_split: Mapping[int, Sequence[Predictions]])
                     table.writerow([*row, split] if several else row)
 
 
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that torch held on a GPU, or this process on a CPU."""
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes: the most that torch held on a GPU, or this process on a CPU; None on Windows."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return None
+    import resource  # which Windows lacks
+
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024

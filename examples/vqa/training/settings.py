@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from vqa.datasets.splits import Protocol
+from vqa.metrics import LogisticStart
 from vqa.synthetic.mini_ugc import DEFAULT_FOLDER
 from vqa.training.distributed import DeviceName
 from vqa.training.perturbation import Method, PerturbationRule
@@ -34,7 +35,8 @@ class Settings:
     annotations: Path | None = None
     """Its annotation file; looked for in the usual places if not given."""
     score_column: str | None = None
-    """Another score than the data set's usual one, such as MOS of KonIQ-10k."""
+    """Another score than the data set's usual one, such as MOS of KonIQ-10k; of several columns,
+    such as anna,ben or rater*, the mean."""
     also_test: tuple[str, ...] = ()
     """More data sets to test on: NAME=ROOT or NAME=ROOT,ANNOTATIONS."""
     official_parts: Literal["use", "ignore"] = "use"
@@ -51,17 +53,22 @@ class Settings:
     logistic_fit: bool = False
     """Fit a four-parameter logistic before PLCC and RMSE, as SimpleVQA does; the others only move
     predictions to the mean and deviation of the opinion scores before RMSE."""
+    logistic_start: LogisticStart = "fixed"
+    """Where that fit begins: the released start does not follow the scale of the predictions, so
+    PLCC depends on it and can be lower than without a fit."""
     missing_files: Literal["stop", "skip"] = "stop"
     """Stop when annotated files are missing, or go on without them."""
     bad_files: Literal["stop", "skip"] = "stop"
     """Stop at a file that cannot be read, or leave it out and count it."""
 
     # Perturbation
-    perturb: Literal["none", "rwp", "awp", "awp-update", "awp-previous"] = "none"
-    """Weight perturbation: random, adversarial, or in one pass along the last update or
-    gradient."""
+    perturb: Literal["none", "rwp", "awp", "awp-update"] = "none"
+    """Weight perturbation: random, adversarial, or in one pass along the last update."""
     gamma: float = 1e-4
     """Its size relative to each weight tensor."""
+    perturb_end: bool = False
+    """Perturb the last stage and the head alone. What comes before is computed once a step, so that
+    `awp` costs little more than plain training; --dry-run tells how much."""
     steps: int = 1
     """Ascent steps of `awp`."""
     constraint: Literal["layer", "element"] = "element"
@@ -112,7 +119,7 @@ class Settings:
 
     # The machine
     device: DeviceName = "auto"
-    """`auto` is a GPU where there is one."""
+    """`auto` (a GPU where there is one), `cpu`, `cuda`, or `cuda:1` for one GPU of several."""
     amp: Literal["none", "bf16", "fp16"] = "none"
     """Mixed precision."""
     compile: bool = False
@@ -124,7 +131,8 @@ class Settings:
 
     # Output
     output: Path | None = None
-    """Folder of the results; by default runs/SCRIPT/DATASET-PERTURBATION, or DATASET-evaluated."""
+    """Folder of the results, of one running command at a time; by default
+    runs/SCRIPT/DATASET-PERTURBATION-seed-SEED, or DATASET-evaluated."""
     resume: Literal["auto", "never"] = "auto"
     """Go on where an interrupted run with the same settings stopped, or begin again."""
     save_every: int = 500
@@ -158,6 +166,10 @@ class Settings:
                 raise ValueError(
                     f"{name}: expected at least 0 and below 1, got {getattr(self, name)}"
                 )
+        if self.perturb_end and self.perturb == "none":
+            raise ValueError("perturb_end: has an effect with perturb only, which is 'none'")
+        if self.perturb_end and self.compile:
+            raise ValueError("perturb_end: cannot be used with compile, which fuses end and rest")
         if self.part == "all" and self.evaluate is None:
             raise ValueError("part: 'all' has an effect with evaluate only, which is not given")
         if self.part == "all" and self.landscape_points:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +36,9 @@ class ScoringTask:
     """One file as the model takes it: a random view with a generator, the test view without."""
     scores: Callable[[nn.Module, Inputs, Phase], Tensor]
     """Predicted scores [B] of a batch."""
+    clips: str = field(default="", kw_only=True)
+    """Name of the part of the model whose output has a row for every clip or frame of a file; the
+    model itself if empty."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ class Task(ScoringTask):
     the files themselves."""
     head: str = "head"
     """Name of the part of the model that alone learns in `linear_epochs`."""
+    end: tuple[str, ...] = ("head",)
+    """Names of the parts that alone are perturbed with `perturb_end`: last stage and head."""
     freeze_statistics: bool = True
     """Whether BatchNorm's running statistics stand still in later passes."""
     choice_batch: int = 1
