@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from reference import same_bits, weights_of
+from tiers import first_fast
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -106,7 +107,7 @@ def by_hand(wrap: str, pieces: int, unused: bool) -> list[Tensor]:
     return weights_of(replicas[0])
 
 
-@pytest.mark.parametrize("attached", ["wrapper", "inner"])
+@pytest.mark.parametrize("attached", first_fast(["wrapper", "inner"]))
 @pytest.mark.parametrize(
     ("wrap", "pieces", "options"),
     [
@@ -160,9 +161,9 @@ def sharded_run(rank: int, wrap: str, order: str, evaluates: str) -> list[Tensor
     return [param.full_tensor().detach() for param in model.parameters()]
 
 
-@pytest.mark.parametrize("evaluates", ["never", "before", "between"])
+@pytest.mark.parametrize("evaluates", first_fast(["between", "before", "never"]))
 @pytest.mark.parametrize("order", ["attach, shard", "shard, attach"])
-@pytest.mark.parametrize("wrap", ["rwp", "update"])
+@pytest.mark.parametrize("wrap", first_fast(["rwp", "update"]))
 def test_modes_of_one_pass_equal_one_process_under_fsdp2(two_ranks, wrap, order, evaluates):
     runs = two_ranks.run(sharded_run, wrap, order, evaluates)
     assert same_bits(runs[0], runs[1])
@@ -240,7 +241,7 @@ def compile_in_place_then_attach(model: nn.Module, optimizer: Any) -> Any:
     return model
 
 
-@pytest.mark.parametrize("wrap", ["awp", "rwp"])
+@pytest.mark.parametrize("wrap", first_fast(["awp", "rwp"]))
 @pytest.mark.parametrize(
     "order",
     [

@@ -157,7 +157,7 @@ class Attachment:
 
     # -- hooks -----------------------------------------------------------------------------------
 
-    @_eager
+    @_eager  # type: ignore[untyped-decorator]
     def _before(self, module: Any, args: Any, kwargs: Any) -> None:
         """Before the module's own forward, as the first of its hooks."""
         optimizer = self._optimizer()
@@ -173,7 +173,7 @@ class Attachment:
             raise RuntimeError(f"an attached module is called {kind}")
         if self._climbing:
             return
-        if self._depth and self._frame in _frames():  # it calls itself
+        if self._depth and any(frame is self._frame for frame in _frames()):  # it calls itself
             self._depth += 1
             return
         self._call.close()  # an interrupt may have left it open
@@ -207,7 +207,7 @@ class Attachment:
             if gathered:
                 module.unshard()
 
-    @_eager
+    @_eager  # type: ignore[untyped-decorator]
     def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """After the module's forward, also where that has failed."""
         idle = self._climbing or not self._depth or torch._C._current_graph_task_id() != -1
@@ -307,7 +307,7 @@ class Attachment:
             if not stay.reached and not evaluated:
                 stay.reached = run.has_gradients = True
                 # Twice: after what others have queued for the end, as DDP and FSDP do.
-                _queue(partial(_queue, lambda: stay.ended or self.restore()))
+                _queue(partial(_queue, partial(self._end, stay)))
 
         _hook(output, reached)
         if evaluated:
@@ -318,6 +318,10 @@ class Attachment:
             self.restore()
             if sys.exc_info()[0] is None and not run.has_gradients:
                 self._optimizer()._warn_once("output", _NO_GRADIENT)
+
+    def _end(self, stay: _Stay) -> None:
+        if not stay.ended:
+            self.restore()
 
     def _suspend(self, optimizer: WeightPerturbation, module: nn.Module, stay: _Stay) -> None:
         """An evaluation while a backward pass is pending."""
@@ -380,7 +384,8 @@ def _check_loss(loss: Any, output: Any) -> None:
 
 
 def _graph_of(loss: Tensor) -> list[Any]:
-    nodes, seen = [loss.grad_fn], {None}
+    nodes: list[Any] = [loss.grad_fn]
+    seen: set[Any] = {None}
     for node in nodes:  # to which we append
         new = {following for following, _ in node.next_functions} - seen
         seen |= new
@@ -403,7 +408,7 @@ def _random_states() -> list[Tensor]:
 
 def _hook(output: Any, hook: Callable[[Tensor], None]) -> None:
     """Hook the gradients of the tensors in an output, also in objects, one level deep."""
-    held = []
+    held: list[Any] = []
     for leaf in tree_leaves(output):
         inside = [
             list(leaf.values()) if isinstance(leaf, Mapping) else [],
@@ -419,7 +424,7 @@ def _hook(output: Any, hook: Callable[[Tensor], None]) -> None:
 def _reshard(optimizer: WeightPerturbation, module: nn.Module) -> Iterator[None]:
     """FSDP2 uses weights again that it has gathered, unless it gives them up before and after."""
     sharded = any(is_sharded(param) for param in optimizer._params())
-    parts = [part for part in module.modules() if sharded and hasattr(part, "reshard")]
+    parts: list[Any] = [part for part in module.modules() if sharded and hasattr(part, "reshard")]
     for part in parts:
         part.reshard()
     yield

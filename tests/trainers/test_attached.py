@@ -12,6 +12,7 @@ from accelerate.state import AcceleratorState
 from lightning.pytorch.plugins import MixedPrecision
 from plain_loop import BATCH, WRAPS, build, dataset, loader, network, weights
 from reference import same_bits
+from tiers import first_fast
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 from transformers import PretrainedConfig, Trainer, TrainerCallback, TrainingArguments
@@ -126,19 +127,20 @@ def trained(
     return weights(model)
 
 
-@pytest.mark.parametrize("wrap", WRAPS)
+@pytest.mark.parametrize("wrap", first_fast(WRAPS))
 def test_trainer_accumulates_and_clips_like_a_loop_by_hand(wrap, tmp_path):
     measured = trained(tmp_path, wrap, pieces=2, max_grad_norm=0.05)
     torch.testing.assert_close(measured, by_hand(wrap, pieces=2, clip=0.05), rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_trainer_in_bf16_equals_a_loop_by_hand(tmp_path):
     measured = trained(tmp_path, "awp", bf16=True)
     expected = by_hand("awp", dtype=torch.bfloat16)
     torch.testing.assert_close(measured, expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("wrap", ["awp", "rwp"])
+@pytest.mark.parametrize("wrap", first_fast(["awp", "rwp"]))
 def test_trainer_evaluates_saves_and_resumes_to_the_same_weights(wrap, tmp_path):
     class Stop(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
@@ -211,7 +213,7 @@ def fit(module: Any, folder: Path, pieces: int = 1, resume: Any = None, **option
     return trainer
 
 
-@pytest.mark.parametrize("wrap", WRAPS)
+@pytest.mark.parametrize("wrap", first_fast(WRAPS))
 def test_lightning_accumulates_and_clips_like_a_loop_by_hand(wrap, tmp_path):
     module = LossInside(wrap)
     fit(module, tmp_path, pieces=2, gradient_clip_val=0.05)
@@ -220,13 +222,14 @@ def test_lightning_accumulates_and_clips_like_a_loop_by_hand(wrap, tmp_path):
     assert module.calls == 12
 
 
-@pytest.mark.parametrize("wrap", ["awp-update", "rwp"])
+@pytest.mark.parametrize("wrap", first_fast(["rwp", "awp-update"]))
 def test_lightning_computes_the_loss_outside_in_modes_of_one_pass(wrap, tmp_path):
     module = LossOutside(wrap)
     fit(module, tmp_path)
     torch.testing.assert_close(weights(module.net), by_hand(wrap), rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_lightning_resumes_from_its_checkpoint_to_the_same_weights(tmp_path):
     whole, begun, resumed = (LossInside("rwp") for _ in range(3))
     fit(whole, tmp_path, max_epochs=2)
@@ -235,6 +238,7 @@ def test_lightning_resumes_from_its_checkpoint_to_the_same_weights(tmp_path):
     assert same_bits(weights(resumed.net), weights(whole.net))
 
 
+@pytest.mark.slow
 def test_lightning_in_float16_with_its_own_scaler(tmp_path):
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     module = LossInside("awp", loss=lambda output, *_: scaler.scale(output["loss"]))
@@ -247,7 +251,7 @@ def test_lightning_in_float16_with_its_own_scaler(tmp_path):
 # -- Accelerate ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wrap", WRAPS)
+@pytest.mark.parametrize("wrap", first_fast(WRAPS))
 def test_accelerate_accumulates_and_clips_like_a_loop_by_hand(wrap):
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     plain = Regressor()
