@@ -166,7 +166,8 @@ class Perturbation:
                 functional.project_layer_(weights, backups, radii, distances, self._row_owners)
         if any(not functional.on_host(norm) for norm in norms):
             return True
-        return any(n.any() for n in norms[1::2]) or not any(n.any() for n in norms[::2])
+        known = [any(norm.tolist()) for norm in norms]
+        return any(known[1::2]) or not any(known[::2])
 
     def _save(self, params: list[Tensor]) -> None:
         """Back up what is not yet."""
@@ -250,6 +251,7 @@ def retry(restore: Callable[[], None], attempts: int = 5) -> None:
 
 
 def _saved(param: Tensor) -> Saved:
+    shards = sharding.shard_groups(param)  # an unknown placement is refused before anything else
     local = _local(param)
     if local.layout != torch.strided or local.is_conj() or local.is_neg():
         raise RuntimeError(
@@ -257,7 +259,6 @@ def _saved(param: Tensor) -> Saved:
             "lazy conjugate: only strided tensors can be perturbed, leave it out with select"
         )
     weight = _as_real(local)
-    shards = sharding.shard_groups(param)
     return Saved(param, local, weight, torch.empty_like(weight), shards, _memory(local))
 
 

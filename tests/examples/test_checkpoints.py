@@ -38,7 +38,7 @@ def test_every_value_comes_back(file):
 
 def test_an_interrupted_writer_leaves_the_old_file(file, monkeypatch):
     def interrupted(values, path):
-        path.write_bytes(b"half")
+        path.write(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(checkpoints.torch, "save", interrupted)

@@ -47,7 +47,7 @@ def train(model: nn.Module, data: list[tuple[Tensor, Tensor]], scaler: torch.amp
 def by_hand(model: nn.Module, data: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
     """The same from the equations, with timm's unwrapped optimizer."""
     optimizer, scheduler, _ = setup(model)
-    base = optimizer.base
+    base, optimizer.gamma = optimizer.base, 0.0  # what it perturbs is perturbed by hand
     loss_fn = nn.CrossEntropyLoss(label_smoothing=0.1)
     model.train()
     rates = []
