@@ -233,7 +233,7 @@ def measure(runs: Runs, benchmark: Adversarial) -> dict[str, Any]:
 def _validation_score(runs: Runs, way: Way, seeds: Sequence[int]) -> float:
     """Mean robust accuracy on the validation images at the last epoch."""
     checks = [runs.run(way, seed, "validation")["checks"] for seed in seeds]
-    return statistics.mean(own[-1][1] for own in checks)
+    return float(statistics.mean(own[-1][1] for own in checks))
 
 
 def compared(outcomes: Outcomes) -> list[dict[str, Any]]:

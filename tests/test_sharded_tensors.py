@@ -280,3 +280,37 @@ def first_step_at_zero(rank: int) -> int:
 
 def test_a_rank_without_a_part_counts_the_steps_of_the_others(two_ranks):
     assert two_ranks.run(first_step_at_zero) == [1, 1]
+
+
+def with_gradients_on(rank: int, holders: list[list[int]], mesh: str, steps: int) -> list[Tensor]:
+    """Each tensor has a gradient on some ranks only, as an expert that saw no token on the others.
+
+    A missing one counts as zeros.
+    """
+    params, gradients = spread_parameters(mesh), spread(whole_tensors(1), mesh)
+    optimizer = AdversarialWeightPerturbation(torch.optim.SGD(params, lr=0.1), 0.1, steps=steps)
+    for param, gradient, own in zip(params, gradients, holders, strict=True):
+        param.grad = gradient if rank in own else None
+    with optimizer.perturb():
+        for _ in range(steps - 1):
+            optimizer.ascend()
+        return full(params)
+
+
+HOLDERS = {
+    "alternating": [[0], [1], [0], [1]],
+    "one rank has all": [[0], [0], [0], [0]],
+    "one tensor on both": [[0, 1], [1], [], [0]],
+}
+
+
+@pytest.mark.parametrize("holders", HOLDERS)
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_tensor_without_a_gradient_on_some_ranks_takes_part_with_zeros(two_ranks, holders, steps):
+    expected = []
+    for w, g, own in zip(whole_tensors(0), whole_tensors(1), HOLDERS[holders], strict=True):
+        shards = zip((0, 1), g.chunk(2), strict=False)
+        g = torch.cat([part if rank in own else torch.zeros_like(part) for rank, part in shards])
+        expected.append(w + 0.1 * w.norm() * g / g.norm() if g.any() else w)
+    for moved in two_ranks.run(with_gradients_on, HOLDERS[holders], "shards", steps):
+        torch.testing.assert_close(moved, expected, rtol=1e-12, atol=1e-14)

@@ -46,7 +46,7 @@ class AdversarialWeightPerturbation(WeightPerturbation):
             callable `(name, param) -> bool`, which needs an optimizer built with
             `named_parameters()`.
         interval: perturb every `interval`-th step.
-        start_step: the first step (counted from 0) that perturbs.
+        start_step: the first step (counted from 0) that perturbs; beyond the last one, none does.
         ascent: `"current"` climbs along the gradient at the current weights, which costs a forward
             and a backward pass. `"update"` (with `steps=1`) costs none, but a copy of the perturbed
             tensors between steps: it goes on along the change that the last `step()` made, whatever
