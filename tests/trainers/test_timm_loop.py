@@ -18,9 +18,9 @@ def batches() -> list[tuple[Tensor, Tensor]]:
     return [(torch.randn(4, 3, 32, 32), torch.randint(0, 3, (4,))) for _ in range(3)]
 
 
-def setup(model: nn.Module):
+def setup(model: nn.Module, wrapped: bool = True):
     base = create_optimizer_v2(model, opt="momentum", lr=1e-2, weight_decay=0.05, layer_decay=0.9)
-    optimizer = AdversarialWeightPerturbation(base, gamma=1e-2)
+    optimizer = AdversarialWeightPerturbation(base, gamma=1e-2) if wrapped else base
     scheduler = CosineLRScheduler(optimizer, t_initial=6, warmup_t=2, t_in_epochs=False)
     return optimizer, scheduler, ModelEmaV3(model, decay=0.9)
 
@@ -46,8 +46,7 @@ def train(model: nn.Module, data: list[tuple[Tensor, Tensor]], scaler: torch.amp
 
 def by_hand(model: nn.Module, data: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
     """The same from the equations, with timm's unwrapped optimizer."""
-    optimizer, scheduler, _ = setup(model)
-    base, optimizer.gamma = optimizer.base, 0.0  # what it perturbs is perturbed by hand
+    base, scheduler, _ = setup(model, wrapped=False)
     loss_fn = nn.CrossEntropyLoss(label_smoothing=0.1)
     model.train()
     rates = []
