@@ -149,7 +149,7 @@ class AdversarialWeightPerturbation(WeightPerturbation):
             direction = self._direction_of(param, gradients)
             if direction is None and self.ascent == "current" and is_sharded(param):
                 # Other processes may have a gradient, and the norm takes a part from each.
-                direction = torch.zeros_like(param)
+                direction = torch.zeros_like(param, dtype=getattr(param, "grad_dtype", None))
             if direction is not None:
                 step_size = self._step_size_of(gamma)
                 moves.append(
