@@ -100,6 +100,56 @@ def test_every_mode_gives_what_the_whole_model_gives_with_the_same_select(wrap, 
     assert same_bits(trained(step, wrap), trained(whole, wrap))
 
 
+def attached() -> Step:
+    """A plain loop; the end, which knows no targets, is told its loss."""
+    targets: list[Tensor] = []
+
+    def step(model: nn.Sequential, optimizer: Any, x: Tensor, y: Tensor) -> None:
+        if not targets:
+            optimizer.attach(model[1], loss=lambda output, *_: loss_of(output, targets[-1]))
+        targets.append(y)
+        optimizer.zero_grad()
+        loss_of(model(x), y).backward()
+        optimizer.step()
+
+    return step
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_attached_to_the_end_a_plain_loop_takes_the_steps_of_the_split_loop(wrap):
+    assert same_bits(trained(attached(), wrap), trained(split, wrap))
+
+
+class EndsInItsLoss(nn.Sequential):
+    def forward(self, features: Tensor, y: Tensor) -> Tensor:
+        return loss_of(super().forward(features), y)
+
+
+def test_an_end_that_ends_in_its_loss_needs_no_other():
+    ends: list[EndsInItsLoss] = []
+
+    def step(model: nn.Sequential, optimizer: Any, x: Tensor, y: Tensor) -> None:
+        if not ends:
+            ends.append(EndsInItsLoss(*model[1]))
+            optimizer.attach(ends[0])
+        optimizer.zero_grad()
+        ends[0](model[0](x), y).backward()
+        optimizer.step()
+
+    assert same_bits(trained(step), trained(split))
+
+
+def test_attached_the_end_alone_runs_twice():
+    model, seen = model_in_two(), []
+    for name, part in zip(("body", "end"), model, strict=True):
+        part.register_forward_hook(lambda *_, name=name: seen.append(name))
+    optimizer = WRAPS["awp"](torch.optim.SGD(model.named_parameters(), lr=0.1), at_the_end)
+
+    attached()(model, optimizer, torch.randn(4, 6), torch.randn(4, 2))
+
+    assert seen == ["body", "end", "end"]
+
+
 def test_the_end_moves():
     assert not same_bits(trained(split, "awp"), trained(split, "awp-gamma-0"))
 
