@@ -395,7 +395,8 @@ def _graph_of(loss: Tensor) -> list[Any]:
 
 def _saving_is_watched() -> bool:
     """Whether hooks see what is saved for a backward pass, as those of a checkpoint around do."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return top is None or top(False) is not None  # torch before 2.7 does not tell
 
 
 def _random_sources() -> list[Any]:

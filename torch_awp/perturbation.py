@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -270,7 +270,9 @@ def _local(param: Tensor) -> Tensor:
 @torch.no_grad()
 def _copy_unseen(weights: list[Tensor], values: list[Tensor]) -> None:
     """Copy without a trace in the versions by which autograd finds what it saved overwritten."""
-    with torch.autograd._unsafe_preserve_version_counter(tuple(weights)):  # type: ignore[attr-defined]
+    with ExitStack() as versions:
+        for weight in weights:
+            versions.enter_context(torch.autograd._unsafe_preserve_version_counter(weight))  # type: ignore[attr-defined]
         torch._foreach_copy_(weights, values)
     torch.clear_autocast_cache()
 
