@@ -1,6 +1,6 @@
 """AWP on the end of a model: recipes take the steps of the loop over the whole, to the bit."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -62,7 +62,7 @@ def whole(model: nn.Sequential, optimizer: Any, x: Tensor, y: Tensor) -> None:
     optimizer.step()
 
 
-def split(model: nn.Sequential, optimizer: Any, x: Tensor, y: Tensor) -> None:
+def split(model: Iterable[nn.Module], optimizer: Any, x: Tensor, y: Tensor) -> None:
     body, end = model
     features = body(x)
     for p in optimizer.passes():
@@ -209,14 +209,7 @@ def test_body_and_end_are_compiled_apart():
         for part in model:
             if part not in compiled:
                 compiled[part] = torch.compile(part, backend="eager")  # the same to the bit
-        body, end = (compiled[part] for part in model)
-        features = body(x)
-        for p in optimizer.passes():
-            optimizer.zero_grad()
-            with freeze_running_stats(end, p.index > 0):
-                loss = loss_of(end(features), y)
-            loss.backward(inputs=p.inputs)
-        optimizer.step()
+        split([compiled[part] for part in model], optimizer, x, y)
 
     assert same_bits(trained(step), trained(whole))
     torch.compiler.reset()

@@ -135,7 +135,8 @@ class Perturbation:
             moved = [move.param for move in moves]
             with _naming_classes(moved):
                 self._save(moved)
-                found.extend([self._move(moves, self._length + length)] if moves else [])
+                if moves:
+                    found.append(self._move(moves, self._length + length))
             del moves  # so that the next portion can take its memory
         self._length += longest
         for saved in self._saved.values():
