@@ -884,7 +884,7 @@ def test_two_wrappers_of_one_base_only_the_newer_counts():
         model(*batches(1)[0])
     newer.attach(model)
     plainly(model, newer, batches(2))
-    assert not older._is_attached()
+    assert not older._attached
 
 
 @pytest.mark.parametrize(
@@ -1166,14 +1166,14 @@ def test_a_copied_pair_trains_like_the_original(wrap, first):
     seeded(plainly, model, optimizer, data)
     assert same_bits(states(model), states(twin))
     if its_optimizer.gamma:
-        assert its_optimizer._is_attached()
+        assert its_optimizer._attached
 
 
 def test_a_copy_of_the_optimizer_alone_is_not_attached():
     model, optimizer, _ = build()
     for twin in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
         twin.passes()
-        assert not twin._is_attached()
+        assert not twin._attached
     plainly(model, optimizer, batches(1))
 
 
@@ -1304,7 +1304,7 @@ def test_a_shallow_copy_that_is_gone_detaches_nothing():
     model, optimizer, _ = build()
     copy.copy(model)(*batches(1)[0]).backward()
     gc.collect()
-    assert optimizer._is_attached()
+    assert optimizer._attached
     optimizer.step()
     plainly(model, optimizer, batches(1))
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from torch_awp.functional import alike
+from torch_awp.functional import alike, copy_
 from torch_awp.optimizer import (
     BLOCK,
     UPDATE_KEY,
@@ -74,8 +74,6 @@ class AdversarialWeightPerturbation(WeightPerturbation):
     >>> optimizer.step()  # from w
     """
 
-    _default_key = "perturb_adversarial"
-
     def __init__(
         self,
         optimizer: Optimizer,
@@ -109,26 +107,25 @@ class AdversarialWeightPerturbation(WeightPerturbation):
         if self._run.inside != BLOCK or perturbation is None:
             raise RuntimeError(f"ascend() outside {BLOCK}: enter one first")
         if self._is_due():
-            perturbation.move([self._moves()])
+            perturbation.move(self._moves())
 
     @property
     def _ascent_steps(self) -> int:  # type: ignore[override]
-        return self.steps if self.ascent == "current" else 0
+        return 0 if self._keeps_update else self.steps
 
     @property
-    def _keeps_backups(self) -> bool:  # type: ignore[override]
-        # A copy between steps is what the direction takes already.
-        return bool(self.ascent == "current")
+    def _keeps_update(self) -> bool:
+        return bool(self.ascent == "update")
 
     def _step_size_of(self, gamma: float) -> float:
         return gamma / self.steps if self.step_size is None else self.step_size
 
     def _ascend(self, perturbation: Perturbation, gradients: Gradients | None = None) -> None:
         moves = self._moves(gradients)
-        moved = perturbation.move([moves])
+        moved = perturbation.move(moves)
         if not moves and not self._selected():
             self._warn_if_nothing_is_selected()
-        elif self.ascent == "current" and not (moves and moved):
+        elif not self._keeps_update and not (moves and moved):
             self._warn_once(
                 "gradients",
                 "no tensor is perturbed: none that is selected has a gradient other than zero. Was "
@@ -141,13 +138,13 @@ class AdversarialWeightPerturbation(WeightPerturbation):
     def _moves(self, gradients: Gradients | None = None) -> list[Move]:
         # What is kept of an update is the way back; a base that maximizes calls up down.
         against = {
-            id(group): self.ascent == "update" or _maximizes(self.base, group)
+            id(group): self._keeps_update or _maximizes(self.base, group)
             for group in self.param_groups
         }
         moves = []
         for param, gamma, group in self._selected():
             direction = self._direction_of(param, gradients)
-            if direction is None and self.ascent == "current" and is_sharded(param):
+            if direction is None and not self._keeps_update and is_sharded(param):
                 # Other processes may have a gradient, and the norm takes a part from each.
                 direction = torch.zeros_like(param, dtype=getattr(param, "grad_dtype", None))
             if direction is not None:
@@ -158,7 +155,7 @@ class AdversarialWeightPerturbation(WeightPerturbation):
         return moves
 
     def _direction_of(self, param: Tensor, gradients: Gradients | None = None) -> Tensor | None:
-        if self.ascent == "current":
+        if not self._keeps_update:
             return param.grad if gradients is None else gradients.get(param)
         update = self._run.update.get(param)  # of a tensor that may have another shape now
         return update if update is not None and update.shape == param.shape else None
@@ -169,11 +166,10 @@ class AdversarialWeightPerturbation(WeightPerturbation):
     @torch.no_grad()
     def _before_base_step(self) -> None:
         super()._before_base_step()
-        if self.ascent == "update" and (self._run.is_probe or self._is_due(ahead=1)):
+        if self._keeps_update and (self._run.is_probe or self._is_due(ahead=1)):
             params = [param for param, _, _ in self._selected()]
             before = [torch.empty_like(param) for param in params]
-            for copies, weights in alike(*map(_local, (before, params))):
-                torch._foreach_copy_(copies, weights)
+            copy_(_local(before), _local(params))
             self._run.before = dict(zip(params, before, strict=True))
 
     @torch.inference_mode(False)
@@ -191,7 +187,7 @@ class AdversarialWeightPerturbation(WeightPerturbation):
 
     def state_dict(self) -> dict[str, Any]:
         state_dict = super().state_dict()
-        if self.ascent == "update":
+        if self._keeps_update:
             self._add_update(_of_torch(state_dict))
         return state_dict
 
@@ -212,11 +208,9 @@ class AdversarialWeightPerturbation(WeightPerturbation):
         for index, param in zip(_indices(state_dict), self._params(), strict=True):
             values = saved.get(index) or {}
             update = self._direction_of(param)
-            if update is not None and not (values or fill or _is_change(update)):
-                continue
             if update is None and param in selected and (values or fill):
                 update = torch.zeros_like(param, requires_grad=False)
-            if update is not None:
+            if update is not None and (values or fill or _is_change(update)):
                 saved[index] = {**values, UPDATE_KEY: update}
         state_dict["state"] = saved
 
@@ -224,12 +218,12 @@ class AdversarialWeightPerturbation(WeightPerturbation):
         update = {}
         saved = _of_torch(state_dict)
         for index, param in zip(_indices(saved), self._params(), strict=False):
-            values = saved["state"].get(index)  # before the base changes it
+            values = saved["state"].get(index)  # before the base changes or shards it
             value = values.get(UPDATE_KEY) if isinstance(values, dict) else None
             if isinstance(value, Tensor):
                 update[param] = value.to(param.device, param.dtype, copy=True)
         super().load_state_dict(state_dict)
-        self._run.update = update if self.ascent == "update" else {}
+        self._run.update = update if self._keeps_update else {}
 
     def _describe(self) -> str:
         return f"{super()._describe()}, steps={self.steps}, ascent={self.ascent!r}"

@@ -52,7 +52,7 @@ _UNSCALED = (
 
 
 @dataclass(eq=False)
-class _Stay:
+class _PerturbedPass:
     """The time at `w + v` from a forward pass until the end of its backward pass."""
 
     stack: ExitStack = field(default_factory=ExitStack)  # leaving it restores
@@ -81,8 +81,8 @@ class Attachment:
     _module: Any = _gone
     _loss: Callable[..., Any] | None = None
     _handles: tuple[Any, ...] = ()
-    _stay: _Stay | None = None
-    _thread: int | None = None  # in which the weights went away
+    _perturbed: _PerturbedPass | None = None
+    _thread: int | None = None  # that has perturbed
     _depth = _paused = 0  # calls of the module that have begun, and pauses
     _frame: FrameType | None = None  # of the first of these calls
     _call = ExitStack()  # what ends with it
@@ -91,7 +91,7 @@ class Attachment:
 
     def __init__(self, optimizer: WeightPerturbation, module: Any, loss: Any) -> None:
         _refuse(module, loss)
-        if optimizer._is_attached():
+        if optimizer._attached:
             raise RuntimeError("attach() of an optimizer that is attached: handle.remove() first")
         self._find_tensors(optimizer, module)
         for other in list(_attachments):
@@ -134,8 +134,8 @@ class Attachment:
     def paused(self) -> Iterator[None]:
         """Context in which forward passes perturb nothing.
 
-        With gradients, between a perturbed forward pass and its backward pass, they stay where the
-        weights are; otherwise they see `w`.
+        With gradients, between a perturbed forward pass and its backward pass, they see
+        `w + v`; otherwise `w`.
         """
         self._paused += 1
         try:
@@ -144,16 +144,16 @@ class Attachment:
             self._paused -= 1
 
     def restore(self, *_: Any) -> None:
-        """Bring the weights home if they are away; a pending backward pass becomes an error."""
-        stay, call = self._stay, self._call
-        self._stay = self._frame = self._finish = self._thread = None
+        """Restore the weights if they are perturbed; a pending backward pass becomes an error."""
+        perturbed, call = self._perturbed, self._call
+        self._perturbed = self._frame = self._finish = self._thread = None
         self._depth, self._call = 0, ExitStack()
         try:
             call.close()
         finally:
-            if stay is not None:
-                stay.ended = True
-                stay.stack.close()
+            if perturbed is not None:
+                perturbed.ended = True
+                perturbed.stack.close()
 
     # -- hooks -----------------------------------------------------------------------------------
 
@@ -177,7 +177,7 @@ class Attachment:
             self._depth += 1
             return
         self._call.close()  # an interrupt may have left it open
-        if self._stay is not None and not self._stay.is_pending():
+        if self._perturbed is not None and not self._perturbed.is_pending():
             self.restore()
         self._depth, self._call, self._finish = 1, ExitStack(), None
         calling = (f for f in _frames() if f.f_code.co_filename == nn.modules.module.__file__)
@@ -189,11 +189,11 @@ class Attachment:
         if late:
             mine = next(key for key, hook in hooks.items() if hook == self._before)
             hooks.move_to_end(mine, last=False)
-        if self._stay is not None:
+        if self._perturbed is not None:
             if not trains:
-                self._suspend(optimizer, module, self._stay)
+                self._suspend(optimizer, module, self._perturbed)
             elif not self._paused:
-                self._finish = partial(self._watch, self._stay, False)
+                self._finish = partial(self._watch, self._perturbed, False)
                 if optimizer._ascent_steps:
                     optimizer._warn_once("again", _AGAIN)
         elif not trains or self._paused:
@@ -222,12 +222,12 @@ class Attachment:
 
     def _recompute(self, optimizer: WeightPerturbation, trains: bool) -> None:
         """Inside a backward pass: a checkpoint calls once more."""
-        if self._stay is None:
+        if self._perturbed is None:
             if trains and not self._paused and optimizer._is_due():
                 raise RuntimeError(_CHECKPOINT)
-        elif self._stay.random is not None:
+        elif self._perturbed.random is not None:
             # The checkpoint put back the random numbers from before our hook, which drew some.
-            before, after = self._stay.random
+            before, after = self._perturbed.random
             if all(map(torch.equal, _random_states(), before)):
                 for source, state in zip(_random_sources(), after, strict=True):
                     source.set_rng_state(state)
@@ -235,14 +235,16 @@ class Attachment:
     # -- from w to w + v -------------------------------------------------------------------------
 
     def _perturb(self, optimizer: WeightPerturbation, module: nn.Module, *call: Any) -> None:
-        stay = self._stay = _Stay()
+        perturbed = self._perturbed = _PerturbedPass()
         self._thread = threading.get_ident()
         self.missed = "no backward pass went through what its forward returned"
         before = _random_states() if _saving_is_watched() else None
         try:
             self._find_tensors(optimizer, module)
             name = f"a forward pass of an attached {type(module).__name__}"
-            perturbation = stay.perturbation = stay.stack.enter_context(optimizer._open(name))
+            perturbation = perturbed.perturbation = perturbed.stack.enter_context(
+                optimizer._open(name)
+            )
             climbs = optimizer._ascent_steps
             for index in range(climbs):
                 this = Pass(index, True, perturbation.active, optimizer._inputs())
@@ -252,13 +254,13 @@ class Attachment:
             if not climbs:
                 optimizer._ascend(perturbation)
             this = Pass(climbs, False, perturbation.active)
-            stay.stack.enter_context(optimizer._watched(this, False))
+            perturbed.stack.enter_context(optimizer._watched(this, False))
             self._call.enter_context(freeze_running_stats(module, climbs > 0))
-            stay.random = None if before is None else [before, _random_states()]
+            perturbed.random = None if before is None else [before, _random_states()]
         except BaseException:
             self.restore()
             raise
-        self._finish = partial(self._watch, stay, False)
+        self._finish = partial(self._watch, perturbed, False)
 
     def _climb(self, optimizer: WeightPerturbation, module: Any, args: Any, kwargs: Any) -> Any:
         """The gradients of one more call's loss; no `.grad` changes, and nothing else remains."""
@@ -297,37 +299,39 @@ class Attachment:
 
     # -- from w + v to w -------------------------------------------------------------------------
 
-    def _watch(self, stay: _Stay, evaluated: bool, output: Any) -> None:
+    def _watch(self, perturbed: _PerturbedPass, evaluated: bool, output: Any) -> None:
         """Notice the backward pass through an output."""
         run = self._optimizer()._run
 
         def reached(_: Tensor) -> None:
-            if stay.ended != evaluated:
+            if perturbed.ended != evaluated:
                 raise RuntimeError(_OTHER_WEIGHTS)
-            if not stay.reached and not evaluated:
-                stay.reached = run.has_gradients = True
+            if not perturbed.reached and not evaluated:
+                perturbed.reached = run.has_gradients = True
                 # Twice: after what others have queued for the end, as DDP and FSDP do.
-                _queue(partial(_queue, partial(self._end, stay)))
+                _queue(partial(_queue, partial(self._end, perturbed)))
 
         _hook(output, reached)
         if evaluated:
             return
-        stay.graphs.append(weakref.ref(reached))
+        perturbed.graphs.append(weakref.ref(reached))
         del reached
-        if not stay.is_pending():
+        if not perturbed.is_pending():
             self.restore()
             if sys.exc_info()[0] is None and not run.has_gradients:
                 self._optimizer()._warn_once("output", _NO_GRADIENT)
 
-    def _end(self, stay: _Stay) -> None:
-        if not stay.ended:
+    def _end(self, perturbed: _PerturbedPass) -> None:
+        if not perturbed.ended:
             self.restore()
 
-    def _suspend(self, optimizer: WeightPerturbation, module: nn.Module, stay: _Stay) -> None:
+    def _suspend(
+        self, optimizer: WeightPerturbation, module: nn.Module, perturbed: _PerturbedPass
+    ) -> None:
         """An evaluation while a backward pass is pending."""
-        for enter in (partial(_reshard, optimizer, module), stay.perturbation.suspended):
+        for enter in (partial(_reshard, optimizer, module), perturbed.perturbation.suspended):
             self._call.enter_context(enter())
-        self._finish = partial(self._watch, stay, True)
+        self._finish = partial(self._watch, perturbed, True)
 
     # -- whose, and copies -----------------------------------------------------------------------
 
@@ -348,7 +352,7 @@ class Attachment:
         return twin
 
     def __reduce__(self) -> Any:
-        if self._stay is not None:
+        if self._perturbed is not None:
             raise RuntimeError("copying or pickling an attached module while it is perturbed")
         return Attachment.__new__, (Attachment,)
 

@@ -14,7 +14,7 @@ number of kernels counts: many tensors are copied into one buffer, where one ker
 On the host memory traffic counts: long tensors are handled in pieces that fit into a core's cache.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from itertools import groupby
 
@@ -23,14 +23,10 @@ from torch import Tensor
 
 # Elements at a time: on the host 512 KiB in float32, elsewhere 128 MiB for each of the buffers.
 _HOST_PIECE, _DEVICE_PIECE = 2**17, 2**25
-# Elements whose squares the host sums in float32: the sum is good to 1e-5.
-_SUMMED = 2**18
 # A tensor begins a row of its own in a buffer, so that a row has one scale.
 _ROW = 1024
 
 Tensors = list[Tensor]
-RowOwners = dict[object, Tensor]
-"""For each layout of a buffer the tensor that each row belongs to, on the device."""
 
 
 def on_host(tensor: Tensor) -> bool:
@@ -53,15 +49,8 @@ def norms(tensors: Tensors) -> Tensor:
     >>> norms([torch.full((4,), 6e4, dtype=torch.float16)])
     tensor([120000.], dtype=torch.float64)
     """
-    dtype = opmath_dtype(tensors[0].dtype)
-    if not on_host(tensors[0]):
-        return torch.stack(list(torch._foreach_norm(tensors, 2, dtype=dtype)))
-    short = [tensor for tensor in tensors if tensor.numel() <= _HOST_PIECE]
-    of_short = iter(torch._foreach_norm(short, 2, dtype=dtype) if short else ())
-    found = torch.stack(
-        [next(of_short) if t.numel() <= _HOST_PIECE else _norm_in_pieces(t, dtype) for t in tensors]
-    ).double()
-    if dtype == torch.float32:  # outside this range squares lose digits, underflow or overflow
+    found = _norms_in_pieces((owners, some) for owners, some, _ in _in_pieces(tensors, tensors))
+    if found.is_cpu:  # outside this range squares in float32 lose digits, underflow or overflow
         for i, norm in enumerate(found.tolist()):
             if not 1e-12 < norm < 1e18:
                 found[i] = torch.linalg.vector_norm(tensors[i], dtype=torch.float64)
@@ -74,11 +63,8 @@ def distances(weights: Tensors, centers: Tensors) -> Tensor:
     >>> distances([torch.tensor([4.0, 3.0])], [torch.tensor([1.0, -1.0])])
     tensor([5.], dtype=torch.float64)
     """
-    owners, parts = [], []
-    for some, moved, homes in _in_pieces(weights, centers):
-        owners += some
-        parts.append(norms(_differences(moved, homes)))
-    return _joined(torch.cat(parts), [len(list(of_one)) for _, of_one in groupby(owners)])
+    pieces = _in_pieces(weights, centers)
+    return _norms_in_pieces((owners, _differences(*pair)) for owners, *pair in pieces)
 
 
 def step_scales(
@@ -101,9 +87,7 @@ def step_scales(
     return scales * ((weight_norms > 0) & (direction_norms > 0))
 
 
-def add_scaled_(
-    weights: Tensors, directions: Tensors, scales: Tensor, row_owners: RowOwners | None = None
-) -> None:
+def add_scaled_(weights: Tensors, directions: Tensors, scales: Tensor) -> None:
     """Compute `w += s * d` in float32 or wider and round once.
 
     Where `s` is 0 the weight keeps its bits whatever `d` holds, infinities and NaN included.
@@ -112,28 +96,21 @@ def add_scaled_(
         weights: `L` tensors.
         directions: `L` tensors of the weights' shapes, of one dtype.
         scales: shape `[L]`.
-        row_owners: keeps what later calls for the same shapes need on the device.
 
     >>> weight = torch.tensor([1.0, 2.0])
     >>> add_scaled_([weight], [torch.tensor([1.0, -1.0])], torch.tensor([0.5]))
     >>> weight
     tensor([1.5000, 1.5000])
     """
+    scales = _finite(scales.to(opmath_dtype(weights[0].dtype)))
     if on_host(scales):  # one pass through memory, whatever the length
         _add_on_host_(weights, directions, scales.tolist())
         return
-    scales = _finite(scales.to(opmath_dtype(weights[0].dtype)))
     for owners, moved, along in _in_pieces(weights, directions):
-        _add_scaled_(moved, along, scales, owners, row_owners)
+        _add_in_buffer_(moved, along, scales, owners)
 
 
-def project_layer_(
-    weights: Tensors,
-    centers: Tensors,
-    radii: Tensor,
-    distances: Tensor,
-    row_owners: RowOwners | None,
-) -> None:
+def project_layer_(weights: Tensors, centers: Tensors, radii: Tensor, distances: Tensor) -> None:
     """Project each weight onto the ball `||w - c|| <= radius`; those inside stay.
 
     Args:
@@ -141,22 +118,21 @@ def project_layer_(
         centers: `L` tensors of the weights' shapes and dtype.
         radii: shape `[L]`.
         distances: `||w - c||` of the whole tensors, shape `[L]`.
-        row_owners: as in :func:`add_scaled_`.
 
     >>> weight = torch.tensor([4.0, 3.0])
     >>> radius, distance = torch.tensor([2.5]), torch.tensor([5.0])
-    >>> project_layer_([weight], [torch.tensor([1.0, -1.0])], radius, distance, None)
+    >>> project_layer_([weight], [torch.tensor([1.0, -1.0])], radius, distance)
     >>> weight
     tensor([2.5000, 1.0000])
     """
     pull = _finite((radii / distances - 1).clamp(max=0)).to(opmath_dtype(weights[0].dtype))
     values = pull.tolist() if on_host(pull) else None
-    for owners, moved, homes in _in_pieces(weights, centers):
-        away = _differences(moved, homes)
+    for owners, moved, starts in _in_pieces(weights, centers):
+        differences = _differences(moved, starts)
         if values is None:
-            _add_scaled_(moved, away, pull, owners, row_owners)
+            _add_in_buffer_(moved, differences, pull, owners)
         else:
-            _add_on_host_(moved, away, [values[owner] for owner in owners])
+            _add_on_host_(moved, differences, [values[owner] for owner in owners])
 
 
 def project_element_(weights: Tensors, centers: Tensors, gamma: float) -> None:
@@ -168,14 +144,14 @@ def project_element_(weights: Tensors, centers: Tensors, gamma: float) -> None:
     tensor([ 1.5000, -1.0500])
     """
     dtype = opmath_dtype(weights[0].dtype)
-    for _, moved, homes in _in_pieces(weights, centers):
+    for _, moved, starts in _in_pieces(weights, centers):
         if on_host(weights[0]):
-            for weight, center in zip(moved, homes, strict=True):
+            for weight, center in zip(moved, starts, strict=True):
                 _clamp_(weight, center.to(dtype), gamma)
-            continue
-        copies, buffer = _buffer(moved, dtype)
-        _clamp_(buffer, _buffer(homes, dtype)[1], gamma)
-        copy_(moved, copies)
+        else:
+            copies, buffer = _buffer(moved, dtype)
+            _clamp_(buffer, _buffer(starts, dtype)[1], gamma)
+            copy_(moved, copies)
 
 
 def copy_(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
@@ -192,9 +168,7 @@ def alike(first: Sequence[Tensor], second: Sequence[Tensor]) -> Iterator[tuple[T
     groups: dict[object, tuple[Tensors, Tensors]] = {}
     for one, other in zip(first, second, strict=True):
         key = (one.device, one.dtype, other.dtype, one.stride() == other.stride())
-        group = groups.get(key)
-        if group is None:
-            group = groups[key] = [], []
+        group = groups.setdefault(key, ([], []))
         group[0].append(one)
         group[1].append(other)
     yield from groups.values()
@@ -217,25 +191,20 @@ def _differences(weights: Tensors, centers: Tensors) -> Tensors:
 
 def _add_on_host_(weights: Tensors, directions: Tensors, scales: list[float]) -> None:
     dtype = opmath_dtype(weights[0].dtype)
-    largest = torch.finfo(dtype).max
     for weight, direction, scale in zip(weights, directions, scales, strict=True):
-        if 0 < abs(scale) <= largest:
-            if direction.dtype != dtype:  # the alpha of half precision would be rounded
-                direction = direction.to(dtype)
-            weight.add_(direction, alpha=scale)
+        if scale != 0:
+            weight.add_(direction.to(dtype), alpha=scale)  # half precision would round alpha
 
 
-def _add_scaled_(
-    weights: Tensors,
-    directions: Tensors,
-    scales: Tensor,
-    owners: list[int],
-    known: RowOwners | None,
+def _add_in_buffer_(
+    weights: Tensors, directions: Tensors, scales: Tensor, owners: list[int]
 ) -> None:
     """Add to each weight its direction times the scale at its owner's index."""
     dtype = scales.dtype
     copies, buffer = _buffer(directions, dtype, like=weights)
-    factors = scales.index_select(0, _owner_of_rows(weights, owners, known)).unsqueeze(1)
+    each = scales.split(1)
+    of_rows = [each[owner].expand(n) for owner, n in zip(owners, _rows(weights), strict=True)]
+    factors = torch.cat(of_rows).unsqueeze(1)
     # A product with 0 would keep NaN, and adding 0.0 would turn -0.0 into 0.0.
     buffer.masked_fill_(factors == 0, -0.0).mul_(factors)
     if dtype == weights[0].dtype:
@@ -270,20 +239,6 @@ def _rows(tensors: Tensors) -> list[int]:
     return [-(-tensor.numel() // _ROW) for tensor in tensors]
 
 
-def _owner_of_rows(tensors: Tensors, owners: list[int], known: RowOwners | None) -> Tensor:
-    """The owner of each row of a buffer, shape `[rows]`; sent to the device once for a layout."""
-    known = {} if known is None else known
-    rows, device = _rows(tensors), tensors[0].device
-    key = (device, *rows, *owners)
-    if key not in known:
-        counts, indices = torch.tensor([rows, owners], device="cpu")
-        of_rows = torch.repeat_interleave(indices, counts, output_size=sum(rows))
-        if device.type == "cuda" and torch.cuda.is_available():  # else the host would wait
-            of_rows = of_rows.pin_memory()
-        known[key] = of_rows.to(device, non_blocking=True)
-    return known[key]
-
-
 def _in_pieces(first: Tensors, second: Tensors) -> Iterator[tuple[list[int], Tensors, Tensors]]:
     """Corresponding tensors in portions of few elements, long ones cut along the first dimension.
 
@@ -314,22 +269,14 @@ def _finite(numbers: Tensor) -> Tensor:
     return numbers.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def _norm_in_pieces(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    pieces = [piece.to(dtype) for piece in torch.split(_flat(tensor), _SUMMED)]
-    squares = torch.stack([torch.dot(piece, piece) for piece in pieces])
-    return squares.sum(dtype=torch.float64).sqrt()
-
-
-def _joined(parts: Tensor, counts: list[int]) -> Tensor:
-    """Norms of tensors from those of their pieces, `counts` for each tensor."""
-    if len(parts) == len(counts):
-        return parts
-    return torch.stack([torch.linalg.vector_norm(of_one) for of_one in torch.split(parts, counts)])
-
-
-def _flat(tensor: Tensor) -> Tensor:
-    """The elements in the order of memory: a copy where there are gaps."""
-    if tensor.is_contiguous():
-        return tensor.view(-1)
-    by_stride = sorted(range(tensor.ndim), key=tensor.stride, reverse=True)
-    return tensor.permute(by_stride).reshape(-1)
+def _norms_in_pieces(pieces: Iterable[tuple[list[int], Tensors]]) -> Tensor:
+    """The norms of tensors from their pieces, each with the index of the tensor it belongs to."""
+    owners, parts = [], []
+    for some_owners, some in pieces:
+        owners += some_owners
+        parts += torch._foreach_norm(some, 2, dtype=opmath_dtype(some[0].dtype))
+    found = torch.stack(parts).to(torch.float64 if parts[0].is_cpu else parts[0].dtype)
+    counts = [len(list(of_one)) for _, of_one in groupby(owners)]
+    if len(counts) == len(found):
+        return found
+    return torch.stack([torch.linalg.vector_norm(of_one) for of_one in found.split(counts)])

@@ -329,7 +329,7 @@ def sharpness(
                     if step < steps:
                         _backward(loss)
                         moving = [(w, w.grad) for w in weights if w.grad is not None]
-                        perturbation.move([[Move(w, g, gamma, size) for w, g in moving]])
+                        perturbation.move([Move(w, g, gamma, size) for w, g in moving])
         else:
             generator = Generator().manual_seed(0) if generator is None else generator
             for sample in range(samples + 1):
@@ -337,7 +337,7 @@ def sharpness(
                 with Perturbation(constraint) as perturbation, torch.no_grad():
                     if sample > 0:
                         noise = [(w, _noise_like(w, generator)) for w in weights]
-                        perturbation.move([[Move(w, d, gamma, gamma) for w, d in noise]])
+                        perturbation.move([Move(w, d, gamma, gamma) for w, d in noise])
                     losses.append(_scalar(loss_fn(model)).clone())
     rises = torch.stack(losses).cpu().double() - losses[0].cpu()
     return float(rises.max() if mode == "worst" else rises[1:].mean())

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from itertools import repeat
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,11 +29,14 @@ Select = Callable[[str, Tensor], bool]
 Gradients = Mapping[Tensor, Tensor]
 
 GAMMA_KEY, STEP_KEY = "perturb_gamma", "perturb_step"
-# In the first group: the gamma of groups without one of their own, and which wrapper gave it.
-_DEFAULT_KEYS = ("perturb_adversarial", "perturb_random")
+DEFAULT_KEY = "perturb_default"  # the gamma that the wrapper gave to a group
 UPDATE_KEY = "perturb_update"  # in a checkpoint, beside the base's state of a tensor
 ATTACHMENT = "perturb_attachment"  # in a copy
 BLOCK = "a perturb() block"
+_UNPERTURBED = (
+    "none was computed in a loop over passes(), a perturb() block or a closure, as in a trainer's "
+    "own loop. Say optimizer.attach(model) before it (README, recipes), or set gamma to 0"
+)
 
 # Below half the spacing between numbers most moves of a weight relative to itself round away.
 _SMALLEST_GAMMA = {dtype: torch.finfo(dtype).eps / 2 for dtype in (torch.bfloat16, torch.float16)}
@@ -81,12 +84,10 @@ class RunState:
     in_closure: bool = False  # the base evaluates the closure
     is_probe: bool = False
     missed: str | None = None  # why this step's gradients are not those of perturbed weights
-    stepped: bool = False
     steps: int = 0  # successful ones, where no group tells
     before: dict[Tensor, Tensor] = field(default_factory=dict)  # weights, while the base steps
     update: dict[Tensor, Tensor] = field(default_factory=dict)  # minus the change of the last step
     saved: dict[Tensor, Saved] = field(default_factory=dict)  # by the last perturbation
-    row_owners: dict[object, Tensor] = field(default_factory=dict)
     warned: set[str] = field(default_factory=set)
     replaced: bool = False  # a newer wrapper owns the base
     attachment: "Attachment | None" = None  # whose forward passes perturb
@@ -126,9 +127,7 @@ class WeightPerturbation(Optimizer):
     state: Any = _of_base("state")
     defaults: dict[str, Any] = _of_base("defaults")
 
-    _default_key: ClassVar[str]
     _ascent_steps = 0  # passes before the last one
-    _keeps_backups = True
 
     def __init__(
         self,
@@ -142,10 +141,7 @@ class WeightPerturbation(Optimizer):
     ) -> None:
         # Optimizer.__init__ is left out: it would make groups, state and hooks beside the base's.
         if isinstance(optimizer, WeightPerturbation):
-            name = type(optimizer).__name__
-            raise ValueError(
-                f"optimizer must not be a weight perturbation, got {name}: wrap its base"
-            )
+            raise ValueError(f"optimizer must not be a weight perturbation, got {optimizer!r}")
         if not isinstance(optimizer, Optimizer):
             raise TypeError(
                 "optimizer must be a constructed torch.optim.Optimizer, as "
@@ -163,12 +159,10 @@ class WeightPerturbation(Optimizer):
         self.epsilon = checked_real("epsilon", epsilon)
         self.base = optimizer
         self._connect()
-        for key in _DEFAULT_KEYS:  # gammas that an earlier wrapper of this base filled in
-            defaults = [group.pop(key) for group in self.param_groups if key in group]
-            for group in self.param_groups:
-                if group.get(GAMMA_KEY) in defaults:
-                    del group[GAMMA_KEY]
-        self._fill_groups(self._step_number())
+        for group in self.param_groups:  # what an earlier wrapper of this base filled in
+            if group.pop(DEFAULT_KEY, None) == group.get(GAMMA_KEY):
+                group.pop(GAMMA_KEY, None)
+        self._fill_groups()
         if select is not None:
             self._selected()  # refuses one that cannot be asked
 
@@ -209,8 +203,7 @@ class WeightPerturbation(Optimizer):
         Pass(index=1, climbs=False, perturbed=True)
         >>> optimizer.step()
         """
-        self._refuse_while_attached("passes")
-        self._refuse_while_open("passes")
+        self._refuse_while_open("passes", by_hand=True)
         return Passes(self._run_passes)
 
     def _run_passes(self) -> Iterator[Pass]:
@@ -234,8 +227,7 @@ class WeightPerturbation(Optimizer):
         Raises:
             RuntimeError: inside another block or loop of this optimizer.
         """
-        self._refuse_while_attached("perturb")
-        self._refuse_while_open("perturb")
+        self._refuse_while_open("perturb", by_hand=True)
         return self._block()
 
     @contextmanager
@@ -290,37 +282,32 @@ class WeightPerturbation(Optimizer):
         self._refuse_while_open("attach")
         return Attachment(self, module, loss)
 
-    def _is_attached(self) -> bool:
-        return self._run.attachment is not None and self._run.attachment.alive
+    @property
+    def _attached(self) -> "Attachment | None":
+        attachment = self._run.attachment
+        return attachment if attachment is not None and attachment.alive else None
 
-    def _come_home(self) -> None:
-        """End the stay that a forward pass of an attached module began."""
+    def _restore_attached(self) -> None:
+        """Restore what a forward pass of an attached module has perturbed."""
         if self._run.attachment is not None:
             self._run.attachment.restore()
-
-    def _refuse_while_attached(self, what: str) -> None:
-        if self._is_attached():
-            raise RuntimeError(
-                f"{what}() of an attached optimizer, whose module perturbs in its forward passes: "
-                "call backward() and step() alone, or handle.remove() first"
-            )
 
     @contextmanager
     def _open(self, name: str) -> Iterator[Perturbation]:
         """The one way to perturbed weights and back."""
         self._refuse_while_open(name)
         run = self._run
-        perturbation = Perturbation(self.constraint, self.epsilon, run.saved, run.row_owners)
+        perturbation = Perturbation(self.constraint, self.epsilon, run.saved)
         try:
             run.inside, run.perturbation = name, weakref.ref(perturbation)
             run.used = True
             # Of an attached module's earlier micro-batches, which belong to the same step.
-            run.has_gradients = run.has_gradients and self._is_attached()
+            run.has_gradients = run.has_gradients and self._attached is not None
             with perturbation:
                 yield perturbation
         finally:
             run.inside = run.current_pass = None
-            if not self._keeps_backups:
+            if run.update:  # one copy between steps is enough
                 run.saved.clear()
         if perturbation.overwritten:
             shape = tuple(perturbation.overwritten[0].shape)
@@ -348,13 +335,13 @@ class WeightPerturbation(Optimizer):
                 closure computes no gradient or adds to older ones on a step that perturbs, or if
                 the base differentiates gradients that belong to perturbed weights.
         """
-        self._come_home()
+        self._restore_attached()
         self._refuse_while_open("step")
         run, due, losses = self._run, self._is_due(), []  # type: ignore[var-annotated]
         if closure is not None:
             # Through the base's own closure, so that optimizers which need one (LBFGS) work too.
             args = (self._evaluation(closure, losses), *args)
-        run.in_closure, run.stepped = closure is not None, False
+        run.in_closure = closure is not None
         try:
             loss = self.base.step(*args, **kwargs)
         except RuntimeError as error:
@@ -365,9 +352,8 @@ class WeightPerturbation(Optimizer):
                 ) from error
             raise
         finally:
-            run.in_closure = False
-            run.before = {}
-        if due and closure is not None and run.stepped:
+            run.in_closure, run.before = False, {}
+        if due and closure is not None:
             if not losses:
                 raise RuntimeError(f"{type(self.base).__name__}.step() never called its closure")
             return losses[0]
@@ -378,9 +364,9 @@ class WeightPerturbation(Optimizer):
 
         @torch.enable_grad()
         def evaluation() -> Any:
-            if self._is_attached():
+            if self._attached:
                 first_losses.append(closure())
-                self._come_home()
+                self._restore_attached()
                 self._run.missed = self._what_was_missed()
                 return first_losses[-1]
             due, earlier, losses = self._is_due(), self._run.has_gradients, []
@@ -400,43 +386,37 @@ class WeightPerturbation(Optimizer):
 
     def _before_base_step(self) -> None:
         """Hook of the base, before it steps, whoever makes it."""
-        self._come_home()
+        self._restore_attached()
         self._refuse_while_open(f"{type(self.base).__name__}.step")
-        run = self._run
-        run.is_probe = self._is_state_probe()
-        run.missed = self._what_was_missed()
+        self._run.is_probe = self._is_state_probe()
+        self._run.missed = self._what_was_missed()
 
     def _after_base_step(self) -> None:
         """Hook of the base, after it has stepped."""
         run = self._run
         if run.missed is not None:
             self._warn_once("step", run.missed)
-        run.stepped = True
         run.used = run.has_gradients = False
         if run.attachment is not None:
             run.attachment.missed = type(run.attachment).missed
         if not run.is_probe:
-            self._count(self._step_number() + 1)
+            run.steps = self._step_number() + 1
+            for group in self.param_groups:
+                group[STEP_KEY] = run.steps
 
     def _what_was_missed(self) -> str | None:
         """Why the gradients of a step that is due are not those of perturbed weights."""
-        run = self._run
-        attached = self._is_attached()
-        if run.in_closure and not attached:
-            return None
+        run, attached = self._run, self._attached
         if run.is_probe or run.has_gradients or not self._is_due():
             return None
+        if run.in_closure and not attached:
+            return None
         if self._would_move():
-            if attached and run.attachment is not None:
-                return (
-                    "step() on gradients of unperturbed weights: the optimizer is attached to a "
-                    f"module, but {run.attachment.missed}"
-                )
-            return (
-                "step() on gradients of unperturbed weights: none was computed in a loop over "
-                "passes(), a perturb() block or a closure, as in a trainer's own loop. Say "
-                "optimizer.attach(model) before it (README, recipes), or set gamma to 0"
+            of_attached = (
+                f"the optimizer is attached to a module, but {attached and attached.missed}"
             )
+            reason = of_attached if attached else _UNPERTURBED
+            return f"step() on gradients of unperturbed weights: {reason}"
         if run.used and all(param.grad is None for param in self._params()):
             return (
                 "step() without a gradient: nothing is perturbed. Are the tensors of this "
@@ -453,17 +433,8 @@ class WeightPerturbation(Optimizer):
 
     @property
     def gamma(self) -> float:
-        """The magnitude of groups without one of their own; assigning reaches those groups."""
+        """The magnitude of groups that are added; the live value is a group's `perturb_gamma`."""
         return self.default_gamma
-
-    @gamma.setter
-    def gamma(self, value: float) -> None:
-        value = checked_real("gamma", value)
-        for group in self.param_groups:
-            if group.get(GAMMA_KEY, self.default_gamma) == self.default_gamma:
-                group[GAMMA_KEY] = value
-        self.default_gamma = value
-        self.param_groups[0][self._default_key] = value
 
     def _gammas(self) -> list[float]:
         return [
@@ -480,11 +451,6 @@ class WeightPerturbation(Optimizer):
         """The number of successful steps so far; every group has it, since groups come and go."""
         counts = [int(group[STEP_KEY]) for group in self.param_groups if STEP_KEY in group]
         return max(counts, default=self._run.steps)
-
-    def _count(self, steps: int) -> None:
-        self._run.steps = steps
-        for group in self.param_groups:
-            group[STEP_KEY] = steps
 
     def _is_state_probe(self) -> bool:
         """Whether this step only creates state, as torch.distributed.checkpoint does.
@@ -506,7 +472,7 @@ class WeightPerturbation(Optimizer):
     def _selected(self) -> list[tuple[Tensor, float, dict[str, Any]]]:
         """Every trainable tensor that may move, once, with its group's gamma and its group."""
         selected: dict[Tensor, tuple[Tensor, float, dict[str, Any]]] = {}
-        attached = self._run.attachment.tensors if self._is_attached() else None  # type: ignore[union-attr]
+        attached = self._attached
         for group, gamma in zip(self.param_groups, self._gammas(), strict=True):
             if self.select is not None and "param_names" not in group:
                 cls = type(self.base).__name__
@@ -517,15 +483,15 @@ class WeightPerturbation(Optimizer):
             names = group["param_names"] if self.select else repeat("", len(group["params"]))
             for param, name in zip(group["params"], names, strict=True):
                 chosen = self.select(name, param) if self.select else param.ndim > 1
-                if attached is not None and param not in attached:
-                    continue
-                if chosen and gamma > 0 and param.requires_grad:
+                inside = attached is None or param in attached.tensors
+                if inside and chosen and gamma > 0 and param.requires_grad:
                     selected.setdefault(param, (param, gamma, group))
         for gamma, dtype in dict.fromkeys((g, p.dtype) for p, g, _ in selected.values()):
             self._warn_if_too_small(gamma, dtype)
         return list(selected.values())
 
     def _inputs(self) -> list[Tensor] | None:
+        """What the gradient of a pass that climbs is needed for."""
         inputs = [param for param, _, _ in self._selected()]
         # FSDP2 fills no gradient but in a whole backward pass.
         return None if any(sharding.is_sharded(param) for param in inputs) else inputs or None
@@ -583,11 +549,16 @@ class WeightPerturbation(Optimizer):
         """Whether this pass has computed any gradient (or one was written by other means)."""
         return any(_is_new(param.grad, version) for param, version in self._run.versions)
 
-    def _refuse_while_open(self, what: str) -> None:
-        if self._run.replaced:
+    def _refuse_while_open(self, what: str, *, by_hand: bool = False) -> None:
+        run, perturbation = self._run, self._run.perturbation()
+        if run.replaced:
             raise RuntimeError(f"{what}(): the base was wrapped anew, use the newer wrapper")
-        perturbation = self._run.perturbation()
-        inside = self._run.inside
+        if by_hand and self._attached:
+            raise RuntimeError(
+                f"{what}() of an attached optimizer, whose module perturbs in its forward passes: "
+                "call backward() and step() alone, or handle.remove() first"
+            )
+        inside = run.inside
         if inside is None and perturbation is not None and perturbation.active:
             inside = "a block or loop that could not be left"
         if inside is not None:
@@ -595,8 +566,8 @@ class WeightPerturbation(Optimizer):
 
     def _refuse_while_perturbed(self, what: str) -> None:
         """In the first pass of a loop the weights are at `w`, so a checkpoint is good there."""
-        perturbation = self._run.perturbation()
-        if self._run.inside == BLOCK or (perturbation is not None and perturbation.active):
+        this = self._run.current_pass
+        if this is None or this.perturbed or self._run.inside == BLOCK:
             self._refuse_while_open(what)
 
     def _warn_once(self, about: str, message: str) -> None:
@@ -632,9 +603,8 @@ class WeightPerturbation(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """The base's; the group may bring its own `"perturb_gamma"`."""
-        steps = self._step_number()
         self.base.add_param_group(param_group)
-        self._fill_groups(steps)
+        self._fill_groups()
 
     def __getattr__(self, name: str) -> Any:
         # Private names stay private: torch.amp.GradScaler steps around who shows it the base's.
@@ -704,49 +674,36 @@ class WeightPerturbation(Optimizer):
         Raises:
             RuntimeError: while weights are perturbed.
         """
-        self._come_home()
+        self._restore_attached()
         self._refuse_while_perturbed("state_dict")
-        self._fill_groups(self._step_number())
+        self._fill_groups()
         return self.base.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a checkpoint of this wrapper or of the plain base.
+        """Load a checkpoint of a wrapper or of the plain base.
 
-        Without values of a wrapper in it, gammas and generator stay as they are and steps count
-        from 0 again; gammas of the other wrapper are not taken over. Names of parameters stay.
+        From that of a plain base gammas and generator stay as they are, and steps count from 0
+        again. Names of parameters stay.
         """
-        self._come_home()
+        self._restore_attached()
         self._refuse_while_open("load_state_dict")
-        before = [(group.get(GAMMA_KEY), group.get("param_names")) for group in self.param_groups]
+        before = [dict(group) for group in self.param_groups]
         self.base.load_state_dict(state_dict)
         for values in self.state.values():
             if isinstance(values, dict):
                 values.pop(UPDATE_KEY, None)
-        own = any(self._default_key in group for group in self.param_groups)
-        (other_key,) = (key for key in _DEFAULT_KEYS if key != self._default_key)
-        others = [group.pop(other_key) for group in self.param_groups if other_key in group]
-        for group, (gamma, names) in zip(self.param_groups, before, strict=True):
-            if names is not None:
-                group["param_names"] = names
-            if gamma is not None and not own:
-                group[GAMMA_KEY] = gamma
-        if others and not own:
-            self._warn_once(
-                "load",
-                "gammas of another kind of weight perturbation in the checkpoint are not used: "
-                f"{self._describe()} stays",
-            )
+        for group, old in zip(self.param_groups, before, strict=True):
+            kept = {"param_names"} if GAMMA_KEY in group else {"param_names", GAMMA_KEY}
+            group.update({key: old[key] for key in kept & old.keys()})
         self._run.steps = 0
-        for group in self.param_groups:
-            self.default_gamma = float(group.get(self._default_key, self.default_gamma))
-        self._fill_groups(self._step_number())
+        self._fill_groups()
 
-    def _fill_groups(self, steps: int) -> None:
+    def _fill_groups(self) -> None:
+        steps = self._step_number()
         for group in self.param_groups:
             group.setdefault(GAMMA_KEY, self.default_gamma)
             group.setdefault(STEP_KEY, steps)
-        for group in self.param_groups[:1]:
-            group.setdefault(self._default_key, self.default_gamma)
+            group.setdefault(DEFAULT_KEY, self.default_gamma)
 
 
 def optimizers_of(base: Optimizer) -> Iterator[Optimizer]:

@@ -42,23 +42,12 @@ class Saved:
         param = self.param
         return _memory(param if sharding.is_plain(param) else _local(param)) == self.memory
 
-    def follow(self) -> None:
-        """Move on in the memory that somebody gave the parameter while it was perturbed."""
-        now = _local(self.param)
-        if (now.shape, now.dtype) != (self.local.shape, self.local.dtype):
-            raise RuntimeError(
-                f"a parameter of shape {tuple(self.local.shape)} and {self.local.dtype} became one "
-                f"of {tuple(now.shape)} and {now.dtype} while perturbed: it cannot be moved on"
-            )
-        self.weight = _as_real(now)
-
     def put_back(self) -> None:
         """Give the parameter its own memory again."""
         if sharding.is_sharded(self.param):
             sharding.local_part(self.param.detach()).copy_(self.local)
         else:
             self.param.data = self.local
-        self.weight = _as_real(self.local)
 
 
 class Perturbation:
@@ -69,7 +58,6 @@ class Perturbation:
         epsilon: added to the norms of weights and directions.
         earlier: what an earlier perturbation saved on the host, to use its memory again: there
             fresh memory comes page by page, emptied, which takes longer than the copy itself.
-        row_owners: what :func:`~torch_awp.functional.add_scaled_` keeps on a device.
 
     Attributes:
         overwritten: the parameters into which others wrote while they were perturbed: that is
@@ -81,15 +69,13 @@ class Perturbation:
         constraint: str = "layer",
         epsilon: float = 0.0,
         earlier: dict[Tensor, Saved] | None = None,
-        row_owners: functional.RowOwners | None = None,
     ) -> None:
         self.constraint, self.epsilon = constraint, epsilon
         self.overwritten: list[Tensor] = []
         self._earlier = {} if earlier is None else earlier
-        self._row_owners = row_owners
         self._saved: dict[Tensor, Saved] = {}
         self._copies: list[tuple[list[Tensor], list[Tensor]]] = []  # what restoring copies back
-        self._length = 0.0  # of the longest path so far, relative to the radius
+        self._moves = 0  # of each tensor, so far
 
     def __enter__(self) -> Perturbation:
         return self
@@ -110,43 +96,47 @@ class Perturbation:
         """Whether a weight is perturbed."""
         return bool(self._copies)
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def move(self, portions: Iterable[Sequence[Move]], params: Iterable[Tensor] = ()) -> bool:
-        """Perturb (further), one portion of moves after the other.
-
-        Args:
-            portions: the moves; where there are several, what they need is made one by one.
-            params: the parameters of all portions; one that shares memory with another must be
-                saved before that moves.
+    def move(self, moves: Sequence[Move]) -> bool:
+        """Perturb (further) by these moves.
 
         Returns:
             False where all directions are known to be zero, though a weight is not; they are not
             known where reading them would wait.
         """
+        return self.move_in_portions([move.param for move in moves], [moves])
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def move_in_portions(
+        self, params: Iterable[Tensor], portions: Iterable[Sequence[Move]]
+    ) -> bool:
+        """Perturb (further) by one portion of moves after the other.
+
+        Args:
+            params: the parameters of all portions; one that shares memory with another must be
+                saved before that moves.
+            portions: the moves, which are made one by one.
+        """
         self._note_writes()
-        params = list(params)
-        with _naming_classes(params):
+        self._moves += 1
+        params, found = list(params), []
+        try:
             self._save(params)
-        found, longest = [], 0.0
-        for moves in portions:
-            length = max((abs(m.step_size) / m.gamma for m in moves if m.gamma), default=0.0)
-            longest = max(longest, length)
-            moved = [move.param for move in moves]
-            with _naming_classes(moved):
-                self._save(moved)
+            for moves in portions:
                 if moves:
-                    found.append(self._move(moves, self._length + length))
-            del moves  # so that the next portion can take its memory
-        self._length += longest
+                    found.append(self._move(moves))
+                del moves  # so that the next portion can take its memory
+        except (NotImplementedError, TypeError) as error:
+            _name_class(params, error)
+            raise
         for saved in self._saved.values():
             saved.version = saved.weight._version
         torch.clear_autocast_cache()
         return any(found) or not found
 
-    def _move(self, moves: Sequence[Move], length: float) -> bool:
-        """Compute `v <- project(v + step_size * W * d / ||d||)`; `length` is that of the path."""
-        groups = self._by_kind(moves)
+    def _move(self, moves: Sequence[Move]) -> bool:
+        """Compute `v <- project(v + step_size * W * d / ||d||)`."""
+        groups = self._grouped(moves)
         # The norms of all at once, since those of sharded tensors cost a collective.
         norms = sharding.whole_norms(
             [functional.norms(ts) for _, *both in groups.values() for ts in both],
@@ -156,18 +146,17 @@ class Perturbation:
             *_, gamma, step_size, shards = kind
             weight_norms, direction_norms = norms[2 * i : 2 * i + 2]
             scales = functional.step_scales(weight_norms, direction_norms, step_size, self.epsilon)
-            functional.add_scaled_(weights, directions, scales, self._row_owners)
+            functional.add_scaled_(weights, directions, scales)
             if self.constraint == "element":
                 functional.project_element_(weights, backups, gamma)
             # A path no longer than the radius cannot leave the ball, unless epsilon stretched it.
-            elif self.epsilon > 0 or length > _ROUNDING:
+            elif self.epsilon > 0 or self._moves * abs(step_size) > gamma * _ROUNDING:
                 here = functional.distances(weights, backups)
                 (distances,) = sharding.whole_norms([here], [shards])
-                radii = gamma * weight_norms
-                functional.project_layer_(weights, backups, radii, distances, self._row_owners)
-        if any(not functional.on_host(norm) for norm in norms):
+                functional.project_layer_(weights, backups, gamma * weight_norms, distances)
+        if not all(map(functional.on_host, norms)):
             return True
-        known = [any(norm.tolist()) for norm in norms]
+        known = [bool(norm.any()) for norm in norms]
         return any(known[1::2]) or not any(known[::2])
 
     def _save(self, params: list[Tensor]) -> None:
@@ -182,41 +171,38 @@ class Perturbation:
                 self._saved[param] = saved
                 new.append(saved)
             elif not saved.is_in_place():
-                saved.follow()
+                raise RuntimeError(
+                    f"a parameter of shape {tuple(saved.local.shape)} was given other memory while "
+                    "it was perturbed: it cannot be moved on"
+                )
         for weights, backups in functional.alike([s.weight for s in new], [s.backup for s in new]):
             torch._foreach_copy_(backups, weights)
             self._copies.append((weights, backups))
         for saved in new:
             saved.version = saved.weight._version
 
-    def _by_kind(self, moves: Sequence[Move]) -> dict[tuple[Any, ...], tuple[list[Tensor], ...]]:
+    def _grouped(self, moves: Sequence[Move]) -> dict[tuple[Any, ...], tuple[list[Tensor], ...]]:
         """Weights, backups and directions that one call can take: the key says what they share."""
         groups: dict[tuple[Any, ...], tuple[list[Tensor], ...]] = {}
         for param, direction, gamma, step_size in moves:
             saved = self._saved[param]
-            if not sharding.is_plain(direction):
-                direction = sharding.local_part(sharding.placed_like(direction, param))
-            direction = _as_real(direction)
-            weight = saved.weight
-            kind = (weight.device, weight.dtype, direction.dtype, gamma, step_size, saved.shards)
-            group = groups.get(kind)
-            if group is None:
-                group = groups[kind] = [], [], []
-            group[0].append(weight)
-            group[1].append(saved.backup)
-            group[2].append(direction)
+            direction = _as_real(sharding.part_placed_like(direction, param))
+            shared = saved.weight.device, saved.weight.dtype, direction.dtype
+            group = groups.setdefault((*shared, gamma, step_size, saved.shards), ([], [], []))
+            for tensors, tensor in zip(group, (saved.weight, saved.backup, direction), strict=True):
+                tensors.append(tensor)
         return groups
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
         """Context in which the weights are at `w`, which a pending backward pass does not see."""
-        away = [[weight.detach().clone() for weight in weights] for weights, _ in self._copies]
+        perturbed = [[weight.detach().clone() for weight in some] for some, _ in self._copies]
         for weights, backups in reversed(self._copies):
             _copy_unseen(weights, backups)
         try:
             yield
         finally:
-            for (weights, _), values in zip(self._copies, away, strict=True):
+            for (weights, _), values in zip(self._copies, perturbed, strict=True):
                 _copy_unseen(weights, values)
 
     def _note_writes(self) -> None:
@@ -278,19 +264,14 @@ def _copy_unseen(weights: list[Tensor], values: list[Tensor]) -> None:
     torch.clear_autocast_cache()
 
 
-@contextmanager
-def _naming_classes(params: list[Tensor]) -> Iterator[None]:
+def _name_class(params: list[Tensor], error: Exception) -> None:
     """Say where an operation is missing: in a class that is not torch's own."""
-    try:
-        yield
-    except (NotImplementedError, TypeError) as error:
-        for param in params:
-            if not (sharding.is_plain(param) or sharding.is_sharded(param)):
-                raise RuntimeError(
-                    f"a parameter of shape {tuple(param.shape)} is of class "
-                    f"{type(param).__name__}, which lacks an operation: leave it out with select"
-                ) from error
-        raise
+    for param in params:
+        if not (sharding.is_plain(param) or sharding.is_sharded(param)):
+            raise RuntimeError(
+                f"a parameter of shape {tuple(param.shape)} is of class "
+                f"{type(param).__name__}, which lacks an operation: leave it out with select"
+            ) from error
 
 
 def _memory(tensor: Tensor) -> tuple[object, ...]:

@@ -57,8 +57,6 @@ class RandomWeightPerturbation(WeightPerturbation):
     >>> optimizer.step()  # from w
     """
 
-    _default_key = "perturb_random"
-
     def __init__(
         self,
         optimizer: Optimizer,
@@ -85,7 +83,7 @@ class RandomWeightPerturbation(WeightPerturbation):
             [Move(p, noise, gammas[p], gammas[p]) for p, noise in self._noise_of(params)]
             for params in _portions(gammas)
         )
-        perturbation.move(portions, gammas)
+        perturbation.move_in_portions(gammas, portions)
 
     def _noise_of(self, params: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         # For whole tensors also where a part lies here: shards then differ, replicas agree and both

@@ -38,11 +38,11 @@ def local_part(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def placed_like(direction: Tensor, tensor: Tensor) -> Tensor:
-    """Return a direction spread over processes exactly as `tensor` is."""
+def part_placed_like(direction: Tensor, tensor: Tensor) -> Tensor:
+    """Return the part here of a direction, after it is spread exactly as `tensor` is."""
     if is_sharded(direction) and direction.placements != tensor.placements:  # type: ignore[attr-defined]
         direction = direction.redistribute(placements=tensor.placements)  # type: ignore[attr-defined]
-    return direction
+    return local_part(direction)
 
 
 def shard_groups(tensor: Tensor) -> Groups:

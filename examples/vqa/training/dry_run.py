@@ -59,15 +59,15 @@ def _count_passes(run: TrainingRun) -> float:
     if not run.settings.perturb_end:
         return run.settings.steps + 1 if run.settings.perturb == "awp" else 1
     operations = []
-    for scale in (1.0, 0.0):
-        run.optimizer.gamma *= scale
+    for scale in (0.0, 1.0):
+        for group in run.optimizer.param_groups:
+            group["perturb_gamma"] = scale * run.settings.gamma
         steps = run.steps()
         with FlopCounterMode(display=False) as counted:
             next(steps)
         steps.close()
         operations.append(counted.get_total_flops())
-    run.optimizer.gamma = run.settings.gamma
-    return float(operations[0] / operations[1])
+    return float(operations[1] / operations[0])
 
 
 def _time_steps(run: TrainingRun) -> tuple[float, float]:
