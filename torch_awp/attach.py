@@ -96,7 +96,7 @@ class Attachment:
         self._find_tensors(optimizer, module)
         for other in list(_attachments):
             if other.alive and not other.tensors.isdisjoint(self.tensors):
-                if not other._optimizer()._run.replaced:
+                if not other._optimizer()._is_replaced:
                     raise RuntimeError("attach(): another optimizer that is attached moves these")
                 other.remove()
         # Those of parts, too: whoever saves a model may have unwrapped it.

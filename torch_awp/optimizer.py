@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import repeat
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal
@@ -89,20 +90,7 @@ class RunState:
     update: dict[Tensor, Tensor] = field(default_factory=dict)  # minus the change of the last step
     saved: dict[Tensor, Saved] = field(default_factory=dict)  # by the last perturbation
     warned: set[str] = field(default_factory=set)
-    replaced: bool = False  # a newer wrapper owns the base
     attachment: "Attachment | None" = None  # whose forward passes perturb
-
-
-class _StepHook:
-    """A hook of the base's `step`, which calls a method of the wrapper that owns the base."""
-
-    def __init__(self, wrapper: "WeightPerturbation", method: str) -> None:
-        self.wrapper, self.method = weakref.ref(wrapper), method
-
-    def __call__(self, *_: Any) -> None:
-        wrapper = self.wrapper()
-        if wrapper is not None:
-            getattr(wrapper, self.method)()
 
 
 def _of_base(name: str) -> Any:
@@ -143,14 +131,10 @@ class WeightPerturbation(Optimizer):
         if isinstance(optimizer, WeightPerturbation):
             raise ValueError(f"optimizer must not be a weight perturbation, got {optimizer!r}")
         if not isinstance(optimizer, Optimizer):
-            raise TypeError(
-                "optimizer must be a constructed torch.optim.Optimizer, as "
-                f"torch.optim.SGD(model.parameters(), lr=0.1) is, got {optimizer!r}"
-            )
+            expected = "a constructed torch.optim.Optimizer (SGD(model.parameters(), lr=0.1))"
+            raise TypeError(f"optimizer must be {expected}, got {optimizer!r}")
         if select is not None and not callable(select):
-            raise ValueError(
-                f"select must be None or a callable (name, param) -> bool, got {select!r}"
-            )
+            raise ValueError(f"select must be None or (name, param) -> bool, got {select!r}")
         self.default_gamma = checked_real("gamma", gamma)
         self.constraint = checked_choice("constraint", constraint, "layer", "element")
         self.select = select
@@ -551,7 +535,7 @@ class WeightPerturbation(Optimizer):
 
     def _refuse_while_open(self, what: str, *, by_hand: bool = False) -> None:
         run, perturbation = self._run, self._run.perturbation()
-        if run.replaced:
+        if self._is_replaced:
             raise RuntimeError(f"{what}(): the base was wrapped anew, use the newer wrapper")
         if by_hand and self._attached:
             raise RuntimeError(
@@ -657,14 +641,19 @@ class WeightPerturbation(Optimizer):
             name = type(self.base).__name__
             raise TypeError(f"optimizer must call torch's step hooks, which {name} does not")
         self.__dict__.update(hooks)
-        for kind, method in (("pre", "_before_base_step"), ("post", "_after_base_step")):
-            registered = hooks[f"_optimizer_step_{kind}_hooks"]
-            for key, hook in list(registered.items()):
-                if isinstance(hook, _StepHook):
-                    del registered[key]
-                    if (earlier := hook.wrapper()) is not None:
-                        earlier._run.replaced = True
-            getattr(optimizer, f"register_step_{kind}_hook")(_StepHook(self, method))
+        for handle in _hooked.get(self.base, ())[1:]:
+            handle.remove()
+        pre, post = map(weakref.WeakMethod, (self._before_base_step, self._after_base_step))
+        _hooked[self.base] = (
+            weakref.ref(self),
+            optimizer.register_step_pre_hook(partial(_call, pre)),
+            optimizer.register_step_post_hook(partial(_call, post)),
+        )
+
+    @property
+    def _is_replaced(self) -> bool:
+        """Whether a newer wrapper has the base."""
+        return _hooked[self.base][0]() is not self
 
     # -- state -----------------------------------------------------------------------------------
 
@@ -704,6 +693,16 @@ class WeightPerturbation(Optimizer):
             group.setdefault(GAMMA_KEY, self.default_gamma)
             group.setdefault(STEP_KEY, steps)
             group.setdefault(DEFAULT_KEY, self.default_gamma)
+
+
+# Of a base the newest wrapper, which its steps call, and the handles of these hooks.
+_hooked: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+
+def _call(method: Any, *_: Any) -> None:
+    """Call a wrapper's method from a hook that does not keep the wrapper alive."""
+    if (call := method()) is not None:
+        call()
 
 
 def optimizers_of(base: Optimizer) -> Iterator[Optimizer]:

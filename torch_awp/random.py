@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from functools import reduce
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -146,20 +147,12 @@ class RandomWeightPerturbation(WeightPerturbation):
 
 def _portions(params: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     """Tensors of one device, so few that the noise of all never exists at once."""
-    portion: list[Tensor] = []
-    room = 0
-    for param in params:
-        room -= param.numel()
-        alike = portion and _kind(param) == _kind(portion[0])
-        if portion and not (alike and room >= 0):
-            yield portion
-            portion = []
-        if not portion:
-            room = (_HOST_PORTION if on_host(param) else _DEVICE_PORTION) - param.numel()
-        portion.append(param)
-    if portion:
+    for _, alike in groupby(params, lambda param: (param.device, param.is_complex())):
+        portion: list[Tensor] = []
+        for param in alike:
+            numel = sum(param.numel() for param in [*portion, param])
+            if portion and numel > (_HOST_PORTION if on_host(param) else _DEVICE_PORTION):
+                yield portion
+                portion = []
+            portion.append(param)
         yield portion
-
-
-def _kind(param: Tensor) -> tuple[object, ...]:
-    return param.device, param.is_complex()
