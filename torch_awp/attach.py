@@ -81,7 +81,7 @@ class Attachment:
     _module: Any = _gone
     _loss: Callable[..., Any] | None = None
     _handles: tuple[Any, ...] = ()
-    _perturbed: _PerturbedPass | None = None
+    _perturbed: Any = None  # a `_PerturbedPass`, from a forward pass until it is restored
     _thread: int | None = None  # that has perturbed
     _depth = _paused = 0  # calls of the module that have begun, and pauses
     _frame: FrameType | None = None  # of the first of these calls
@@ -167,35 +167,16 @@ class Attachment:
         if torch._C._current_graph_task_id() != -1:
             self._recompute(optimizer, trains)
             return
-        replica = getattr(module, "_is_replica", False)
-        if replica or self._thread not in (None, threading.get_ident()):
-            kind = "by nn.DataParallel: use DDP" if replica else "in a thread, perturbed in another"
-            raise RuntimeError(f"an attached module is called {kind}")
+        self._refuse_other_threads(module)
         if self._climbing:
             return
         if self._depth and any(frame is self._frame for frame in _frames()):  # it calls itself
             self._depth += 1
             return
-        self._call.close()  # an interrupt may have left it open
-        if self._perturbed is not None and not self._perturbed.is_pending():
-            self.restore()
-        self._depth, self._call, self._finish = 1, ExitStack(), None
-        calling = (f for f in _frames() if f.f_code.co_filename == nn.modules.module.__file__)
-        self._frame = next(calling, None)
-        if self._module() is None:  # of a copied pair
-            self._module = weakref.ref(module)
-        hooks = module._forward_pre_hooks
-        late = next(iter(hooks.values())) != self._before
-        if late:
-            mine = next(key for key, hook in hooks.items() if hook == self._before)
-            hooks.move_to_end(mine, last=False)
+        self._begin_call(module)
+        late = self._put_first(module)
         if self._perturbed is not None:
-            if not trains:
-                self._suspend(optimizer, module, self._perturbed)
-            elif not self._paused:
-                self._finish = partial(self._watch, self._perturbed, False)
-                if optimizer._ascent_steps:
-                    optimizer._warn_once("again", _AGAIN)
+            self._call_again(optimizer, module, trains)
         elif not trains or self._paused:
             mode = "paused, or without gradients" if module.training else "in evaluation mode"
             self.missed = f"its forward passes were {mode} (model.train(), handle.paused())"
@@ -206,6 +187,42 @@ class Attachment:
             self._perturb(optimizer, module, args, kwargs)
             if gathered:
                 module.unshard()
+
+    def _refuse_other_threads(self, module: nn.Module) -> None:
+        replica = getattr(module, "_is_replica", False)
+        if replica or self._thread not in (None, threading.get_ident()):
+            kind = "by nn.DataParallel: use DDP" if replica else "in a thread, perturbed in another"
+            raise RuntimeError(f"an attached module is called {kind}")
+
+    def _begin_call(self, module: nn.Module) -> None:
+        self._call.close()  # an interrupt may have left it open
+        if self._perturbed is not None and not self._perturbed.is_pending():
+            self.restore()
+        self._depth, self._call, self._finish = 1, ExitStack(), None
+        calling = (f for f in _frames() if f.f_code.co_filename == nn.modules.module.__file__)
+        self._frame = next(calling, None)
+        if self._module() is None:  # of a copied pair
+            self._module = weakref.ref(module)
+
+    def _put_first(self, module: nn.Module) -> bool:
+        """Make this the first of the hooks; whether others came before it."""
+        hooks: Any = module._forward_pre_hooks
+        mine = next(key for key, hook in hooks.items() if hook == self._before)
+        late = bool(mine != next(iter(hooks)))
+        hooks.move_to_end(mine, last=False)
+        return late
+
+    def _call_again(self, optimizer: WeightPerturbation, module: nn.Module, trains: bool) -> None:
+        """A call while the backward pass of an earlier one is pending."""
+        perturbed = self._perturbed
+        if not trains:  # an evaluation, at `w`
+            for enter in (partial(_reshard, optimizer, module), perturbed.perturbation.suspended):
+                self._call.enter_context(enter())
+            self._finish = partial(self._watch, perturbed, True)
+        elif not self._paused:
+            self._finish = partial(self._watch, perturbed, False)
+            if optimizer._ascent_steps:
+                optimizer._warn_once("again", _AGAIN)
 
     @_eager  # type: ignore[untyped-decorator]
     def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -324,14 +341,6 @@ class Attachment:
     def _end(self, perturbed: _PerturbedPass) -> None:
         if not perturbed.ended:
             self.restore()
-
-    def _suspend(
-        self, optimizer: WeightPerturbation, module: nn.Module, perturbed: _PerturbedPass
-    ) -> None:
-        """An evaluation while a backward pass is pending."""
-        for enter in (partial(_reshard, optimizer, module), perturbed.perturbation.suspended):
-            self._call.enter_context(enter())
-        self._finish = partial(self._watch, perturbed, True)
 
     # -- whose, and copies -----------------------------------------------------------------------
 

@@ -14,9 +14,9 @@ number of kernels counts: many tensors are copied into one buffer, where one ker
 On the host memory traffic counts: long tensors are handled in pieces that fit into a core's cache.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
-from itertools import groupby
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -49,7 +49,11 @@ def norms(tensors: Tensors) -> Tensor:
     >>> norms([torch.full((4,), 6e4, dtype=torch.float16)])
     tensor([120000.], dtype=torch.float64)
     """
-    found = _norms_in_pieces((owners, some) for owners, some, _ in _in_pieces(tensors, tensors))
+    dtype = opmath_dtype(tensors[0].dtype)
+    size = _piece_size(tensors[0])
+    pieces = [_cut(t, size) if t.numel() > size else (t,) for t in tensors]
+    parts = torch._foreach_norm(list(chain.from_iterable(pieces)), 2, dtype=dtype)
+    found = _joined(parts, list(map(len, pieces)))
     if found.is_cpu:  # outside this range squares in float32 lose digits, underflow or overflow
         for i, norm in enumerate(found.tolist()):
             if not 1e-12 < norm < 1e18:
@@ -63,8 +67,12 @@ def distances(weights: Tensors, centers: Tensors) -> Tensor:
     >>> distances([torch.tensor([4.0, 3.0])], [torch.tensor([1.0, -1.0])])
     tensor([5.], dtype=torch.float64)
     """
-    pieces = _in_pieces(weights, centers)
-    return _norms_in_pieces((owners, _differences(*pair)) for owners, *pair in pieces)
+    counts, parts = [0] * len(weights), list[Tensor]()
+    for owners, moved, starts in _in_pieces(weights, centers):
+        parts += torch._foreach_norm(_differences(moved, starts), 2)
+        for owner in owners:
+            counts[owner] += 1
+    return _joined(parts, counts)
 
 
 def step_scales(
@@ -102,10 +110,10 @@ def add_scaled_(weights: Tensors, directions: Tensors, scales: Tensor) -> None:
     >>> weight
     tensor([1.5000, 1.5000])
     """
-    scales = _finite(scales.to(opmath_dtype(weights[0].dtype)))
     if on_host(scales):  # one pass through memory, whatever the length
         _add_on_host_(weights, directions, scales.tolist())
         return
+    scales = _finite(scales.to(opmath_dtype(weights[0].dtype)))
     for owners, moved, along in _in_pieces(weights, directions):
         _add_in_buffer_(moved, along, scales, owners)
 
@@ -168,9 +176,10 @@ def alike(first: Sequence[Tensor], second: Sequence[Tensor]) -> Iterator[tuple[T
     groups: dict[object, tuple[Tensors, Tensors]] = {}
     for one, other in zip(first, second, strict=True):
         key = (one.device, one.dtype, other.dtype, one.stride() == other.stride())
-        group = groups.setdefault(key, ([], []))
-        group[0].append(one)
-        group[1].append(other)
+        if key not in groups:
+            groups[key] = [], []
+        groups[key][0].append(one)
+        groups[key][1].append(other)
     yield from groups.values()
 
 
@@ -191,9 +200,12 @@ def _differences(weights: Tensors, centers: Tensors) -> Tensors:
 
 def _add_on_host_(weights: Tensors, directions: Tensors, scales: list[float]) -> None:
     dtype = opmath_dtype(weights[0].dtype)
+    largest = torch.finfo(dtype).max
     for weight, direction, scale in zip(weights, directions, scales, strict=True):
-        if scale != 0:
-            weight.add_(direction.to(dtype), alpha=scale)  # half precision would round alpha
+        if 0 < abs(scale) <= largest:
+            if direction.dtype != dtype:  # the alpha of half precision would be rounded
+                direction = direction.to(dtype)
+            weight.add_(direction, alpha=scale)
 
 
 def _add_in_buffer_(
@@ -202,7 +214,7 @@ def _add_in_buffer_(
     """Add to each weight its direction times the scale at its owner's index."""
     dtype = scales.dtype
     copies, buffer = _buffer(directions, dtype, like=weights)
-    each = scales.split(1)
+    each = torch.split(scales, 1)
     of_rows = [each[owner].expand(n) for owner, n in zip(owners, _rows(weights), strict=True)]
     factors = torch.cat(of_rows).unsqueeze(1)
     # A product with 0 would keep NaN, and adding 0.0 would turn -0.0 into 0.0.
@@ -239,18 +251,27 @@ def _rows(tensors: Tensors) -> list[int]:
     return [-(-tensor.numel() // _ROW) for tensor in tensors]
 
 
+def _piece_size(tensor: Tensor) -> int:
+    return _HOST_PIECE if on_host(tensor) else _DEVICE_PIECE
+
+
+def _cut(tensor: Tensor, size: int) -> Sequence[Tensor]:
+    """A tensor of more than `size` elements in pieces along its first dimension."""
+    if tensor.numel() <= size:
+        return (tensor,)
+    return torch.split(tensor, max(1, size * len(tensor) // tensor.numel()))
+
+
 def _in_pieces(first: Tensors, second: Tensors) -> Iterator[tuple[list[int], Tensors, Tensors]]:
-    """Corresponding tensors in portions of few elements, long ones cut along the first dimension.
+    """Corresponding tensors in portions of few elements, long ones cut.
 
     Yields:
         for each piece the index of the tensor it belongs to, and the pieces of each list.
     """
-    size = room = _HOST_PIECE if on_host(first[0]) else _DEVICE_PIECE
+    size = room = _piece_size(first[0])
     portion: list[tuple[int, Tensor, Tensor]] = []
     for owner, pair in enumerate(zip(first, second, strict=True)):
-        length = max(1, size * len(pair[0]) // pair[0].numel()) if pair[0].numel() > size else -1
-        cut = zip(*(torch.split(t, length) for t in pair), strict=True) if length > 0 else (pair,)
-        for one, other in cut:
+        for one, other in zip(*(_cut(tensor, size) for tensor in pair), strict=True):
             if portion and one.numel() > room:
                 yield _unzipped(portion)
                 portion, room = [], size
@@ -269,14 +290,10 @@ def _finite(numbers: Tensor) -> Tensor:
     return numbers.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def _norms_in_pieces(pieces: Iterable[tuple[list[int], Tensors]]) -> Tensor:
-    """The norms of tensors from their pieces, each with the index of the tensor it belongs to."""
-    owners, parts = [], []
-    for some_owners, some in pieces:
-        owners += some_owners
-        parts += torch._foreach_norm(some, 2, dtype=opmath_dtype(some[0].dtype))
-    found = torch.stack(parts).to(torch.float64 if parts[0].is_cpu else parts[0].dtype)
-    counts = [len(list(of_one)) for _, of_one in groupby(owners)]
-    if len(counts) == len(found):
+def _joined(parts: Sequence[Tensor], counts: list[int]) -> Tensor:
+    """The norms of tensors from those of their pieces, `counts` for each tensor."""
+    found = torch.stack(list(parts))
+    found = found.double() if found.is_cpu else found
+    if len(parts) == len(counts):
         return found
-    return torch.stack([torch.linalg.vector_norm(of_one) for of_one in found.split(counts)])
+    return torch.stack([torch.linalg.vector_norm(of_one) for of_one in torch.split(found, counts)])

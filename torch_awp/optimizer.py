@@ -645,7 +645,7 @@ class WeightPerturbation(Optimizer):
             handle.remove()
         pre, post = map(weakref.WeakMethod, (self._before_base_step, self._after_base_step))
         _hooked[self.base] = (
-            weakref.ref(self),
+            weakref.ref(self._run),  # which a trainer's shallow copy of the wrapper shares
             optimizer.register_step_pre_hook(partial(_call, pre)),
             optimizer.register_step_post_hook(partial(_call, post)),
         )
@@ -653,7 +653,7 @@ class WeightPerturbation(Optimizer):
     @property
     def _is_replaced(self) -> bool:
         """Whether a newer wrapper has the base."""
-        return _hooked[self.base][0]() is not self
+        return _hooked[self.base][0]() is not self._run
 
     # -- state -----------------------------------------------------------------------------------
 
@@ -695,7 +695,7 @@ class WeightPerturbation(Optimizer):
             group.setdefault(DEFAULT_KEY, self.default_gamma)
 
 
-# Of a base the newest wrapper, which its steps call, and the handles of these hooks.
+# Of a base the state of its newest wrapper, and the handles of the hooks by which it steps that.
 _hooked: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 

@@ -156,7 +156,7 @@ class Perturbation:
                 functional.project_layer_(weights, backups, gamma * weight_norms, distances)
         if not all(map(functional.on_host, norms)):
             return True
-        known = [bool(norm.any()) for norm in norms]
+        known = [any(norm.tolist()) for norm in norms]
         return any(known[1::2]) or not any(known[::2])
 
     def _save(self, params: list[Tensor]) -> None:
@@ -186,11 +186,15 @@ class Perturbation:
         groups: dict[tuple[Any, ...], tuple[list[Tensor], ...]] = {}
         for param, direction, gamma, step_size in moves:
             saved = self._saved[param]
-            direction = _as_real(sharding.part_placed_like(direction, param))
+            if not sharding.is_plain(direction):
+                direction = sharding.part_placed_like(direction, param)
+            direction = _as_real(direction)
             shared = saved.weight.device, saved.weight.dtype, direction.dtype
-            group = groups.setdefault((*shared, gamma, step_size, saved.shards), ([], [], []))
-            for tensors, tensor in zip(group, (saved.weight, saved.backup, direction), strict=True):
-                tensors.append(tensor)
+            kind = (*shared, gamma, step_size, saved.shards)
+            group = groups.get(kind) or groups.setdefault(kind, ([], [], []))
+            group[0].append(saved.weight)
+            group[1].append(saved.backup)
+            group[2].append(direction)
         return groups
 
     @contextmanager
