@@ -396,10 +396,9 @@ class WeightPerturbation(Optimizer):
         if run.in_closure and not attached:
             return None
         if self._would_move():
-            of_attached = (
-                f"the optimizer is attached to a module, but {attached and attached.missed}"
-            )
-            reason = of_attached if attached else _UNPERTURBED
+            reason = _UNPERTURBED
+            if attached:
+                reason = f"the optimizer is attached to a module, but {attached.missed}"
             return f"step() on gradients of unperturbed weights: {reason}"
         if run.used and all(param.grad is None for param in self._params()):
             return (
