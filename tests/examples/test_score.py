@@ -437,14 +437,14 @@ def test_odd_names_come_back_from_the_table(video_model, clip, tmp_path):
 
 
 def commands(section):
-    """The command lines that README.md gives under a heading."""
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8").split(f"## {section}\n")[1]
-    (block,) = re.findall(r"```bash\n(.*?)```", text.split("\n## ")[0], re.DOTALL)
+    """The command lines that examples/README.md gives first under a heading."""
+    text = (REPOSITORY / "examples/README.md").read_text("utf-8").split(f"## {section}\n")[1]
+    block = re.findall(r"```bash\n(.*?)```", text.split("\n## ")[0], re.DOTALL)[0]
     return [line.split("#")[0].split() for line in block.splitlines()]
 
 
 def python(command, folder, *more):
-    """Run a command of README.md in another folder, with more arguments."""
+    """Run a command of that page in another folder, with more arguments."""
     program, script, *arguments = command
     assert program == "python"
     return call_command(REPOSITORY / script, *arguments, *more, folder=folder)
@@ -461,7 +461,7 @@ def test_a_new_user_scores_own_files_by_what_the_readme_says(
     shutil.copy(photograph, own / "photograph.png")
     (own / "notes.txt").write_text("nothing to score")
     shutil.copy(own / "holiday.mp4", tmp_path / "clip.mp4")
-    if script == "sama_iqa":  # as the comment in README.md has it
+    if script == "sama_iqa":  # as the comment there has it
         train = [word.replace("fast_vqa", "sama_iqa") for word in train]
         scoring = [word.replace("fast_vqa/mini-ugc", "sama_iqa/mini-iqa") for word in scoring]
         scoring = [word.replace("clip.mp4", "photograph.png") for word in scoring]
