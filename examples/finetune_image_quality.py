@@ -74,6 +74,8 @@ class Finetuning:
     perturb: Method = flag("awp", "how weights are perturbed", choices=get_args(Method))
     gamma: float = flag(5e-4, "size of the perturbation, relative to each weight tensor")
     perturb_last: float = flag(1.0, "share of the weight tensors that move, from the end")
+    interval: int = flag(1, "perturb every so many steps")
+    clip: float = flag(0.0, "largest norm of all gradients together; 0: whatever they have")
     epochs: int = flag(8, "how often every image is seen")
     batch: int = flag(32, "images of a step")
     learning_rate: float = flag(2e-3, "of the head, at the beginning of a cosine")
@@ -88,7 +90,14 @@ class Finetuning:
     output: Path = flag(Path("runs/finetune_image_quality"), "folder of the results", type=path)
 
     def __post_init__(self) -> None:
-        least = {"batch": 2, "epochs": 1, "crop": 1, "size": self.crop, "perturb_last": 1e-9}
+        least = {
+            "batch": 2,
+            "epochs": 1,
+            "interval": 1,
+            "crop": 1,
+            "size": self.crop,
+            "perturb_last": 1e-9,
+        }
         most = {"dropout": 0.999, "validation_share": 0.999, "perturb_last": 1}
         for name, value in asdict(self).items():
             low, high = least.get(name, 0), most.get(name, 1e18)
@@ -293,7 +302,12 @@ def predict(model: Backbone, images: Images, settings: Finetuning) -> Tensor:
 
 
 def train_step(
-    body: nn.Module | None, end: nn.Module, optimizer: Any, images: Tensor, scores: Tensor
+    body: nn.Module | None,
+    end: nn.Module,
+    optimizer: Any,
+    images: Tensor,
+    scores: Tensor,
+    clip: float = 0.0,
 ) -> Tensor:
     """One step of whatever method; the loss of its first pass."""
     losses = []
@@ -304,6 +318,9 @@ def train_step(
             loss = quality_loss(end(*features), scores)
         torch.autograd.backward(loss, inputs=p.inputs)  # a pass that climbs needs no others
         losses.append(loss.detach())
+    if clip:
+        weights = [own for group in optimizer.param_groups for own in group["params"]]
+        nn.utils.clip_grad_norm_(weights, clip)
     optimizer.step()  # from w
     return losses[0]
 
@@ -328,7 +345,15 @@ def finetune(
         "awp-update": (AdversarialWeightPerturbation, {"ascent": "update"}),
     }
     kind, how = kinds[settings.perturb]
-    optimizer = kind(base, **{"gamma": settings.gamma, "select": lambda n, _: n in moved, **how})
+    optimizer = kind(
+        base,
+        **{
+            "gamma": settings.gamma,
+            "interval": settings.interval,
+            "select": lambda n, _: n in moved,
+            **how,
+        },
+    )
     steps = settings.epochs * (len(parts["train"]) // settings.batch)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps))
@@ -339,7 +364,7 @@ def finetune(
         model.train()
         losses = []
         for images, scores in batches(parts["train"], settings, generator):
-            losses.append(train_step(body, end, optimizer, images, scores))
+            losses.append(train_step(body, end, optimizer, images, scores, settings.clip))
             schedule.step()
         history.append({"epoch": epoch, "loss": float(torch.stack(losses).mean())})
         if own := parts["validation"]:
