@@ -283,7 +283,7 @@ def train_step(
 ) -> Tensor:
     """One step of whatever method; the loss of its first pass."""
     losses = []
-    features = body(images) if body else (images,)  # once: nothing before the end moves
+    features = (images,) if body is None else body(images)  # once: nothing there moves
     for p in optimizer.passes():  # AWP: at w, then at w + v; the others once
         optimizer.zero_grad()
         with freeze_running_stats(end, p.index > 0):
@@ -305,7 +305,7 @@ def finetune(settings: Finetuning, parts: Mapping[str, Images]) -> tuple[Backbon
     moved = tensors[-max(1, round(settings.perturb_last * len(tensors))) :]
     body, end = (None, model) if moved == tensors else cut(model, moved)
     if settings.compile:
-        body, end = body and torch.compile(body), torch.compile(end)
+        body, end = body and torch.compile(body), torch.compile(end)  # each its own backward pass
     gamma = 0.0 if settings.perturb == "plain" else settings.gamma
     how = {"gamma": gamma, "interval": settings.interval, "select": lambda name, _: name in moved}
     optimizer: Any = adamw(model, settings)

@@ -6,6 +6,7 @@ import math
 import sys
 from collections import OrderedDict
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -593,3 +594,14 @@ def test_gradients_are_clipped_together(settings):
 
     norms = torch.stack([own.grad.norm() for own in model.parameters()])
     torch.testing.assert_close(norms.norm(), torch.tensor(0.01), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("share", [0.2, 1.0])
+def test_compiled_it_takes_the_same_steps(settings, parts, share, monkeypatch):
+    settings = replace(settings, perturb_last=share, epochs=1)
+    wanted = trained_weights(settings, parts)
+    same_to_the_bit = partial(torch.compile, backend="eager")
+    monkeypatch.setattr(torch, "compile", same_to_the_bit)
+
+    assert trained_weights(replace(settings, compile=True), parts).equal(wanted)
+    torch.compiler.reset()
