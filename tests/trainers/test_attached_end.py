@@ -1,4 +1,4 @@
-"""Attached to the end of a model, in a Trainer that nobody rewrote: the end alone moves."""
+"""The end of a model with transformers: attached in a Trainer, or unsplit in a loop."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from plain_loop import BATCH, STEPS, dataset, loader, network, weights
 from reference import same_bits
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
-from transformers import Trainer, TrainingArguments
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 from torch_awp import AdversarialWeightPerturbation
 
@@ -84,3 +84,34 @@ def test_trainer_takes_the_steps_of_a_loop_and_runs_the_end_alone_twice(tmp_path
 
     assert same_bits(weights(model), by_hand())
     assert runs == {"body": STEPS, "head": 2 * STEPS}
+
+
+def fine_tuned(inputs_alone: bool) -> list[Tensor]:
+    """A small BERT, with dropout, after three steps of AWP on its last block and head."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
+    model = BertForSequenceClassification(config)
+    end = ("bert.encoder.layer.1.", "bert.pooler.", "classifier.")
+    optimizer = AdversarialWeightPerturbation(
+        torch.optim.AdamW(model.named_parameters(), lr=0.01),
+        0.05,
+        select=lambda name, param: param.ndim > 1 and name.startswith(end),
+    )
+    for _ in range(3):
+        tokens, labels = torch.randint(50, (4, 7)), torch.randint(2, (4,))
+        for p in optimizer.passes():
+            optimizer.zero_grad()
+            loss = model(input_ids=tokens, labels=labels).loss
+            loss.backward(inputs=p.inputs if inputs_alone else None)
+        optimizer.step()
+    return weights(model)
+
+
+def test_unsplit_the_end_of_bert_takes_the_steps_of_the_whole():
+    assert same_bits(fine_tuned(inputs_alone=True), fine_tuned(inputs_alone=False))
