@@ -30,6 +30,7 @@ import timm
 import torch
 import tyro
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.extend(str(Path(__file__).resolve().parents[1] / folder) for folder in (".", "examples"))
 
@@ -38,9 +39,11 @@ from benchmarks.fine_tuning.studies import GONE, PLAIN, STUDIES, Study, Values, 
 from benchmarks.generalization_grounds.comparison import compare, holm
 from benchmarks.generalization_grounds.items import interval, resampled_srcc
 from finetune_image_quality import (
+    Backbone,
     Finetuning,
     Images,
     clean_statistics,
+    cut,
     finetune,
     predict,
     read_image,
@@ -279,23 +282,49 @@ def rows(
     benchmark: Pretrained, study: Study, found: Mapping[str, Mapping[int, Run]]
 ) -> list[dict[str, Any]]:
     """A row for each way that has finished runs, compared with plain on the seeds of both."""
-    rows = [
-        _row(name, chosen(benchmark, study, study.every_way[name]) or {}, runs, found["plain"])
-        for name, runs in found.items()
-        if runs
-    ]
+    rows = []
+    for name, runs in found.items():
+        values = chosen(benchmark, study, study.every_way[name])
+        if values is not None and runs:
+            cost = passes(replace(benchmark.plain(study), **values), benchmark.epochs)
+            rows.append(_row(name, values, cost, runs, found["plain"]))
     compared = [row for row in rows if "p_value" in row]
     for row, p_holm in zip(compared, holm([row["p_value"] for row in compared]), strict=True):
         row["p_holm"] = p_holm
     return rows
 
 
+def passes(settings: Finetuning, epochs: int) -> float:
+    """Forward and backward passes in units of a plain training of so many epochs."""
+    climbs = 0.0
+    if settings.perturb == "awp":
+        climbs = end_share(settings.backbone, settings.perturb_last, settings.crop)
+    return settings.epochs / epochs * (1 + climbs / settings.interval)
+
+
+@cache
+def end_share(backbone: str, perturb_last: float, crop: int) -> float:
+    """Share of a forward pass's multiplications from the first tensor that moves on."""
+    if perturb_last == 1:
+        return 1.0
+    model, images = Backbone(backbone, "none", 0.0).eval(), torch.zeros(1, 3, crop, crop)
+    names = [name for name, own in model.named_parameters() if own.ndim > 1]
+    body, end = cut(model, names[-max(1, round(perturb_last * len(names))) :])
+    with FlopCounterMode(display=False) as whole:
+        model(images)
+    features = (images,) if body is None else body(images)
+    with FlopCounterMode(display=False) as twice:
+        end(*features)
+    return float(twice.get_total_flops() / whole.get_total_flops())
+
+
 def _row(
-    name: str, values: Values, own: Mapping[int, Run], plain: Mapping[int, Run]
+    name: str, values: Values, cost: float, own: Mapping[int, Run], plain: Mapping[int, Run]
 ) -> dict[str, Any]:
     row: dict[str, Any] = {
         "method": name,
         "values": dict(values),
+        "passes": round(cost, 3),
         "seeds": list(own),
         "test_srcc": [run.agreement.srcc for run in own.values()],
         "test_srcc_clean_statistics": [

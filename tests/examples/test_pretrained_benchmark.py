@@ -22,9 +22,11 @@ from benchmarks.generalization_grounds.items import interval, resampled_srcc
 from benchmarks.pretrained import (
     Pretrained,
     chosen,
+    end_share,
     main,
     mobilenet_weights,
     parts_for,
+    passes,
     photographs,
     reported,
     result,
@@ -274,6 +276,17 @@ def test_every_study_has_plain_training_and_settings_that_there_are():
             values = {**way.values, **way.also}
             if values["perturb"] not in GONE:
                 assert reported(benchmark, study, values, 7).settings.seed == 7
+
+
+def test_passes_are_counted_in_units_of_plain_training(training):
+    settings = replace(training.settings, perturb="awp", epochs=8)
+    end = end_share(settings.backbone, 0.25, settings.crop)
+
+    assert 0 < end < end_share(settings.backbone, 0.5, settings.crop) < 1
+    assert passes(settings, 8) == 2
+    assert passes(replace(settings, perturb_last=0.25), 8) == 1 + end
+    assert passes(replace(settings, perturb_last=0.25, interval=2), 4) == 2 * (1 + end / 2)
+    assert passes(replace(settings, perturb="rwp"), 4) == 2
 
 
 def test_a_study_that_there_is_not_is_named():
