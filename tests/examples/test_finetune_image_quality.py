@@ -6,6 +6,7 @@ import math
 import sys
 from collections import OrderedDict
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -374,10 +375,39 @@ def test_too_few_images_for_a_batch_are_an_error(settings):
         load_parts(replace(settings, batch=100))
 
 
+def test_a_file_without_parts_has_a_fifth_set_aside_to_test_on_whatever_the_seed(
+    settings, some, tmp_path
+):
+    rows = [["name", "mos"], *([name, number] for number, name in enumerate(some))]
+    own = replace(table(settings, tmp_path, rows), validation_share=0.25)
+
+    first, other = (load_parts(replace(own, seed=seed)) for seed in (0, 1))
+
+    scores = [
+        {part: {score for _, score in own} for part, own in of.items()} for of in (first, other)
+    ]
+    assert [len(own) for own in scores[0].values()] == [21, 7, 8]
+    assert len(set().union(*scores[0].values())) == len(some) == 36
+    assert scores[0]["test"] == scores[1]["test"]
+    assert scores[0]["validation"] != scores[1]["validation"]
+
+
+def test_a_test_part_of_one_image_is_an_error(settings, some, tmp_path):
+    rows = [
+        ["name", "mos", "split"],
+        *([name, 1, "train"] for name in some[1:]),
+        [some[0], 1, "test"],
+    ]
+
+    with pytest.raises(UnusableError, match="expected at least 2 images to test, got 1"):
+        load_parts(table(settings, tmp_path, rows))
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         *(("batch", 1), ("epochs", 0), ("crop", 0), ("size", 31), ("validation_share", 1.0)),
+        *(("interval", 0), ("clip", -1.0)),
         *(("perturb_last", 0.0), ("perturb_last", 1.1), ("gamma", -1.0), ("gamma", math.nan)),
     ],
 )
@@ -539,3 +569,39 @@ def test_the_share_changes_the_training(settings, parts):
     )
 
     assert not some.equal(every)
+
+
+def test_every_second_step_takes_two_passes(settings, parts, monkeypatch):
+    trained, forward = [], Backbone.forward
+
+    def counted(model, images):
+        trained.append(model.training)
+        return forward(model, images)
+
+    monkeypatch.setattr(Backbone, "forward", counted)
+
+    finetune(replace(settings, interval=2), parts)
+
+    steps = settings.epochs * (len(parts["train"]) // settings.batch)
+    assert sum(trained) == steps + steps // 2
+
+
+def test_gradients_are_clipped_together(settings):
+    model, _ = halves(settings.backbone, 1.0)
+    optimizer = AdversarialWeightPerturbation(torch.optim.SGD(model.parameters(), lr=0.0), gamma=0)
+
+    train_step(None, model, optimizer, torch.rand(4, 3, 32, 32), torch.rand(4), clip=0.01)
+
+    norms = torch.stack([own.grad.norm() for own in model.parameters()])
+    torch.testing.assert_close(norms.norm(), torch.tensor(0.01), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("share", [0.2, 1.0])
+def test_compiled_it_takes_the_same_steps(settings, parts, share, monkeypatch):
+    settings = replace(settings, perturb_last=share, epochs=1)
+    wanted = trained_weights(settings, parts)
+    same_to_the_bit = partial(torch.compile, backend="eager")
+    monkeypatch.setattr(torch, "compile", same_to_the_bit)
+
+    assert trained_weights(replace(settings, compile=True), parts).equal(wanted)
+    torch.compiler.reset()
