@@ -27,7 +27,7 @@ from vqa.datasets import DataSet, Sample, load_dataset
 from vqa.errors import expected_errors_in_one_line
 from vqa.figures import draw_contours, draw_curves, draw_surface
 from vqa.io.files import replacing, write_json
-from vqa.progress import progress_bar
+from vqa.processes import progress_bar
 from vqa.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from vqa.training.distributed import DeviceName, Place, own_device
 from vqa.training.landscape import (

@@ -34,11 +34,10 @@ from training_scripts import SCRIPTS, TrainingScript, restored_settings, script_
 from vqa.datasets import SPECS
 from vqa.errors import expected_errors_in_one_line
 from vqa.features.cache import VERSION, FeatureCache
-from vqa.features.key_frames import FeatureSettings
-from vqa.features.motion import build_extractor
+from vqa.features.key_frames import FeatureSettings, build_extractor
 from vqa.io.files import digest, sha256, shown
 from vqa.models import other_owner
-from vqa.progress import progress_bar
+from vqa.processes import progress_bar
 from vqa.provenance import device_name, source_digest, versions
 from vqa.scoring.finding import find_files
 from vqa.scoring.report import (
@@ -51,8 +50,7 @@ from vqa.scoring.report import (
     score_table,
     write_rows,
 )
-from vqa.scoring.scales import PUBLISHED, ScoreScale, own_scale
-from vqa.scoring.scorer import FileScore, Scorer
+from vqa.scoring.scorer import PUBLISHED, FileScore, Scorer, ScoreScale, own_scale
 from vqa.training.checkpoint import Checkpoint, CheckpointError, is_checkpoint, load_checkpoint
 from vqa.training.distributed import DeviceName, Place, own_device
 from vqa.training.loader import Inputs

@@ -17,15 +17,21 @@ from torch.nn.functional import interpolate
 from video_files import Stream, write_stream
 
 from simple_vqa_features import PRESETS, main
-from vqa.features.cache import FeatureCache, FeatureError
-from vqa.features.extraction import extract_features
-from vqa.features.key_frames import TINY, FeatureSettings, extract, plan
-from vqa.features.motion import FrameDifferences, SlowFastFeatures, build_extractor
-from vqa.io.encoding import encode
+from vqa.features.cache import FeatureCache, FeatureError, extract_features
+from vqa.features.key_frames import (
+    TINY,
+    FeatureSettings,
+    FrameDifferences,
+    SlowFastFeatures,
+    build_extractor,
+    extract,
+    plan,
+)
 from vqa.io.label_list import LabelledVideo, write_label_list
 from vqa.io.video import VideoError
 from vqa.models import PublishedWeightsError, load_published
 from vqa.models.slowfast import SlowFastR50
+from vqa.synthetic.degradations import encode
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "simple_vqa_features.py"
 SLOWFAST_KEYS = Path(__file__).parents[1] / "data" / "keys_slowfast_r50.json"

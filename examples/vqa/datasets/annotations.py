@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vqa.datasets.samples import DatasetError, Part
-from vqa.datasets.specs import AnnotationFile, DataSetSpec
+from vqa.datasets.specs import AnnotationFile, DatasetError, DataSetSpec, Part
 from vqa.datasets.tables import Row, Table, read_list, read_tables
 
 # The columns of every table, best first; case, blanks and underscores make no difference.

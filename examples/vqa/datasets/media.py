@@ -8,9 +8,8 @@ from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
 from vqa.datasets.annotations import Label
-from vqa.datasets.samples import DatasetError, Sample
-from vqa.datasets.specs import DataSetSpec
-from vqa.io.media_names import MediaKind, kind_by_name
+from vqa.datasets.specs import DatasetError, DataSetSpec, Sample
+from vqa.io.files import MediaKind, kind_by_name
 
 _SHOWN = 10
 

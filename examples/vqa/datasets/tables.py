@@ -25,7 +25,7 @@ from openpyxl.utils.exceptions import InvalidFileException
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
-from vqa.datasets.samples import DatasetError
+from vqa.datasets.specs import DatasetError
 from vqa.io.label_list import LabelListError, parse_label_list, parse_number
 
 _LIST_COLUMNS = ("path", "duration", "fps", "mos")

@@ -13,7 +13,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from queue import SimpleQueue
 
-from vqa.progress import progress_bar
+from vqa.processes import progress_bar
 from vqa.reproduction.runs import PlannedRun
 from vqa.reproduction.sources import Sources, extractions
 from vqa.store import Store

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
+from vqa.metrics import summarise
 from vqa.reproduction.catalogue import Cell, Exhibit
 from vqa.reproduction.runs import PlannedRun, Sweep
-from vqa.statistics import summarise
 from vqa.store import Results, Store
 
 Status = Literal["measured", "not measured", "cited"]

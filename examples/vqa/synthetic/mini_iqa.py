@@ -18,13 +18,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vqa.progress import progress_bar
-from vqa.synthetic.camera_motion import draw_camera_path, film
+from vqa.processes import progress_bar
 from vqa.synthetic.degradations import degrade_still
 from vqa.synthetic.generated_folder import GeneratedFolder
 from vqa.synthetic.mini_ugc import Mix, draw_chain
 from vqa.synthetic.opinion import Opinion, expected_quality, measure_content, rate
-from vqa.synthetic.photographs import PHOTOGRAPHS, Photograph, load_photograph
+from vqa.synthetic.photographs import (
+    PHOTOGRAPHS,
+    Photograph,
+    draw_camera_path,
+    film,
+    load_photograph,
+)
 
 Pixels = NDArray[np.uint8]
 

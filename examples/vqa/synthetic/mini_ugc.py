@@ -20,13 +20,17 @@ from typing import Literal
 import numpy as np
 
 from vqa.io.label_list import LabelledVideo, write_label_list
-from vqa.processes import process_pool
-from vqa.progress import progress_bar
-from vqa.synthetic.camera_motion import draw_camera_path, film
+from vqa.processes import process_pool, progress_bar
 from vqa.synthetic.degradations import FRAME_RATE, Chain, Kind, Link, degrade
 from vqa.synthetic.generated_folder import GeneratedFolder
 from vqa.synthetic.opinion import Content, Opinion, expected_quality, measure_content, rate
-from vqa.synthetic.photographs import PHOTOGRAPHS, Photograph, load_photograph
+from vqa.synthetic.photographs import (
+    PHOTOGRAPHS,
+    Photograph,
+    draw_camera_path,
+    film,
+    load_photograph,
+)
 
 MiniUgcPart = Literal["train", "test", "ood"]
 PARTS: tuple[MiniUgcPart, ...] = ("train", "test", "ood")

@@ -8,9 +8,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vqa.training.distributed import Place
-from vqa.training.evaluate import predict
+from vqa.training.evaluate import peak_memory, predict
 from vqa.training.loop import TrainingRun
-from vqa.training.results import peak_memory
 from vqa.training.settings import Settings
 from vqa.training.split_samples import Parts
 from vqa.training.task import Task

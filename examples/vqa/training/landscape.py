@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch_awp import landscape
 from vqa.datasets import Sample
 from vqa.training.distributed import Place
-from vqa.training.loader import Batch, LabelledFiles, evaluation_loader
-from vqa.training.sampler import every_sample
+from vqa.training.loader import Batch, LabelledFiles, evaluation_loader, every_sample
 from vqa.training.settings import Settings
 from vqa.training.task import Task
 

@@ -24,12 +24,13 @@ from vqa.datasets import Sample
 from vqa.io.files import digest
 from vqa.metrics import Agreement
 from vqa.models.computed_once import ComputedOnce
-from vqa.progress import progress_bar
+from vqa.processes import progress_bar
 from vqa.training.checkpoint import (
     Checkpoint,
     CheckpointError,
     Counters,
     HasState,
+    identity,
     load_checkpoint,
     load_state,
     save_checkpoint,
@@ -37,12 +38,10 @@ from vqa.training.checkpoint import (
 )
 from vqa.training.distributed import Place
 from vqa.training.evaluate import autocast, measured, predict
-from vqa.training.identity import identity
-from vqa.training.loader import Batch, LabelledFiles, training_loader
+from vqa.training.loader import Batch, LabelledFiles, TrainingDraws, training_loader
 from vqa.training.log import RunLog
 from vqa.training.optim import advance, moving_average, split_off_head
 from vqa.training.perturbation import perturbed
-from vqa.training.sampler import TrainingDraws
 from vqa.training.settings import Settings, plain
 from vqa.training.task import Task
 

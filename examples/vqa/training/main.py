@@ -27,11 +27,20 @@ from vqa.training.checkpoint import (
 )
 from vqa.training.distributed import Place, joined_processes
 from vqa.training.dry_run import dry_run
-from vqa.training.evaluate import Predictions, measured, predict, scale_of
+from vqa.training.evaluate import (
+    Predictions,
+    SplitResult,
+    measured,
+    medians,
+    peak_memory,
+    predict,
+    scale_of,
+    table,
+    write_predictions,
+)
 from vqa.training.landscape import landscape_of
 from vqa.training.loop import TrainingRun, fit
 from vqa.training.optim import load_weights
-from vqa.training.results import SplitResult, medians, peak_memory, table, write_predictions
 from vqa.training.settings import RUNS, Settings, plain
 from vqa.training.split_samples import Parts, Samples, load_also, parts_of_splits
 from vqa.training.task import Task
