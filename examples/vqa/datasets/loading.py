@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vqa.datasets.annotations import find_annotations, read_labels
 from vqa.datasets.media import find_samples, tell_kind
-from vqa.datasets.specs import SPECS, DataSet, DatasetError, Part, Reference, Sample
+from vqa.datasets.specs import SPECS, DataSet, DatasetError, Part, Reference
 
 
 def load_dataset(
@@ -76,7 +76,8 @@ def summary(dataset: DataSet) -> str:
     What differs from every known version of the data set is marked with DIFFERS: correlations are
     then not comparable with published ones.
     """
-    head = f"{dataset.name}: {_amount(dataset.samples, dataset.kind)}, {dataset.source}"
+    count = len(dataset.samples)
+    head = f"{dataset.name}: {count} {dataset.kind}{'' if count == 1 else 's'}, {dataset.source}"
     if dataset.synthetic:
         head += "; the opinion scores are synthetic"
     if dataset.dropped:
@@ -88,12 +89,11 @@ def summary(dataset: DataSet) -> str:
 
 def _lines(dataset: DataSet) -> Iterator[str]:
     references = SPECS[dataset.name].references
-    parts = _parts(dataset, references)
-    for part in parts:
-        samples = [sample for sample in dataset.samples if part in (None, sample.part)]
+    for part in _parts(dataset, references):
+        scores = [own.score for own in dataset.samples if part in (None, own.part)]
         expected = [reference for reference in references if reference.part == part]
-        name = part or "all"
-        yield f"{name:<10} {_description(samples)}{_verdict(samples, expected)}"
+        extremes = f"  MOS {min(scores):.4g} .. {max(scores):.4g}" if scores else ""
+        yield f"{part or 'all':<10} {len(scores):>6}{extremes}{_verdict(scores, expected)}"
 
 
 def _parts(dataset: DataSet, references: Sequence[Reference]) -> list[Part | None]:
@@ -107,32 +107,21 @@ def _parts(dataset: DataSet, references: Sequence[Reference]) -> list[Part | Non
     return [None, *named] if whole else [*named]
 
 
-def _amount(samples: Sequence[Sample], kind: str) -> str:
-    return f"{len(samples)} {kind}{'' if len(samples) == 1 else 's'}"
-
-
-def _description(samples: Sequence[Sample]) -> str:
-    if not samples:
-        return f"{0:>6}"
-    scores = [sample.score for sample in samples]
-    return f"{len(samples):>6}  MOS {min(scores):.4g} .. {max(scores):.4g}"
-
-
-def _verdict(samples: Sequence[Sample], expected: Sequence[Reference]) -> str:
+def _verdict(scores: Sequence[float], expected: Sequence[Reference]) -> str:
+    agreeing = [reference for reference in expected if _agrees(scores, reference)]
     if not expected:
         return ""
-    if agreeing := [reference for reference in expected if _agrees(samples, reference)]:
+    if agreeing:
         return f"  as expected{_note(agreeing[0])}"
     return f"  DIFFERS: expected {' or '.join(map(_expectation, expected))}"
 
 
-def _agrees(samples: Sequence[Sample], reference: Reference) -> bool:
-    if len(samples) != reference.count or not samples:
+def _agrees(scores: Sequence[float], reference: Reference) -> bool:
+    if len(scores) != reference.count or not scores:
         return False
     if reference.mos is None:
         return True
     low, high = reference.mos
-    scores = [sample.score for sample in samples]
     if reference.scale:
         return low <= min(scores) and max(scores) <= high
     return abs(min(scores) - low) < _TOLERANCE and abs(max(scores) - high) < _TOLERANCE

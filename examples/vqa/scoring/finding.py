@@ -164,7 +164,7 @@ def _names(path: Path, text: str) -> Iterator[tuple[int, tuple[str, ...]]]:
 def _column(path: Path, first: Line, separator: str) -> tuple[int, int]:
     """Index of the column of names, and how many lines come before the first name."""
     columns = tuple(cell.strip() for cell in first[1])
-    header = Table(path, columns, ())
+    header = Table(path, columns, {})
     named = header.find_column(NAME_COLUMNS)
     scored = header.find_column(SPECS["csv"].scores)
     # The blank of a name like "video 1.mp4" makes no header.
