@@ -52,7 +52,7 @@ from vqa.scoring.report import (
 )
 from vqa.scoring.scorer import PUBLISHED, FileScore, Scorer, ScoreScale, own_scale
 from vqa.training.checkpoint import Checkpoint, CheckpointError, is_checkpoint, load_checkpoint
-from vqa.training.distributed import DeviceName, Place, own_device
+from vqa.training.distributed import DeviceName, ProcessGroup, own_device
 from vqa.training.loader import Inputs
 from vqa.training.optim import load_checkpoint_weights, load_weights
 from vqa.training.settings import Settings
@@ -71,7 +71,7 @@ class _Features:
 
     settings: FeatureSettings
     motion: str | None = None
-    """Identity of the motion extractor; None if unknown."""
+    """Fingerprint of the motion extractor; None if unknown."""
 
 
 # Published weights are fed as the paper's presets feed them in testing.
@@ -240,12 +240,14 @@ def _scorer(
         task = script.task(settings)
     else:
         extractor = build_extractor(features.settings.motion, slowfast_weights, device)
-        if features.motion not in (None, extractor.identity):
+        if features.motion not in (None, extractor.fingerprint):
             raise ValueError(
                 f"slowfast_weights: expected those of the training, {slowfast_weights} holds others"
             )
         task = simple_vqa.task_without_cache(settings, features.settings, extractor)
-    return Scorer(name, _built(task, device), task, settings, script.kind, scale, Place(device))
+    return Scorer(
+        name, _built(task, device), task, settings, script.kind, scale, ProcessGroup(device)
+    )
 
 
 def _finetuned(
@@ -267,7 +269,9 @@ def _finetuned(
         read=partial(_read_middle_square, settings.size, settings.crop),
         scores=_backbone_scores,
     )
-    return Scorer(name, _built(task, device), task, Settings(), "image", scale, Place(device))
+    return Scorer(
+        name, _built(task, device), task, Settings(), "image", scale, ProcessGroup(device)
+    )
 
 
 def _read_middle_square(
@@ -353,11 +357,13 @@ def main(settings: Score) -> int:
     per_clip = settings.per_clip is not None
     resume = settings.resume == "auto"
     with (
-        score_table(settings.output, search.files, _identity(settings, scorer), resume) as scores,
+        score_table(
+            settings.output, search.files, _fingerprint(settings, scorer), resume
+        ) as scores,
         progress_bar("score", len(search.files), "file", initial=len(scores.known)) as bar,
     ):
         if scores.known:
-            print(f"gone on with: {len(scores.known)} files have a score from before")
+            print(f"resumed: {len(scores.known)} files have a score from before")
         left = [found for found in search.files if found.path not in scores.known]
         for score in scorer.score_each(left, workers, per_clip):
             scores.add(score)
@@ -369,7 +375,7 @@ def main(settings: Score) -> int:
     return report(scores.rows, settings.output)
 
 
-def _identity(settings: Score, scorer: Scorer) -> str:
+def _fingerprint(settings: Score, scorer: Scorer) -> str:
     """Of all but the files that decides a score, to the last bit."""
     weights = [file for file in (settings.checkpoint, settings.slowfast_weights) if file]
     return digest(
@@ -377,7 +383,7 @@ def _identity(settings: Score, scorer: Scorer) -> str:
             "weights": [sha256(file) for file in weights],
             "settings": [settings.model, settings.raw, settings.per_clip is not None],
             "threads": scorer.settings.threads or torch.get_num_threads(),
-            "device": device_name(scorer.place.device),
+            "device": device_name(scorer.group.device),
             "source": source_digest(),
             "versions": versions(("torch", "torchvision", "av", "pillow")),
         }

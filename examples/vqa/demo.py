@@ -21,7 +21,7 @@ from vqa.io.files import digest, replacing, write_json
 from vqa.metrics import PairedDifference, paired_difference, summarise
 from vqa.processes import process_pool, progress_bar
 from vqa.store import Results, Store
-from vqa.training.checkpoint import identity
+from vqa.training.checkpoint import run_config
 from vqa.training.main import run_script
 from vqa.training.perturbation import METHOD_NAMES, Method
 from vqa.training.settings import Settings, plain
@@ -53,8 +53,8 @@ def run_of(settings: Settings, task: TaskOf, dataset: DataSet, source: object) -
     split = settings.splits[0]
     parts = parts_of(dataset, {}, settings, split)
     samples = {"train": parts.train, "validation": parts.validation, "test": parts.test}
-    known = identity(settings, split, {**samples, **parts.also}, task(settings).files)
-    decides = digest([plain(replace(settings, output=None)), known, source])
+    config = run_config(settings, split, {**samples, **parts.also}, task(settings).files)
+    decides = digest([plain(replace(settings, output=None)), config, source])
     return Run(settings, f"{settings.method}-{settings.seed}-{decides[:16]}", split)
 
 

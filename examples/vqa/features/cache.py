@@ -58,7 +58,7 @@ class FeatureCache:
     folder: Path
     settings: FeatureSettings
     motion: str
-    """Identity of the motion extractor."""
+    """Fingerprint of the motion extractor."""
 
     @classmethod
     def create(cls, folder: Path, settings: FeatureSettings, motion: str) -> FeatureCache:
@@ -288,7 +288,7 @@ def extract_features(
         ValueError: the weights are missing or not needed.
     """
     extractor = build_extractor(settings.motion, slowfast_weights, torch.device(device))
-    cache = FeatureCache.create(folder, settings, extractor.identity)
+    cache = FeatureCache.create(folder, settings, extractor.fingerprint)
     distinct = list(dict.fromkeys(videos))
     bad_files: list[str] = []
     with progress_bar("features", len(distinct), "video") as bar:

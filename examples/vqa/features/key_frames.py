@@ -36,7 +36,7 @@ class MotionExtractor(Protocol):
     """What turns a clip into motion features."""
 
     @property
-    def identity(self) -> str:
+    def fingerprint(self) -> str:
         """Tells extractors apart that give other features, weights included."""
 
     @property
@@ -81,7 +81,7 @@ class SlowFastFeatures:
     size = SIZE
 
     def __init__(self, network: SlowFastR50, device: torch.device) -> None:
-        self.identity = f"slowfast_r50 {_digest(network)}"
+        self.fingerprint = f"slowfast_r50 {_digest(network)}"
         self._network, self._device = network.to(device), device
 
     def __call__(self, clip: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ class FrameDifferences:
     """
 
     size = 64
-    identity = "frame_differences 1"  # to be raised when the same clip would give other features
+    fingerprint = "frame_differences 1"  # to be raised when the same clip would give other features
     _LAGS = (1, 2, 4)
 
     def __call__(self, clip: Tensor) -> Tensor:

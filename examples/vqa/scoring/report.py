@@ -65,25 +65,25 @@ class ScoreTable:
 
 @contextmanager
 def score_table(
-    path: Path, files: Sequence[Found], identity: str, resume: bool = True
+    path: Path, files: Sequence[Found], fingerprint: str, resume: bool = True
 ) -> Iterator[ScoreTable]:
     """Write `path,score,error`, a row as soon as it is given.
 
     The table grows in a file beside `path` and takes its place when the block ends well. If the
     block ends otherwise, an older table stays as it is, and the rows so far stay beside it; the
-    next scoring of the same identity has them.
+    next scoring of the same fingerprint has them.
 
     Args:
         path: the table; it belongs to this process for the length of the block.
         files: what is to be scored.
-        identity: of all but the files that decides a score.
+        fingerprint: of all but the files that decides a score.
         resume: whether scores of an interrupted scoring count, of files that are as they were.
 
     Raises:
         ValueError: there is something other than an older table, or another command writes it.
     """
     refuse_other_file(path, PREDICTED, "output")
-    growing = path.with_name(f"{path.name}.{identity[:12]}.part")
+    growing = path.with_name(f"{path.name}.{fingerprint[:12]}.part")
     with owned_file(path):
         known = _interrupted(growing, files) if resume else {}
         rows = 0

@@ -22,7 +22,7 @@ from vqa.datasets import Sample
 from vqa.io.files import MediaKind, kind_by_name, shown
 from vqa.io.video import is_hdr
 from vqa.scoring.finding import Found
-from vqa.training.distributed import Place
+from vqa.training.distributed import ProcessGroup
 from vqa.training.evaluate import score_each
 from vqa.training.loader import Inputs, Read, computing_threads
 from vqa.training.settings import Settings
@@ -138,7 +138,7 @@ class Scorer:
     """Of its training, whose number of threads decides the last bits of a score."""
     kind: MediaKind
     scale: ScoreScale
-    place: Place
+    group: ProcessGroup
 
     def score_each(
         self, files: Sequence[Found], workers: int, per_clip: bool = False
@@ -166,7 +166,7 @@ class Scorer:
             computing_threads(settings.threads or torch.get_num_threads()),
             _outputs_of(self.model.get_submodule(self.task.clips)) as outputs,
         ):
-            found_scores = score_each(self.model, task, samples, settings, self.place)
+            found_scores = score_each(self.model, task, samples, settings, self.group)
             for found in files:
                 if found.error is not None:
                     yield FileScore(found.path, None, found.error)

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from vqa.datasets import Sample
 from vqa.io.files import digest, file_state, replacing, sha256
-from vqa.training.distributed import Place
+from vqa.training.distributed import ProcessGroup
 from vqa.training.settings import Settings
 
 _FORMAT = "torch-awp training run"
-# Raise them when files of the older version can no longer be gone on from, or used.
+# Raise them when files of the older version can no longer be resumed from, or used.
 _VERSION = 2
 _WEIGHTS_FORMAT, _WEIGHTS_VERSION = "torch-awp examples, weights", 2
 _OTHER_FORMATS = {
@@ -40,7 +40,7 @@ class HasState(Protocol):
         """All that it takes to go on."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> object:
-        """Go on from there."""
+        """Resume from there."""
 
 
 class RunStateError(ValueError):
@@ -48,7 +48,7 @@ class RunStateError(ValueError):
 
 
 @dataclass
-class Counters:
+class TrainerState:
     """How far a run has come."""
 
     epoch: int = 0
@@ -75,10 +75,10 @@ class Counters:
 
 def save_state(
     path: Path,
-    identity: Mapping[str, Any],
-    counters: Counters,
+    config: Mapping[str, Any],
+    state: TrainerState,
     parts: Mapping[str, HasState],
-    place: Place,
+    group: ProcessGroup,
 ) -> None:
     """Write a run's state; a process killed meanwhile leaves the old file or none.
 
@@ -86,23 +86,26 @@ def save_state(
 
     Args:
         path: where to.
-        identity: all that decides the run's result.
-        counters: how far it has come.
+        config: all that decides the run's result.
+        state: how far it has come.
         parts: what it consists of, by name.
-        place: this process among its peers, each of which has random states of its own.
+        group: this process among its peers, each of which has random states of its own.
     """
-    random = place.gather([_random_states(place.device)])
-    if not place.is_first:
+    mine = {"cpu": torch.get_rng_state()}
+    if group.device.type == "cuda":
+        mine["cuda"] = torch.cuda.get_rng_state(group.device)
+    random = group.all_gather([mine])
+    if not group.is_main:
         return
     states = {name: part.state_dict() for name, part in parts.items()}
-    values = {"format": _FORMAT, "version": _VERSION, "identity": dict(identity)}
-    values |= {"counters": asdict(counters), "parts": {**states, "random": random}}
+    values = {"format": _FORMAT, "version": _VERSION, "identity": dict(config)}
+    values |= {"counters": asdict(state), "parts": {**states, "random": random}}
     _save(path, values)
 
 
 def load_state(
-    path: Path, identity: Mapping[str, Any], parts: Mapping[str, HasState], place: Place
-) -> Counters:
+    path: Path, config: Mapping[str, Any], parts: Mapping[str, HasState], group: ProcessGroup
+) -> TrainerState:
     """Put every part and the random states back to what `save_state` wrote; how far it had come.
 
     Raises:
@@ -120,22 +123,24 @@ def load_state(
             f"{path}: expected version {_VERSION}, got {values.get('version')!r}: choose another"
             " --output, or --resume never to begin again"
         )
-    if found := list(differences(values["identity"], identity)):
+    if found := list(differences(values["identity"], config)):
         raise RunStateError(
             f"{path}: expected a run with these settings and files, but {'; '.join(found)}: choose"
             " another --output, or --resume never to begin again"
         )
     random = values["parts"]["random"]
-    if len(random) != place.processes or ("cuda" in random[0]) != (place.device.type == "cuda"):
+    if len(random) != group.world_size or ("cuda" in random[0]) != (group.device.type == "cuda"):
         kind = "cuda" if "cuda" in random[0] else "cpu"
         raise RunStateError(
-            f"{path}: expected the state of {place.processes} process(es) on"
-            f" {place.device.type}, got that of {len(random)} on {kind}"
+            f"{path}: expected the state of {group.world_size} process(es) on"
+            f" {group.device.type}, got that of {len(random)} on {kind}"
         )
     for name, part in parts.items():
         part.load_state_dict(values["parts"][name])
-    _restore_random_states(random[place.rank], place.device)
-    return Counters(**values["counters"])
+    torch.set_rng_state(random[group.rank]["cpu"])
+    if group.device.type == "cuda":
+        torch.cuda.set_rng_state(random[group.rank]["cuda"], group.device)
+    return TrainerState(**values["counters"])
 
 
 class Scale(NamedTuple):
@@ -235,19 +240,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(**{**own, "scale": scale})
 
 
-def _random_states(device: torch.device) -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def _restore_random_states(states: Mapping[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states["cpu"])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states["cuda"], device)
-
-
 # These change how long a run takes, what it prints or where it writes, but not what it learns.
 _WITHOUT_EFFECT = frozenset(
     {
@@ -264,7 +256,7 @@ _ELSEWHERE = frozenset({"annotations", *_BY_CONTENT})
 _LATER = {"perturb_end": False}
 
 
-def identity(
+def run_config(
     settings: Settings,
     split: int,
     samples: Mapping[str, Sequence[Sample]],

@@ -25,7 +25,7 @@ from vqa.io.files import open_csv, replacing
 from vqa.metrics import Agreement, agreement
 from vqa.processes import progress_bar
 from vqa.training.checkpoint import Scale
-from vqa.training.distributed import Place
+from vqa.training.distributed import ProcessGroup
 from vqa.training.loader import LabelledFiles, evaluation_loader, every_sample
 from vqa.training.settings import Settings
 from vqa.training.task import ScoringTask
@@ -62,7 +62,7 @@ def score_each(
     task: ScoringTask,
     samples: Sequence[Sample],
     settings: Settings,
-    place: Place,
+    group: ProcessGroup,
     batch: int = 1,
 ) -> Iterator[tuple[int, float | str]]:
     """Number and predicted score, or what is wrong with its file, of this process's samples.
@@ -75,17 +75,17 @@ def score_each(
         task: reads and scores.
         samples: files; their opinion scores do not matter.
         settings: workers, precision, and whether a bad file stops everything.
-        place: this process among its peers.
+        group: this process among its peers.
         batch: files at a time.
     """
     files = LabelledFiles(samples, task.read, settings.bad_files == "skip")
-    draws = every_sample(len(samples), place.rank, place.processes)
-    loader = evaluation_loader(files, draws, batch, settings.workers, place.device.type == "cuda")
+    draws = every_sample(len(samples), group.rank, group.world_size)
+    loader = evaluation_loader(files, draws, batch, settings.workers, group.device.type == "cuda")
     for read in loader:
         found: dict[int, float | str] = dict(read.bad_files)
         if len(read):
-            with autocast(settings, place.device):
-                scores = task.scores(model, read.to(place.device).inputs, "test")
+            with autocast(settings, group.device):
+                scores = task.scores(model, read.to(group.device).inputs, "test")
             found |= zip(read.indices, scores.float().tolist(), strict=True)
         yield from sorted(found.items())
 
@@ -95,7 +95,7 @@ def predict(
     task: ScoringTask,
     samples: Sequence[Sample],
     settings: Settings,
-    place: Place,
+    group: ProcessGroup,
     title: str = "test",
     batch: int = 1,
 ) -> Predictions:
@@ -103,13 +103,13 @@ def predict(
     training = model.training
     model.eval()
     mine: list[tuple[int, float | str]] = []
-    total = len(every_sample(len(samples), place.rank, place.processes))
-    with progress_bar(title, total, "file", leave=False, disable=not place.is_first) as bar:
-        for found in score_each(model, task, samples, settings, place, batch):
+    total = len(every_sample(len(samples), group.rank, group.world_size))
+    with progress_bar(title, total, "file", leave=False, disable=not group.is_main) as bar:
+        for found in score_each(model, task, samples, settings, group, batch):
             mine.append(found)
             bar.update()
     model.train(training)
-    everybody = sorted(place.gather(mine), key=lambda found: found[0])
+    everybody = sorted(group.all_gather(mine), key=lambda found: found[0])
     good = [(index, score) for index, score in everybody if not isinstance(score, str)]
     return Predictions(
         samples=tuple(samples[index] for index, _ in good),
