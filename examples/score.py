@@ -35,7 +35,7 @@ from vqa.datasets import SPECS
 from vqa.errors import expected_errors_in_one_line
 from vqa.features.cache import VERSION, FeatureCache
 from vqa.features.key_frames import FeatureSettings, build_extractor
-from vqa.io.files import digest, sha256, shown
+from vqa.io.files import digest, sha256, shown, write_csv
 from vqa.models import other_owner
 from vqa.processes import progress_bar
 from vqa.provenance import device_name, source_digest, versions
@@ -48,7 +48,6 @@ from vqa.scoring.report import (
     refuse_other_file,
     report,
     score_table,
-    write_rows,
 )
 from vqa.scoring.scorer import PUBLISHED, FileScore, Scorer, ScoreScale, own_scale
 from vqa.training.checkpoint import Checkpoint, CheckpointError, is_checkpoint, load_checkpoint
@@ -369,9 +368,9 @@ def main(settings: Score) -> int:
             scores.add(score)
             bar.update()
         if settings.per_clip is not None:
-            write_rows(settings.per_clip, PER_CLIP, clip_rows(scores.rows))
+            write_csv(settings.per_clip, PER_CLIP, clip_rows(scores.rows))
         if settings.per_folder is not None:
-            write_rows(settings.per_folder, PER_FOLDER, folder_rows(scores.rows))
+            write_csv(settings.per_folder, PER_FOLDER, folder_rows(scores.rows))
     return report(scores.rows, settings.output)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import as_completed
@@ -17,7 +16,7 @@ from matplotlib.figure import Figure
 
 from vqa.datasets import DataSet
 from vqa.figures import draw_curves, draw_seeds
-from vqa.io.files import digest, replacing, write_json
+from vqa.io.files import digest, replacing, write_csv, write_json
 from vqa.metrics import PairedDifference, paired_difference, summarise
 from vqa.processes import process_pool, progress_bar
 from vqa.store import Results, Store
@@ -142,14 +141,12 @@ def table(runs: Runs) -> str:
     The difference is taken seed by seed; `p` is that of a two-sided paired t-test.
     """
     lines = [_row("", [METHOD_NAMES[method] for method in runs])]
-    for name, value in _COLUMNS.items():
-        cells = []
-        for own in runs.values():
-            summary = summarise([value(run) for run in own])
-            cells.append(f"{summary.mean:.3f} ± {summary.spread:.3f}")
-        lines.append(_row(name, cells))
+    for column in _COLUMNS:
+        summaries = [summarise(_values(runs, method, column)) for method in runs]
+        lines.append(_row(column, [f"{own.mean:.3f} ± {own.spread:.3f}" for own in summaries]))
         if "plain" in runs and len(runs) > 1:
-            lines.append(_row("  - plain", _differences(runs, value)))
+            differences = [_difference_text(runs, method, column) for method in runs]
+            lines.append(_row("  - plain", differences))
     return "\n".join(lines)
 
 
@@ -159,18 +156,16 @@ def conclusions(runs: Runs) -> list[str]:
     for method in runs:
         if method == "plain" or "plain" not in runs:
             continue
-        gap, test, ood, sharpness, cost = (
-            _difference(runs, method, _COLUMNS[column])
-            for column in ("gap SRCC", "test SRCC", "ood SRCC", "sharpness", "ms / step")
+        gap, test, ood = (
+            _difference(runs, method, column) for column in ("gap SRCC", "test SRCC", "ood SRCC")
         )
-        flat = 1 + sharpness.mean / _mean(runs, "plain", "sharpness")
-        slow = 1 + cost.mean / _mean(runs, "plain", "ms / step")
         sentences.append(
             f"{METHOD_NAMES[method]}: the train-test gap in SRCC is"
             f" {_verdict(gap, 'smaller', 'larger')};"
             f" the test SRCC is {_verdict(test, 'lower', 'higher')};"
             f" out of domain it is {_verdict(ood, 'lower', 'higher')};"
-            f" sharpness is {flat:.2f} times that of plain, a step takes {slow:.2f} times as long."
+            f" sharpness is {_ratio(runs, method, 'sharpness'):.2f} times that of plain, a step"
+            f" takes {_ratio(runs, method, 'ms / step'):.2f} times as long."
         )
     return sentences
 
@@ -180,32 +175,27 @@ def write_results(folder: Path, runs: Runs, description: Mapping[str, object]) -
 
     The first holds every number of the others and of the table.
     """
-    every = [(method, run) for method, own in runs.items() for run in own]
+    documents = [
+        {
+            "method": method,
+            "seed": _seed(run),
+            "gamma": run.document["settings"]["gamma"],
+            **{name: value(run) for name, value in _COLUMNS.items()},
+            "landscape": run.landscape,
+        }
+        for method, own in runs.items()
+        for run in own
+    ]
     document = {
         **description,
         "summary": _summary(runs),
         "conclusions": conclusions(runs),
-        "runs": [
-            {
-                "method": method,
-                "seed": _seed(run),
-                "gamma": run.document["settings"]["gamma"],
-                **{name: value(run) for name, value in _COLUMNS.items()},
-                "landscape": run.landscape,
-            }
-            for method, run in every
-        ],
+        "runs": documents,
     }
     paths = [folder / name for name in ("results.json", "results.csv", "figure.png")]
     write_json(paths[0], document)
-    with (
-        replacing(paths[1]) as unfinished,
-        unfinished.open("w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(["method", "seed", *_COLUMNS])
-        for method, run in every:
-            writer.writerow([method, _seed(run), *(value(run) for value in _COLUMNS.values())])
+    columns = ["method", "seed", *_COLUMNS]
+    write_csv(paths[1], columns, ([own[name] for name in columns] for own in documents))
     draw_figure(paths[2], runs)
     return paths
 
@@ -220,7 +210,7 @@ def draw_figure(path: Path, runs: Runs) -> None:
         (gaps, "gap SRCC", "train - test SRCC (lower is better)"),
         (tests, "test SRCC", "test SRCC (higher is better)"),
     ):
-        draw_seeds(axes, _named(runs, _COLUMNS[column]), colours)
+        draw_seeds(axes, {METHOD_NAMES[own]: _values(runs, own, column) for own in runs}, colours)
         axes.set_ylabel(label)
     curves = {
         METHOD_NAMES[method]: torch.tensor([run.landscape["losses"] for run in own])
@@ -238,40 +228,39 @@ def _seed(run: Results) -> int:
     return int(run.document["settings"]["seed"])
 
 
-def _named(runs: Runs, value: Callable[[Results], float]) -> dict[str, list[float]]:
-    return {METHOD_NAMES[method]: [value(run) for run in own] for method, own in runs.items()}
+def _values(runs: Runs, method: Method, column: str) -> list[float]:
+    return [_COLUMNS[column](run) for run in runs[method]]
+
+
+def _difference(runs: Runs, method: Method, column: str) -> PairedDifference:
+    return paired_difference(_values(runs, method, column), _values(runs, "plain", column))
+
+
+def _difference_text(runs: Runs, method: Method, column: str) -> str:
+    if method == "plain":
+        return ""
+    difference = _difference(runs, method, column)
+    p_value = "" if math.isnan(difference.p_value) else f" p={difference.p_value:.2g}"
+    return f"{difference.mean:+.3f}{p_value}"
+
+
+def _ratio(runs: Runs, method: Method, column: str) -> float:
+    """Of the means of a method and plain."""
+    plain_mean = summarise(_values(runs, "plain", column)).mean
+    return 1 + _difference(runs, method, column).mean / plain_mean
 
 
 def _summary(runs: Runs) -> dict[str, dict[str, object]]:
     """Per method and column: mean and spread, and the paired difference to plain."""
     summary: dict[str, dict[str, object]] = {}
-    for method, own in runs.items():
-        summary[method] = {}
-        for name, value in _COLUMNS.items():
-            entry: dict[str, object] = asdict(summarise([value(run) for run in own]))
-            if method != "plain" and "plain" in runs:
-                entry["minus_plain"] = asdict(_difference(runs, method, value))
-            summary[method][name] = entry
-    return summary
-
-
-def _difference(runs: Runs, method: Method, value: Callable[[Results], float]) -> PairedDifference:
-    return paired_difference(
-        [value(run) for run in runs[method]], [value(run) for run in runs["plain"]]
-    )
-
-
-def _differences(runs: Runs, value: Callable[[Results], float]) -> list[str]:
-    cells = []
     for method in runs:
-        difference = _difference(runs, method, value)
-        p_value = "" if math.isnan(difference.p_value) else f" p={difference.p_value:.2g}"
-        cells.append("" if method == "plain" else f"{difference.mean:+.3f}{p_value}")
-    return cells
-
-
-def _mean(runs: Runs, method: Method, column: str) -> float:
-    return summarise([_COLUMNS[column](run) for run in runs[method]]).mean
+        summary[method] = {}
+        for column in _COLUMNS:
+            entry: dict[str, object] = asdict(summarise(_values(runs, method, column)))
+            if method != "plain" and "plain" in runs:
+                entry["minus_plain"] = asdict(_difference(runs, method, column))
+            summary[method][column] = entry
+    return summary
 
 
 def _verdict(difference: PairedDifference, below: str, above: str) -> str:

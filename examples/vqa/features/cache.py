@@ -17,6 +17,7 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import as_completed
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from vqa.features.key_frames import (
     Features,
     FeatureSettings,
     MotionExtractor,
+    MotionKind,
     build_extractor,
     extract,
 )
@@ -68,7 +70,8 @@ class FeatureCache:
             FeatureError: the folder holds something else.
         """
         cache = cls(folder, settings, motion)
-        if not _is_free(folder):
+        made_by_us = (folder / MANIFEST).exists()
+        if folder.exists() and not made_by_us and any(folder.iterdir()):
             raise FeatureError(f"{folder}: expected features or an empty folder, found other files")
         write_json(folder / MANIFEST, cache.made())
         return cache
@@ -92,26 +95,25 @@ class FeatureCache:
         return cache
 
     def has(self, video: Path) -> bool:
-        """Whether there is an entry for the video as it is now.
-
-        Raises:
-            FeatureError: the video cannot be read.
-        """
-        return self._path(video, self._record(video)).exists()
+        """Whether there is an entry for the video as it is now; none if it cannot be read."""
+        try:
+            return self._path(video, self._record(video)).exists()
+        except FeatureError:
+            return False
 
     def write(self, video: Path, features: Features) -> None:
         """Store what was extracted from a video; complete or not at all."""
         record = self._record(video)
-        entry = io.BytesIO()
-        with zipfile.ZipFile(entry, "w") as archive:
+        with (
+            replacing(self._path(video, record)) as unfinished,
+            zipfile.ZipFile(unfinished, "w") as archive,
+        ):
             for number, frame in enumerate(features.key_frames):
-                archive.writestr(f"key_frame_{number}.png", _to_png(frame))
-            motion = io.BytesIO()
-            np.save(motion, features.motion.numpy())
-            archive.writestr("motion.npy", motion.getvalue())
+                with archive.open(f"key_frame_{number}.png", "w") as file:
+                    Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy()).save(file, "png")
+            with archive.open("motion.npy", "w") as file:
+                np.save(file, features.motion.numpy())
             archive.writestr("record.json", json.dumps(record))
-        with replacing(self._path(video, record)) as unfinished:
-            unfinished.write_bytes(entry.getbuffer())
 
     def read(
         self, video: Path, generator: torch.Generator | None, crop: int = 448
@@ -145,7 +147,8 @@ class FeatureCache:
                 intact = json.loads(archive.read("record.json")) == record
                 motion = np.load(io.BytesIO(archive.read("motion.npy")), allow_pickle=False)
                 names = [name for name in archive.namelist() if name.endswith(".png")]
-                key_frames = [_from_png(archive.read(name)) for name in names]
+                images = [Image.open(io.BytesIO(archive.read(name))) for name in names]
+                key_frames = [torch.from_numpy(np.array(own)).permute(2, 0, 1) for own in images]
         except FileNotFoundError as error:
             raise FeatureError(
                 f"{shown(video)}: has no features in {self.folder}, or was changed since they were"
@@ -220,20 +223,6 @@ def fingerprint(video: Path) -> str:
     return f"{changed} {size} {pieces.hexdigest()}"
 
 
-def _is_free(folder: Path) -> bool:
-    return not folder.exists() or (folder / MANIFEST).exists() or not any(folder.iterdir())
-
-
-def _to_png(frame: Tensor) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy()).save(buffer, "png")
-    return buffer.getvalue()
-
-
-def _from_png(file: bytes) -> Tensor:
-    return torch.from_numpy(np.array(Image.open(io.BytesIO(file)))).permute(2, 0, 1)
-
-
 def _crop(frame: Tensor, size: int, generator: torch.Generator | None) -> Tensor:
     slack = [length - size for length in frame.shape[1:]]
     if min(slack) < 0:
@@ -290,33 +279,23 @@ def extract_features(
     extractor = build_extractor(settings.motion, slowfast_weights, torch.device(device))
     cache = FeatureCache.create(folder, settings, extractor.fingerprint)
     distinct = list(dict.fromkeys(videos))
+    missing = [video for video in distinct if not cache.has(video)]
+    reused = len(distinct) - len(missing)
     bad_files: list[str] = []
-    with progress_bar("features", len(distinct), "video") as bar:
-        missing: list[Path] = []
-        for video in distinct:
-            if _is_there(cache, video):
-                bar.update()
-            else:
-                missing.append(video)
-        if processes > 1 and len(missing) > 1:
-            done = _in_parallel(missing, cache, slowfast_weights, processes, device)
-        else:
-            done = (_extract_one(video, cache, extractor) for video in missing)
-        with closing(done):  # at an error no further video is begun
-            for error in done:
-                if error is not None and not skip_bad_files:
-                    raise VideoError(error)
-                bad_files += [] if error is None else [error]
-                bar.update()
-    extracted, reused = len(missing) - len(bad_files), len(distinct) - len(missing)
-    return Extraction(cache, extracted, reused, tuple(bad_files))
-
-
-def _is_there(cache: FeatureCache, video: Path) -> bool:
-    try:
-        return cache.has(video)
-    except FeatureError:  # the extraction will say what is wrong with the video
-        return False
+    if processes > 1 and len(missing) > 1:
+        done = _in_parallel(missing, cache, slowfast_weights, processes, device)
+    else:
+        done = (_extract_one(video, cache, extractor) for video in missing)
+    with (
+        progress_bar("features", len(distinct), "video", initial=reused) as bar,
+        closing(done),  # at an error no further video is begun
+    ):
+        for error in done:
+            if error is not None and not skip_bad_files:
+                raise VideoError(error)
+            bad_files += [] if error is None else [error]
+            bar.update()
+    return Extraction(cache, len(missing) - len(bad_files), reused, tuple(bad_files))
 
 
 def _extract_one(video: Path, cache: FeatureCache, extractor: MotionExtractor) -> str | None:
@@ -335,25 +314,22 @@ def _in_parallel(
     processes: int,
     device: str,
 ) -> Generator[str | None, None, None]:
-    held = (cache, slowfast_weights, device)
-    with process_pool(processes, _start_worker, held) as pool:
-        for future in as_completed([pool.submit(_work, video) for video in videos]):
+    with process_pool(processes) as pool:
+        jobs = [pool.submit(_work, video, cache, slowfast_weights, device) for video in videos]
+        for future in as_completed(jobs):
             yield future.result()
 
 
-class _Worker:
-    """What a worker process holds between its videos."""
-
-    cache: FeatureCache
-    extractor: MotionExtractor
-
-
-def _start_worker(cache: FeatureCache, slowfast_weights: Path | None, device: str) -> None:
-    _Worker.cache = cache
-    _Worker.extractor = build_extractor(
-        cache.settings.motion, slowfast_weights, torch.device(device)
-    )
+def _work(
+    video: Path, cache: FeatureCache, slowfast_weights: Path | None, device: str
+) -> str | None:
+    extractor = _extractor_of_process(cache.settings.motion, slowfast_weights, device)
+    return _extract_one(video, cache, extractor)
 
 
-def _work(video: Path) -> str | None:
-    return _extract_one(video, _Worker.cache, _Worker.extractor)
+@lru_cache(maxsize=1)
+def _extractor_of_process(
+    kind: MotionKind, slowfast_weights: Path | None, device: str
+) -> MotionExtractor:
+    """Built once, with its first video."""
+    return build_extractor(kind, slowfast_weights, torch.device(device))

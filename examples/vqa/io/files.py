@@ -5,11 +5,12 @@ What a file holds is decided by decoding it; its name decides what a search of f
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TextIO
@@ -76,6 +77,14 @@ def open_csv(path: Path) -> TextIO:
     Bytes of a file name that are not UTF-8 stand in it as \udc80 to \udcff.
     """
     return path.open("w", encoding="utf-8", errors="backslashreplace", newline="")
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a CSV file, completely or not at all."""
+    with replacing(path) as unfinished, open_csv(unfinished) as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(header)
+        table.writerows(rows)
 
 
 def sha256(path: Path) -> str:

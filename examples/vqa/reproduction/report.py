@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 
 from vqa.figures import draw_curves
-from vqa.io.files import replacing, write_json
+from vqa.io.files import replacing, write_csv, write_json
 from vqa.reproduction.catalogue import Exhibit
 from vqa.reproduction.launch import Failure
 from vqa.reproduction.measured import (
@@ -60,7 +59,8 @@ def write_report(
         sections.append(_section(table, results, picture.name if drawn else None))
         own = [folder / f"{exhibit.name}.{kind}" for kind in ("md", "csv", "json")]
         _write_text(own[0], f"{_introduction(sweep)}\n\n{sections[-1]}")
-        _write_csv(own[1], table, results)
+        rows = list(_csv_rows(table, results))
+        write_csv(own[1], list(rows[0]), (list(row.values()) for row in rows))
         write_json(own[2], {**_context(sweep, settings), **_document(table, results)})
         paths += [*own, picture] if drawn else own
     if failures:
@@ -164,18 +164,10 @@ def _failures(failures: Sequence[Failure]) -> str:
     return "\n\n".join(parts)
 
 
-def _write_csv(path: Path, table: MeasuredTable, results: Mapping[PlannedRun, Results]) -> None:
-    """A row for every cell."""
-    rows = list(_csv_rows(table, results))
-    with replacing(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def _csv_rows(
     table: MeasuredTable, results: Mapping[PlannedRun, Results]
 ) -> Iterator[dict[str, object]]:
+    """A row for every cell."""
     for own in table.cells:
         yield {
             "exhibit": table.exhibit.name,

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vqa.datasets.annotations import PREDICTED
-from vqa.io.files import file_state, open_csv, replacing, shown, writing
+from vqa.io.files import file_state, open_csv, shown, write_csv, writing
 from vqa.io.ownership import owned_file
 from vqa.io.video import is_hdr
 from vqa.scoring.finding import Found
@@ -95,7 +95,7 @@ def score_table(
             finally:
                 rows = len(table.rows)
                 table.close()
-            write_rows(path, PREDICTED, ((s.path, s.score, s.error) for s in table.rows))
+            write_csv(path, PREDICTED, ((s.path, s.score, s.error) for s in table.rows))
             growing.unlink()
         except BaseException:
             if rows:
@@ -126,14 +126,6 @@ def _interrupted(growing: Path, files: Sequence[Found]) -> Known:
 
 def _as_written(path: Path) -> str:
     return str(path).encode("utf-8", "backslashreplace").decode()
-
-
-def write_rows(path: Path, header: Sequence[str], rows: Iterable[Row]) -> None:
-    """Write a CSV file, completely or not at all."""
-    with replacing(path) as unfinished, open_csv(unfinished) as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(header)
-        table.writerows(rows)
 
 
 def clip_rows(scores: Iterable[FileScore]) -> Iterator[Row]:

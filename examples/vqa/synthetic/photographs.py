@@ -68,6 +68,11 @@ PHOTOGRAPHS: tuple[Photograph, ...] = (
 )
 
 
+def photographs_of(part: str, number: int | None = None) -> tuple[Photograph, ...]:
+    """The first photographs of a part; all of them without a number."""
+    return tuple(own for own in PHOTOGRAPHS if own.part == part)[:number]
+
+
 def load_photograph(photograph: Photograph) -> Pixels:
     """Pixels of a photograph, uint8 RGB [H, W, 3]; grey ones get three equal channels.
 

@@ -5,7 +5,6 @@ With what a script leaves behind of them: the scores of every split and their me
 
 from __future__ import annotations
 
-import csv
 import math
 import statistics
 import sys
@@ -21,7 +20,7 @@ from numpy.typing import ArrayLike
 from torch import nn
 
 from vqa.datasets import Sample
-from vqa.io.files import open_csv, replacing
+from vqa.io.files import write_csv
 from vqa.metrics import Agreement, agreement
 from vqa.processes import progress_bar
 from vqa.training.checkpoint import Scale
@@ -241,15 +240,15 @@ def write_predictions(path: Path, by_split: Mapping[int, Sequence[Predictions]])
     Scores are the model's own, bit for bit, on the scale that its loss has left them on. Of several
     splits a fifth column says which.
     """
-    several = len(by_split) > 1
-    with replacing(path) as unfinished, open_csv(unfinished) as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(["path", "score", "opinion", "part", *(["split"] if several else [])])
-        for split, predictions in by_split.items():
-            for own in predictions:
-                for sample, score in zip(own.samples, own.predicted, strict=True):
-                    row = [sample.path, score, sample.score, own.part]
-                    table.writerow([*row, split] if several else row)
+    rows = [
+        (sample.path, score, sample.score, own.part, split)
+        for split, predictions in by_split.items()
+        for own in predictions
+        for sample, score in zip(own.samples, own.predicted, strict=True)
+    ]
+    columns = 4 + (len(by_split) > 1)
+    header = ("path", "score", "opinion", "part", "split")
+    write_csv(path, header[:columns], (row[:columns] for row in rows))
 
 
 def peak_memory(device: torch.device) -> int | None:
