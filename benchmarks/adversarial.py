@@ -36,8 +36,8 @@ from benchmarks.adversarial_training.training import Plain, Way, robust_accuracy
 from benchmarks.generalization_grounds.comparison import Comparison, compare
 from vqa.errors import expected_errors_in_one_line
 from vqa.io.files import digest, replacing, write_json
+from vqa.metrics import summarise
 from vqa.provenance import provenance, versions
-from vqa.statistics import summarise
 
 GroundName = Literal["digits", "fashion-mnist"]
 Part = Literal["validation", "test"]

@@ -28,7 +28,7 @@ sys.path.extend(str(Path(__file__).resolve().parents[1] / folder) for folder in 
 
 from vqa.io.files import replacing
 from vqa.models.quality_planes import quality_planes
-from vqa.progress import progress_bar
+from vqa.processes import progress_bar
 
 GRID = 8
 SCALES = (1, 2)

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 import fast_vqa
 from vqa.datasets import Sample
 from vqa.provenance import provenance
-from vqa.training.distributed import Place
+from vqa.training.distributed import ProcessGroup
 from vqa.training.loop import TrainingRun
 
 Perturb = Literal["none", "rwp", "awp", "awp-update"]
@@ -119,7 +119,7 @@ def _training(benchmark: Benchmark, method: Perturb, folder: Path) -> TrainingRu
     shape = (1, 3, *(benchmark.clip or usual))
     clips = {sample.path: torch.randn(shape) for sample in samples}
     task = replace(fast_vqa.task(settings), read=lambda path, random: (clips[path],))
-    return TrainingRun(task, settings, samples, 0, Place(torch.device(benchmark.device)))
+    return TrainingRun(task, settings, samples, 0, ProcessGroup(torch.device(benchmark.device)))
 
 
 def _memory(

@@ -68,7 +68,7 @@ from vqa.sampling.sama_video import SamaSampling
 from vqa.sampling.tiny_fast_vqa import FragmentSampling, read_planes
 from vqa.synthetic.mini_ugc import DEFAULT_FOLDER
 from vqa.synthetic.photographs import PHOTOGRAPHS, load_photograph
-from vqa.training.distributed import Place
+from vqa.training.distributed import ProcessGroup
 from vqa.training.loop import TrainingRun, fit
 from vqa.training.split_samples import parts_of
 
@@ -360,7 +360,7 @@ def measure_stack(benchmark: Benchmark) -> dict[str, object]:
     settings = replace(
         fast_vqa.PRESETS["tiny"][1], data_root=benchmark.mini_ugc, epochs=benchmark.stack_epochs
     )
-    place, task = Place(torch.device("cpu")), fast_vqa.task(settings)
+    place, task = ProcessGroup(torch.device("cpu")), fast_vqa.task(settings)
     parts = parts_of(load_dataset(settings.dataset, settings.data_root), {}, settings, 0)
     shares: dict[str, list[float]] = {"steps": [], "reading": [], "choosing, saving, logging": []}
     milliseconds = []
@@ -375,10 +375,10 @@ def measure_stack(benchmark: Benchmark) -> dict[str, object]:
             began = time.perf_counter()
             fit(run, Path(folder))
             seconds = time.perf_counter() - began
-        steps, epochs = sum(run.counters.step_seconds), run.counters.seconds
+        steps, epochs = sum(run.state.step_seconds), run.state.seconds
         for name, own in zip(shares, (steps, epochs - steps, seconds - epochs), strict=True):
             shares[name].append(own / seconds)
-        milliseconds.append(1000 * statistics.median(run.counters.step_seconds))
+        milliseconds.append(1000 * statistics.median(run.state.step_seconds))
     found: dict[str, object] = {
         "perturb": settings.perturb,
         "epochs": settings.epochs,

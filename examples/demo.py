@@ -17,8 +17,7 @@ import tyro
 
 import fast_vqa
 from vqa.datasets import load_dataset, summary
-from vqa.demo.report import by_method, conclusions, table, write_results
-from vqa.demo.runs import Run, run_all, run_of
+from vqa.demo import Run, by_method, conclusions, run_all, run_of, table, write_results
 from vqa.errors import expected_errors_in_one_line
 from vqa.provenance import provenance, source_digest, versions
 from vqa.store import Store

@@ -27,9 +27,9 @@ from vqa.datasets import DataSet, Sample, load_dataset
 from vqa.errors import expected_errors_in_one_line
 from vqa.figures import draw_contours, draw_curves, draw_surface
 from vqa.io.files import replacing, write_json
-from vqa.progress import progress_bar
+from vqa.processes import progress_bar
 from vqa.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
-from vqa.training.distributed import DeviceName, Place, own_device
+from vqa.training.distributed import DeviceName, ProcessGroup, own_device
 from vqa.training.landscape import (
     LandscapeSettings,
     Loss,
@@ -134,11 +134,11 @@ class ChosenSamples:
 
 def main(settings: Landscape) -> None:
     """Load models and data, measure, print the table, write figures and numbers."""
-    place = Place(own_device(settings.device))
-    models = _load_models(settings.checkpoint, place)
+    group = ProcessGroup(own_device(settings.device))
+    models = _load_models(settings.checkpoint, group)
     data = _load_samples(settings, next(iter(models.values())).settings)
     print(data.describe())
-    found = _measure(models, data.samples, settings, place)
+    found = _measure(models, data.samples, settings, group)
     print("\n" + table(found, settings.landscape.radius))
     paths = [settings.output / "landscape.json", settings.output / "curves.png"]
     write_json(paths[0], _document(models, found, data, settings))
@@ -162,11 +162,11 @@ def table(found: Mapping[str, Surroundings], radius: float) -> str:
     return "\n".join(lines)
 
 
-def _load_models(files: Sequence[Path], place: Place) -> dict[str, Trained]:
+def _load_models(files: Sequence[Path], group: ProcessGroup) -> dict[str, Trained]:
     """The models by what the legend calls them."""
     checkpoints = {file: load_checkpoint(file) for file in files}
     _check_same_loss(checkpoints)
-    models = [_load_model(file, own, place) for file, own in checkpoints.items()]
+    models = [_load_model(file, own, group) for file, own in checkpoints.items()]
     names = [_name(own.settings) for own in models]
     occurrences = Counter(names)
     shared = os.path.commonpath([file.absolute().parent for file in files])
@@ -190,14 +190,14 @@ def _check_same_loss(checkpoints: Mapping[Path, Checkpoint]) -> None:
                 )
 
 
-def _load_model(file: Path, checkpoint: Checkpoint, place: Place) -> Trained:
+def _load_model(file: Path, checkpoint: Checkpoint, group: ProcessGroup) -> Trained:
     script, trained = script_and_settings(file, checkpoint)
     # What the training began with plays no part any more.
     settings = replace(trained, pretrained=None, finetune_from=None)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     task = script.task(settings)
-    model = task.build().to(place.device)
+    model = task.build().to(group.device)
     load_checkpoint_weights(model, file, checkpoint)
     return Trained(file, checkpoint, settings, task, model.eval())
 
@@ -234,19 +234,22 @@ def _part(name: str, dataset: DataSet, settings: Settings) -> tuple[Sample, ...]
 
 
 def _measure(
-    models: Mapping[str, Trained], samples: Sequence[Sample], settings: Landscape, place: Place
+    models: Mapping[str, Trained],
+    samples: Sequence[Sample],
+    settings: Landscape,
+    group: ProcessGroup,
 ) -> dict[str, Surroundings]:
     with progress_bar("landscape", len(models) * _losses_per_model(settings), "loss") as bar:
         return {
-            name: _surroundings(own.model, _counted(_loss(own, samples, place), bar), settings)
+            name: _surroundings(own.model, _counted(_loss(own, samples, group), bar), settings)
             for name, own in models.items()
         }
 
 
-def _loss(trained: Trained, samples: Sequence[Sample], place: Place) -> Loss:
+def _loss(trained: Trained, samples: Sequence[Sample], group: ProcessGroup) -> Loss:
     """The loss of the model's own training, on samples as its task reads them."""
     trained.task.prepare([sample.path for sample in samples])
-    return mean_loss(trained.task, read_batches(trained.task, trained.settings, samples, place))
+    return mean_loss(trained.task, read_batches(trained.task, trained.settings, samples, group))
 
 
 def _losses_per_model(settings: Landscape) -> int:

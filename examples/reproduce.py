@@ -21,19 +21,11 @@ import tyro
 from vqa.datasets import load_dataset
 from vqa.errors import expected_errors_in_one_line
 from vqa.reproduction.catalogue import Exhibit, catalogue
-from vqa.reproduction.data_choice import GENERATED, DataName, data_choice
 from vqa.reproduction.launch import Failure, Machine, execute
-from vqa.reproduction.plan import describe_plan, make_plan
+from vqa.reproduction.plan import check_labels, describe_plan, make_plan, needed_runs, shard
 from vqa.reproduction.report import terminal_report, write_report
+from vqa.reproduction.runs import GENERATED, DataChoice, DataName, Selection, Sweep
 from vqa.reproduction.sources import Sources, read_roots, read_weights
-from vqa.reproduction.sweep import (
-    Selection,
-    Sweep,
-    check_labels,
-    needed_datasets,
-    needed_runs,
-    shard,
-)
 from vqa.store import Store
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
@@ -136,12 +128,13 @@ def _sources(settings: Reproduce) -> Sources:
 
 
 def _sweep(settings: Reproduce, exhibits: tuple[Exhibit, ...], sources: Sources) -> Sweep:
-    data = data_choice(settings.data)
+    data = DataChoice(settings.data)
     default: Selection = "test" if data.comparable else "validation"
     flags = tuple(shlex.split(settings.settings))
     select_on = settings.select_on or default
     sweep = Sweep(data, settings.seeds, settings.splits, select_on, flags)
-    datasets = needed_datasets(exhibits, sweep)
+    runs = needed_runs(exhibits, sweep)
+    datasets = tuple(dict.fromkeys(name for run in runs for name in run.datasets))
     if not (settings.dry_run or settings.report_only):
         # Before several runs find it missing at a time, and so that what is planned is what runs.
         for dataset in datasets:

@@ -34,11 +34,10 @@ from training_scripts import SCRIPTS, TrainingScript, restored_settings, script_
 from vqa.datasets import SPECS
 from vqa.errors import expected_errors_in_one_line
 from vqa.features.cache import VERSION, FeatureCache
-from vqa.features.key_frames import FeatureSettings
-from vqa.features.motion import build_extractor
-from vqa.io.files import digest, sha256, shown
+from vqa.features.key_frames import FeatureSettings, build_extractor
+from vqa.io.files import digest, sha256, shown, write_csv
 from vqa.models import other_owner
-from vqa.progress import progress_bar
+from vqa.processes import progress_bar
 from vqa.provenance import device_name, source_digest, versions
 from vqa.scoring.finding import find_files
 from vqa.scoring.report import (
@@ -49,12 +48,10 @@ from vqa.scoring.report import (
     refuse_other_file,
     report,
     score_table,
-    write_rows,
 )
-from vqa.scoring.scales import PUBLISHED, ScoreScale, own_scale
-from vqa.scoring.scorer import FileScore, Scorer
+from vqa.scoring.scorer import PUBLISHED, FileScore, Scorer, ScoreScale, own_scale
 from vqa.training.checkpoint import Checkpoint, CheckpointError, is_checkpoint, load_checkpoint
-from vqa.training.distributed import DeviceName, Place, own_device
+from vqa.training.distributed import DeviceName, ProcessGroup, own_device
 from vqa.training.loader import Inputs
 from vqa.training.optim import load_checkpoint_weights, load_weights
 from vqa.training.settings import Settings
@@ -73,7 +70,7 @@ class _Features:
 
     settings: FeatureSettings
     motion: str | None = None
-    """Identity of the motion extractor; None if unknown."""
+    """Fingerprint of the motion extractor; None if unknown."""
 
 
 # Published weights are fed as the paper's presets feed them in testing.
@@ -242,12 +239,14 @@ def _scorer(
         task = script.task(settings)
     else:
         extractor = build_extractor(features.settings.motion, slowfast_weights, device)
-        if features.motion not in (None, extractor.identity):
+        if features.motion not in (None, extractor.fingerprint):
             raise ValueError(
                 f"slowfast_weights: expected those of the training, {slowfast_weights} holds others"
             )
         task = simple_vqa.task_without_cache(settings, features.settings, extractor)
-    return Scorer(name, _built(task, device), task, settings, script.kind, scale, Place(device))
+    return Scorer(
+        name, _built(task, device), task, settings, script.kind, scale, ProcessGroup(device)
+    )
 
 
 def _finetuned(
@@ -269,7 +268,9 @@ def _finetuned(
         read=partial(_read_middle_square, settings.size, settings.crop),
         scores=_backbone_scores,
     )
-    return Scorer(name, _built(task, device), task, Settings(), "image", scale, Place(device))
+    return Scorer(
+        name, _built(task, device), task, Settings(), "image", scale, ProcessGroup(device)
+    )
 
 
 def _read_middle_square(
@@ -355,23 +356,25 @@ def main(settings: Score) -> int:
     per_clip = settings.per_clip is not None
     resume = settings.resume == "auto"
     with (
-        score_table(settings.output, search.files, _identity(settings, scorer), resume) as scores,
+        score_table(
+            settings.output, search.files, _fingerprint(settings, scorer), resume
+        ) as scores,
         progress_bar("score", len(search.files), "file", initial=len(scores.known)) as bar,
     ):
         if scores.known:
-            print(f"gone on with: {len(scores.known)} files have a score from before")
+            print(f"resumed: {len(scores.known)} files have a score from before")
         left = [found for found in search.files if found.path not in scores.known]
         for score in scorer.score_each(left, workers, per_clip):
             scores.add(score)
             bar.update()
         if settings.per_clip is not None:
-            write_rows(settings.per_clip, PER_CLIP, clip_rows(scores.rows))
+            write_csv(settings.per_clip, PER_CLIP, clip_rows(scores.rows))
         if settings.per_folder is not None:
-            write_rows(settings.per_folder, PER_FOLDER, folder_rows(scores.rows))
+            write_csv(settings.per_folder, PER_FOLDER, folder_rows(scores.rows))
     return report(scores.rows, settings.output)
 
 
-def _identity(settings: Score, scorer: Scorer) -> str:
+def _fingerprint(settings: Score, scorer: Scorer) -> str:
     """Of all but the files that decides a score, to the last bit."""
     weights = [file for file in (settings.checkpoint, settings.slowfast_weights) if file]
     return digest(
@@ -379,7 +382,7 @@ def _identity(settings: Score, scorer: Scorer) -> str:
             "weights": [sha256(file) for file in weights],
             "settings": [settings.model, settings.raw, settings.per_clip is not None],
             "threads": scorer.settings.threads or torch.get_num_threads(),
-            "device": device_name(scorer.place.device),
+            "device": device_name(scorer.group.device),
             "source": source_digest(),
             "versions": versions(("torch", "torchvision", "av", "pillow")),
         }

@@ -23,10 +23,14 @@ from torch import Tensor, nn
 
 import simple_vqa_features
 from vqa.errors import expected_errors_in_one_line
-from vqa.features.cache import MANIFEST, FeatureCache, cropped, filled
-from vqa.features.extraction import extract_features
-from vqa.features.key_frames import TINY, FeatureSettings, read_chunks
-from vqa.features.motion import FRAME_DIFFERENCES, MotionExtractor
+from vqa.features.cache import MANIFEST, FeatureCache, cropped, extract_features, filled
+from vqa.features.key_frames import (
+    FRAME_DIFFERENCES,
+    TINY,
+    FeatureSettings,
+    MotionExtractor,
+    read_chunks,
+)
 from vqa.models import ENDS, build_model
 from vqa.training.loader import Inputs
 from vqa.training.losses import l1_rank_loss

@@ -20,7 +20,7 @@ import tyro
 
 from vqa.datasets import load_dataset
 from vqa.errors import expected_errors_in_one_line
-from vqa.features.extraction import Extraction, extract_features
+from vqa.features.cache import Extraction, extract_features
 from vqa.features.key_frames import TINY, YOUTUBE_UGC, FeatureSettings
 from vqa.synthetic.mini_ugc import DEFAULT_FOLDER
 from vqa.training.distributed import DeviceName, own_device

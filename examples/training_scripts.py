@@ -11,7 +11,7 @@ import fast_vqa
 import sama_iqa
 import sama_vqa
 import simple_vqa
-from vqa.io.media_names import MediaKind
+from vqa.io.files import MediaKind
 from vqa.training.checkpoint import Checkpoint, CheckpointError
 from vqa.training.settings import Settings, restored
 from vqa.training.task import Task

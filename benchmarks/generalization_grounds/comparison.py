@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from scipy import stats
 
-from vqa.statistics import PairedDifference, paired_difference
+from vqa.metrics import PairedDifference, paired_difference
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from benchmarks.generalization_grounds.ground import Outcome
 from benchmarks.generalization_grounds.items import interval, resampled_srcc
 from benchmarks.generalization_grounds.methods import PLAIN
 from benchmarks.generalization_grounds.selection import Choice
-from vqa.statistics import summarise
+from vqa.metrics import summarise
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,7 @@ from benchmarks.generalization_grounds.mini_ugc import MiniUgc
 from benchmarks.generalization_grounds.videval import Videval
 from benchmarks.generalization_grounds.videval_tables import load_tables
 from vqa.io.files import digest, replacing
-from vqa.processes import process_pool
-from vqa.progress import progress_bar
+from vqa.processes import process_pool, progress_bar
 
 GroundName = Literal[
     "biq2021", "digits", "mini-ugc", "biq2021-sgd", "digits-sgd",

@@ -9,7 +9,7 @@ Imports between the folders flow one way, from those further down to those furth
 * `sampling`: from a file to what a model looks at; `features`: what SimpleVQA reads instead;
 * `training`: training, testing and what they leave behind, whatever the model;
 * `scoring`: with a trained model, files that nobody has rated;
-* `demo`, `reproduction`: what only these two programs need.
+* `demo.py`, `reproduction`: what only these two programs need.
 
 `torch_awp` knows nothing of any of this.
 """

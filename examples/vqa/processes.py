@@ -1,46 +1,37 @@
-"""Processes side by side, one core each."""
+"""Processes side by side, one core each, and the bar that shows how far they are."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from threading import Thread
+from typing import Any, NoReturn
 
 import torch
-
-
-def _nothing() -> None:
-    pass
+from tqdm import tqdm
 
 
 @contextmanager
-def process_pool(
-    processes: int, begin: Callable[..., None] = _nothing, arguments: tuple[object, ...] = ()
-) -> Iterator[ProcessPoolExecutor]:
-    """Freshly started processes for the length of the block; at an error no further job is begun.
+def process_pool(processes: int) -> Iterator[ProcessPoolExecutor]:
+    """So many freshly started processes; at an error in the block no further job is begun.
 
     Each computes on one thread, since more would only fight over the cores, and none outlives this
     process, however that ends.
-
-    Args:
-        processes: how many.
-        begin: called in each before its first job.
-        arguments: what it is called with.
     """
-    pool = ProcessPoolExecutor(processes, get_context("spawn"), _begin, (begin, arguments))
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), _begin)
     try:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _begin(begin: Callable[..., None], arguments: tuple[object, ...]) -> None:
+def _begin() -> None:
     Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    begin(*arguments)
 
 
 def _end_with_parent() -> None:
@@ -49,3 +40,17 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
     os._exit(1)
+
+
+def progress_bar(description: str, total: int, unit: str, **options: Any) -> tqdm[NoReturn]:
+    """A bar on stderr, to be used in a `with` block and moved by `update()`.
+
+    Args:
+        description: what stands before it.
+        total: updates until it is full.
+        unit: what an update is.
+        options: of tqdm, such as `disable` in all processes but the first.
+    """
+    # Every refresh of a bar is a new line in a log.
+    seconds = 0.1 if sys.stderr.isatty() else 5.0
+    return tqdm(desc=description, total=total, unit=unit, mininterval=seconds, **options)

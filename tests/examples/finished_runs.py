@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from vqa.reproduction.launch import note_of
-from vqa.reproduction.trainings import PlannedRun
+from vqa.reproduction.runs import PlannedRun
 from vqa.store import Store
 
 POSITIONS = [-0.5, 0.0, 0.5]

@@ -3,8 +3,13 @@
 import numpy as np
 import pytest
 
-from vqa.synthetic.camera_motion import CameraPath, draw_camera_path, film
-from vqa.synthetic.photographs import PHOTOGRAPHS, load_photograph
+from vqa.synthetic.photographs import (
+    PHOTOGRAPHS,
+    CameraPath,
+    draw_camera_path,
+    film,
+    load_photograph,
+)
 
 
 def still_path(centre: tuple[float, float], scale: float, angle: float = 0.0) -> CameraPath:

@@ -15,10 +15,10 @@ import simple_vqa
 from torch_awp import AdversarialWeightPerturbation
 from vqa.models import ENDS, build_model
 from vqa.models.computed_once import ComputedOnce
-from vqa.training.distributed import Place
+from vqa.training.distributed import ProcessGroup
 from vqa.training.loop import TrainingRun
 
-HERE = Place(torch.device("cpu"))
+HERE = ProcessGroup(torch.device("cpu"))
 TINY = {
     "tiny_fast_vqa": lambda: (build_model("tiny_fast_vqa", width=8), torch.rand(3, 3, 4, 16, 16)),
     "tiny_sama_iqa": lambda: (build_model("tiny_sama_iqa"), torch.rand(3, 3, 32, 32)),

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from video_files import textured_clip
 
-from vqa.io.encoding import decode
 from vqa.synthetic.degradations import (
     Chain,
     Link,
     blur,
+    decode,
     degrade,
     encoder_setting,
     exposure,

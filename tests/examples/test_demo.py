@@ -19,9 +19,12 @@ def run_demo(folder: Path, *arguments: str, run=call_command) -> subprocess.Comp
         "data-dir": folder / "data",
         "output": folder / "output",
         "processes": 1,
-        "data.photographs": 2,
-        "data.train-clips": 4,
+        "data.photographs": 1,
+        "data.train-clips": 6,
         "data.test-clips": 3,
+        "data.frames": 8,
+        "data.height": 64,
+        "data.width": 80,
         "epochs": 1,
     }
     options = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
@@ -83,7 +86,7 @@ def test_the_results_say_what_they_were_made_with(first):
     document = results(first[0])
 
     assert document["seeds"] == [0, 1]
-    assert document["data"]["train_clips"] == 4
+    assert document["data"]["train_clips"] == 6
     assert document["settings"]["epochs"] == 1
     assert {"python", "torch", "torch_awp", "av"} <= set(document["provenance"]["versions"])
     assert document["provenance"]["device"].startswith("cpu")

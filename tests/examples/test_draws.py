@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vqa.training.sampler import Draw, TrainingDraws, every_sample
+from vqa.training.loader import Draw, TrainingDraws, every_sample
 
 
 @given(st.integers(2, 40), st.integers(2, 8), st.integers(0, 5))

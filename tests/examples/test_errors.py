@@ -12,7 +12,7 @@ from command_line import IMPORTABLE, call_command, run_command
 
 from vqa.errors import expected_errors_in_one_line
 from vqa.io.video import VideoError
-from vqa.training.results import peak_memory
+from vqa.training.evaluate import peak_memory
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -5,8 +5,7 @@ import os
 import pytest
 
 from vqa.datasets import DatasetError
-from vqa.datasets.names import read_file_list
-from vqa.scoring.finding import find_files
+from vqa.scoring.finding import find_files, read_file_list
 
 
 @pytest.fixture

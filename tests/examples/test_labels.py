@@ -36,14 +36,6 @@ def test_a_byte_order_mark_is_no_part_of_the_first_path(tmp_path):
     assert read_label_list(path)[0].path == "a.mp4"
 
 
-def test_paths_may_be_relative_to_another_folder(tmp_path):
-    (tmp_path / "videos").mkdir()
-    (tmp_path / "videos" / "c.mp4").touch()
-    path = list_with(tmp_path, "c.mp4, -1, -1, 3\n")
-
-    assert read_label_list(path, tmp_path / "videos")[0].path == "c.mp4"
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [

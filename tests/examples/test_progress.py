@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from vqa.progress import progress_bar
+from vqa.processes import progress_bar
 
 
 @pytest.mark.parametrize("terminal", [True, False])

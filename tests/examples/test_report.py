@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vqa.demo.report import by_method, conclusions, table, write_results
+from vqa.demo import by_method, conclusions, table, write_results
 from vqa.store import Results
 
 

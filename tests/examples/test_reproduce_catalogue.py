@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vqa.datasets import SPECS
-from vqa.reproduction.catalogue import REPORTED, Table, catalogue
-from vqa.reproduction.data_choice import data_choice
-from vqa.reproduction.sweep import Sweep, check_labels, labelled_trainings, needed_runs, shard
+from vqa.reproduction.catalogue import REPORTED, catalogue
+from vqa.reproduction.plan import check_labels, needed_runs, shard
+from vqa.reproduction.runs import DataChoice, Sweep
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 EXHIBITS = catalogue()
-PAPER = Sweep(data_choice("paper"))
-MINI = Sweep(data_choice("mini-ugc"))
+PAPER = Sweep(DataChoice("paper"))
+MINI = Sweep(DataChoice("mini-ugc"))
 
 
 def numbers(value: object) -> list[float]:
@@ -26,11 +26,11 @@ def numbers(value: object) -> list[float]:
 
 
 def row(table: str, label: str):
-    return next(row for row in EXHIBITS[table].rows if row.label == label)
+    return [cell for cell in EXHIBITS[table].cells if cell.label == label]
 
 
 def flags_of(table: str, label: str, sweep: Sweep = PAPER) -> tuple[str, ...]:
-    (run,) = {run for cell in row(table, label).cells for run in sweep.runs(cell.training)}
+    (run,) = {run for cell in row(table, label) for run in sweep.runs(cell.training)}
     return run.flags
 
 
@@ -53,11 +53,12 @@ def test_every_reported_number_stands_in_its_row():
     keys = ("gamma", "weight_decay")  # these name a row and are no results
 
     for name, exhibit in EXHIBITS.items():
-        if isinstance(exhibit, Table):
-            for given, made in zip(reported[name]["rows"], exhibit.rows, strict=True):
+        if name.startswith("table"):
+            labels = dict.fromkeys(cell.row for cell in exhibit.cells)
+            for given, label in zip(reported[name]["rows"], labels, strict=True):
                 results = {key: value for key, value in given.items() if key not in keys}
-                shown = [cell.reported for cell in made.cells if cell.reported is not None]
-                assert sorted(shown) == sorted(numbers(results))
+                made = [cell.reported for cell in row(name, label)]
+                assert sorted(filter(None, made)) == sorted(numbers(results))
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_every_reported_number_stands_in_its_row():
     ],
 )
 def test_reported_numbers_have_the_papers_heads(table, label, column, number):
-    (found,) = (cell.reported for cell in row(table, label).cells if cell.column == column)
+    (found,) = (cell.reported for cell in row(table, label) if cell.column == column)
 
     assert found == number
 
@@ -83,10 +84,10 @@ def test_the_paper_says_where_its_numbers_are_from():
 
 
 def test_methods_of_other_papers_are_never_run():
-    cited = [row for row in EXHIBITS["table6"].rows if row.label.endswith("(cited)")]
+    cited = [cell for cell in EXHIBITS["table6"].cells if cell.label.endswith("(cited)")]
 
-    assert len(cited) == 9
-    assert all(cell.training is None for row in cited for cell in row.cells)
+    assert len({cell.label for cell in cited}) == 9
+    assert all(cell.training is None for cell in cited)
 
 
 def test_a_baseline_is_one_run_whichever_table_asks_for_it():
@@ -101,7 +102,7 @@ def test_a_baseline_is_one_run_whichever_table_asks_for_it():
     runs = {
         run
         for name, label in asked
-        for cell in row(name, label).cells
+        for cell in row(name, label)
         for run in PAPER.runs(cell.training)
     }
 
@@ -112,13 +113,13 @@ def test_tables_6_and_9_share_their_runs():
     six = {
         run
         for label in ("FAST-VQA", "FAST-VQA + AWP")
-        for cell in row("table6", label).cells
+        for cell in row("table6", label)
         for run in PAPER.runs(cell.training)
     }
     nine = {
         run
         for label in ("gamma 0", "gamma 0.0001")
-        for cell in row("table9", label).cells
+        for cell in row("table9", label)
         for run in PAPER.runs(cell.training)
     }
 
@@ -141,7 +142,7 @@ def test_rows_set_what_they_are_named_after(table, label, expected):
 
 def test_fine_tuning_is_plain_and_starts_from_weights_trained_with_or_without_awp():
     for label, gamma in (("SAMA", None), ("SAMA + AWP", "0.0001")):
-        for cell in row("table7", label).cells:
+        for cell in row("table7", label):
             (run,) = PAPER.runs(cell.training)
             assert run.preset == "finetune"
             assert run.value("--perturb") == "none"
@@ -150,7 +151,7 @@ def test_fine_tuning_is_plain_and_starts_from_weights_trained_with_or_without_aw
 
 
 def test_images_have_ten_splits_of_their_protocol():
-    runs = PAPER.runs(row("table8", "SAMA").cells[0].training)
+    runs = PAPER.runs(row("table8", "SAMA")[0].training)
 
     assert [run.split for run in runs] == list(range(10))
     assert all(run.value("--protocol") == "sama" for run in runs)
@@ -158,10 +159,10 @@ def test_images_have_ten_splits_of_their_protocol():
 
 
 def test_official_parts_are_one_split_whatever_is_asked_for():
-    sweep = Sweep(data_choice("paper"), splits=(0, 3))
+    sweep = Sweep(DataChoice("paper"), splits=(0, 3))
 
-    assert {run.split for run in sweep.runs(row("table9", "gamma 0").cells[0].training)} == {0}
-    assert {run.split for run in sweep.runs(row("table5", "gamma 0").cells[0].training)} == {0, 3}
+    assert {run.split for run in sweep.runs(row("table9", "gamma 0")[0].training)} == {0}
+    assert {run.split for run in sweep.runs(row("table5", "gamma 0")[0].training)} == {0, 3}
 
 
 @pytest.mark.parametrize("sweep", [PAPER, MINI], ids=["paper", "mini-ugc"])
@@ -183,8 +184,8 @@ def test_tiny_models_are_augmented_too():
 
 
 def test_every_seed_split_setting_and_file_is_another_run():
-    training = row("table5", "gamma 0").cells[0].training
-    data = data_choice("paper")
+    training = row("table5", "gamma 0")[0].training
+    data = DataChoice("paper")
     sweeps = [
         PAPER,
         Sweep(data, seeds=(1,)),
@@ -193,22 +194,22 @@ def test_every_seed_split_setting_and_file_is_another_run():
         Sweep(data, flags=("--epochs", "1")),
         Sweep(data, digests={"fast_vqa": "0a"}),
         Sweep(data, digests={"konvid-1k": "0a"}),
-        Sweep(data_choice("mini-ugc")),
+        Sweep(DataChoice("mini-ugc")),
     ]
 
     assert len({run.name for sweep in sweeps for run in sweep.runs(training)}) == len(sweeps)
 
 
 def test_files_of_other_models_and_data_change_nothing():
-    training = row("table5", "gamma 0").cells[0].training
-    other = Sweep(data_choice("paper"), digests={"sama_vqa": "0a", "lsvq": "0b"})
+    training = row("table5", "gamma 0")[0].training
+    other = Sweep(DataChoice("paper"), digests={"sama_vqa": "0a", "lsvq": "0b"})
 
     assert other.runs(training) == PAPER.runs(training)
 
 
 def test_a_fine_tuned_run_depends_on_what_it_starts_from():
-    training = row("table7", "FAST-VQA").cells[0].training
-    other = Sweep(data_choice("paper"), digests={"fast_vqa": "0a"})
+    training = row("table7", "FAST-VQA")[0].training
+    other = Sweep(DataChoice("paper"), digests={"fast_vqa": "0a"})
 
     assert other.runs(training)[0].name != PAPER.runs(training)[0].name
 
@@ -225,7 +226,7 @@ def test_an_unknown_label_is_an_error_that_lists_the_known_ones():
 
 
 def test_figures_have_curves_of_every_way_to_flatten():
-    labels = {label for label, _ in labelled_trainings(EXHIBITS["figure4"])}
+    labels = {cell.label for cell in EXHIBITS["figure4"].cells}
 
     assert {"weight decay 0.5", "AuA", "RA", "TA", "gamma 0.01", "gamma 1e-05"} <= labels
 

@@ -9,16 +9,14 @@ import pytest
 from finished_runs import FakeLauncher, finish, flag
 
 from vqa.reproduction.catalogue import catalogue
-from vqa.reproduction.cost import ASSUMED
-from vqa.reproduction.data_choice import data_choice
 from vqa.reproduction.launch import Machine, command, execute, launch, tail
-from vqa.reproduction.plan import describe_plan, make_plan
+from vqa.reproduction.plan import ASSUMED, describe_plan, make_plan, needed_runs
+from vqa.reproduction.runs import DataChoice, Sweep
 from vqa.reproduction.sources import Sources, read_roots, read_weights
-from vqa.reproduction.sweep import Sweep, needed_datasets, needed_runs
 from vqa.store import Store
 
 EXHIBITS = catalogue()
-PAPER, MINI = Sweep(data_choice("paper")), Sweep(data_choice("mini-ugc"))
+PAPER, MINI = Sweep(DataChoice("paper")), Sweep(DataChoice("mini-ugc"))
 
 
 @pytest.fixture
@@ -373,7 +371,7 @@ def test_other_media_files_of_the_same_names_make_another_run(tmp_path, content)
 
 
 def own_name(root: Path) -> str:
-    digests = Sources(root).digests(needed_datasets([EXHIBITS["table5"]], PAPER))
+    digests = Sources(root).digests(["konvid-1k"])
     return runs_of("table5", sweep=replace(PAPER, digests=digests))[0].name
 
 

@@ -8,15 +8,15 @@ import pytest
 from finished_runs import FakeLauncher, finish
 
 from vqa.reproduction.catalogue import catalogue
-from vqa.reproduction.data_choice import data_choice
 from vqa.reproduction.launch import Machine, execute
+from vqa.reproduction.plan import needed_runs
 from vqa.reproduction.report import terminal_report, write_report
+from vqa.reproduction.runs import DataChoice, Sweep
 from vqa.reproduction.sources import Sources
-from vqa.reproduction.sweep import Sweep, needed_runs
 from vqa.store import Store
 
 EXHIBITS = catalogue()
-PAPER, MINI = Sweep(data_choice("paper")), Sweep(data_choice("mini-ugc"))
+PAPER, MINI = Sweep(DataChoice("paper")), Sweep(DataChoice("mini-ugc"))
 
 
 @pytest.fixture

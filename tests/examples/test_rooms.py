@@ -14,15 +14,15 @@ MOST_MODULES = 18
 
 # What the modules of a folder may import beside one another. Of the modules that lie beside the
 # folders only the store imports something of the package.
-COMMON = {"errors", "figures", "metrics", "processes", "progress", "provenance", "statistics"}
+COMMON = {"errors", "figures", "metrics", "processes", "provenance"}
 PLAN = {
     "io": set(),
-    "synthetic": {"io", "processes", "progress"},
+    "synthetic": {"io", "processes"},
     "datasets": {"io", "synthetic"},
     "models": set(),
     "sampling": {"io", "models"},
-    "features": {"io", "models", "processes", "progress"},
-    "training": {"io", "synthetic", "datasets", "models", "metrics", "progress", "provenance"},
+    "features": {"io", "models", "processes"},
+    "training": {"io", "synthetic", "datasets", "models", "metrics", "processes", "provenance"},
     "scoring": {"io", "datasets", "training"},
     "demo": {"io", "datasets", "training", "store", *COMMON},
     "reproduction": {"io", "datasets", "store", *COMMON},

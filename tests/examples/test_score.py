@@ -23,7 +23,7 @@ import sama_vqa
 import score
 import simple_vqa
 from score import main, score_files
-from vqa.features.motion import FrameDifferences
+from vqa.features.key_frames import FrameDifferences
 from vqa.io.ownership import InUseError
 from vqa.models import build_model, other_owner
 from vqa.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
@@ -355,7 +355,7 @@ def test_features_are_made_as_they_were_for_the_training(few_videos, few_images,
 )
 def test_other_features_than_in_training_are_refused(tmp_path, clip, change, message):
     settings = replace(simple_vqa.PRESETS["tiny"][1], features=tmp_path / "none")
-    made = {"version": 2, "settings": plain_features(), "motion": FrameDifferences.identity}
+    made = {"version": 2, "settings": plain_features(), "motion": FrameDifferences.fingerprint}
     checkpoint = score.Checkpoint(
         "simple_vqa",
         plain(settings),
@@ -538,7 +538,7 @@ def test_an_interrupted_scoring_goes_on_and_gives_the_same_tables(
     assert called(video_model, several, output=table, per_clip=clips) == 0
 
     assert scored == ["0.mp4", "1.mp4", "interrupt", "2.mp4", "3.mp4", "4.mp4"]
-    assert "gone on with: 2 files have a score from before" in capsys.readouterr().out
+    assert "resumed: 2 files have a score from before" in capsys.readouterr().out
     called(video_model, several, output=tmp_path / "a.csv", per_clip=tmp_path / "b.csv")
     assert table.read_text() == (tmp_path / "a.csv").read_text()
     assert clips.read_text() == (tmp_path / "b.csv").read_text()

@@ -153,7 +153,7 @@ def test_an_interrupted_run_gives_the_same_scores(data, tmp_path, monkeypatch):
 
     def save_and_die(self, path, save=None):
         original(self, path)
-        saves.append(self.counters.step)
+        saves.append(self.state.step)
         if len(saves) == 2:
             raise KeyboardInterrupt
 

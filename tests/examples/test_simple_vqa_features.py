@@ -17,15 +17,21 @@ from torch.nn.functional import interpolate
 from video_files import Stream, write_stream
 
 from simple_vqa_features import PRESETS, main
-from vqa.features.cache import FeatureCache, FeatureError
-from vqa.features.extraction import extract_features
-from vqa.features.key_frames import TINY, FeatureSettings, extract, plan
-from vqa.features.motion import FrameDifferences, SlowFastFeatures, build_extractor
-from vqa.io.encoding import encode
+from vqa.features.cache import FeatureCache, FeatureError, extract_features
+from vqa.features.key_frames import (
+    TINY,
+    FeatureSettings,
+    FrameDifferences,
+    SlowFastFeatures,
+    build_extractor,
+    extract,
+    plan,
+)
 from vqa.io.label_list import LabelledVideo, write_label_list
 from vqa.io.video import VideoError
 from vqa.models import PublishedWeightsError, load_published
 from vqa.models.slowfast import SlowFastR50
+from vqa.synthetic.degradations import encode
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "simple_vqa_features.py"
 SLOWFAST_KEYS = Path(__file__).parents[1] / "data" / "keys_slowfast_r50.json"
@@ -48,7 +54,7 @@ class FrameLevels:
     """The mean grey level of every frame as "motion", which tells the frames of a chunk."""
 
     size = 16
-    identity = "levels"
+    fingerprint = "levels"
 
     def __call__(self, clip: torch.Tensor) -> torch.Tensor:
         assert clip.shape[1:] == (3, 16, 16)
@@ -191,12 +197,12 @@ def test_slowfast_is_told_apart_by_its_weights_not_by_their_file(tmp_path):
     torch.save({"model_state": weights}, tmp_path / "w.pyth")
     load_published(network, weights)
 
-    from_file = build_extractor("slowfast_r50", tmp_path / "w.pyth").identity
-    from_memory = SlowFastFeatures(network, torch.device("cpu")).identity
+    from_file = build_extractor("slowfast_r50", tmp_path / "w.pyth").fingerprint
+    from_memory = SlowFastFeatures(network, torch.device("cpu")).fingerprint
     network.blocks[4].multipathway_blocks[1].res_blocks[2].branch2.norm_c.bias += 1e-3
 
     assert from_file == from_memory
-    assert SlowFastFeatures(network, torch.device("cpu")).identity != from_memory
+    assert SlowFastFeatures(network, torch.device("cpu")).fingerprint != from_memory
 
 
 def test_slowfast_needs_published_weights(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vqa.datasets.splits import carve_validation, split
+from vqa.datasets.splits import hold_out_validation, split
 
 PUBLISHED = np.load(Path(__file__).parents[1] / "data" / "splits.npz")
 COUNTS = (585, 1040, 1195, 1200)
@@ -61,7 +61,7 @@ def test_a_split_that_does_not_exist_is_an_error(arguments, message):
 def test_validation_is_a_share_of_the_training_part(samples, share, seed):
     train = tuple(range(100, 100 + samples))
 
-    kept, validation = carve_validation(train, share, seed)
+    kept, validation = hold_out_validation(train, share, seed)
 
     assert sorted(kept + validation) == list(train)
     assert list(kept) == sorted(kept)
@@ -71,8 +71,8 @@ def test_validation_is_a_share_of_the_training_part(samples, share, seed):
 def test_validation_depends_on_the_seed_alone():
     train = tuple(range(50))
 
-    assert carve_validation(train, 0.2, 7) == carve_validation(train, 0.2, 7)
-    assert carve_validation(train, 0.2, 7) != carve_validation(train, 0.2, 8)
+    assert hold_out_validation(train, 0.2, 7) == hold_out_validation(train, 0.2, 7)
+    assert hold_out_validation(train, 0.2, 7) != hold_out_validation(train, 0.2, 8)
 
 
 @pytest.mark.parametrize(
@@ -85,4 +85,4 @@ def test_validation_depends_on_the_seed_alone():
 )
 def test_a_validation_part_that_leaves_nothing_to_train_on_is_an_error(samples, share, message):
     with pytest.raises(ValueError, match=message):
-        carve_validation(tuple(range(samples)), share)
+        hold_out_validation(tuple(range(samples)), share)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vqa.statistics import paired_difference, summarise
+from vqa.metrics import paired_difference, summarise
 
 VALUES, BASELINE = [0.20, 0.15, 0.18, 0.21], [0.25, 0.22, 0.17, 0.28]
 

@@ -12,11 +12,11 @@ from tiers import first_fast
 from toy_task import SETTINGS, score_toy, toy_samples, toy_task, with_settings
 
 from vqa.training.checkpoint import RunStateError
-from vqa.training.distributed import Place
+from vqa.training.distributed import ProcessGroup
 from vqa.training.loop import TrainingRun
 from vqa.training.perturbation import METHOD_NAMES
 
-HERE = Place(torch.device("cpu"))
+HERE = ProcessGroup(torch.device("cpu"))
 PERTURB = ["none", "rwp", "awp", "awp-update"]
 
 
@@ -57,7 +57,7 @@ def test_a_run_goes_on_bit_for_bit_wherever_it_stopped(tmp_path, perturb, stop):
     torch.manual_seed(99)
     resumed = new_run(settings)
     resumed.load(tmp_path / "last.pt")
-    losses += train(resumed, 3 - resumed.counters.epoch)
+    losses += train(resumed, 3 - resumed.state.epoch)
 
     assert losses == whole_losses
     assert_equal(everything(resumed), everything(whole))
@@ -86,7 +86,7 @@ def test_it_does_so_with_every_way_to_train(tmp_path, changes, stop):
     resumed = new_run(settings)
     resumed.load(tmp_path / "last.pt")
 
-    assert train(resumed, 3 - resumed.counters.epoch) == losses[stop:]
+    assert train(resumed, 3 - resumed.state.epoch) == losses[stop:]
     assert_equal(everything(resumed), everything(whole))
 
 
@@ -242,7 +242,7 @@ def test_the_published_schedule_leaves_the_first_step_without_effect():
 
 def test_learning_rates_follow_the_schedule_and_the_group():
     run = new_run(with_settings(backbone_factor=0.1))
-    rates = [run.counters.learning_rates for _ in run.steps()]
+    rates = [run.state.learning_rates for _ in run.steps()]
 
     assert rates[1] == pytest.approx([0.002 / 2, 0.02 / 2])
     assert rates[2] == pytest.approx([0.002, 0.02])
@@ -279,8 +279,8 @@ def test_bad_files_are_left_out_and_counted():
     losses = train(run)
 
     assert all(math.isfinite(loss) for loss in losses)
-    assert len(run.counters.bad_files) == 2
-    assert all("cannot be decoded" in message for message in run.counters.bad_files)
+    assert len(run.state.bad_files) == 2
+    assert all("cannot be decoded" in message for message in run.state.bad_files)
 
 
 def test_a_bad_file_stops_a_run_that_was_not_told_to_skip_it():
@@ -323,7 +323,7 @@ def test_a_compiled_model_trains_as_the_plain_one_and_is_saved_under_its_names(
 
 
 def run_of_rank(rank, perturb, end=False):
-    place = Place(torch.device("cpu"), rank, 2)
+    place = ProcessGroup(torch.device("cpu"), rank, 2)
     # Dropout and batch statistics differ between processes by nature; without them all is equal.
     settings = with_settings(perturb=perturb, perturb_end=end, batch=6, schedule="fixed")
     task = toy_task(settings)
@@ -369,7 +369,7 @@ def test_two_processes_train_as_one_does_where_the_end_alone_is_perturbed(two_ra
 
 def statistics_of_rank(rank):
     settings = with_settings(ema=0.0, drop_last=True)
-    run = new_run(settings, place=Place(torch.device("cpu"), rank, 2))
+    run = new_run(settings, place=ProcessGroup(torch.device("cpu"), rank, 2))
     train(run)
     return dict(run.tested_model.named_buffers())
 

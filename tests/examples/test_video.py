@@ -19,8 +19,8 @@ from video_files import (
     write_video,
 )
 
-from vqa.io.encoding import decode, encode
 from vqa.io.video import VideoError, VideoInfo, probe, read_frames
+from vqa.synthetic.degradations import decode, encode
 
 
 @pytest.mark.parametrize("codec", ["h264", "mpeg4"])

@@ -13,7 +13,7 @@ from av.bitstream import BitStreamFilterContext
 from av.stream import Disposition
 from numpy.typing import NDArray
 
-from vqa.io.encoding import Codec, encode
+from vqa.synthetic.degradations import Codec, encode
 
 Pixels = NDArray[np.uint8]
 

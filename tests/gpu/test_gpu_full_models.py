@@ -12,7 +12,7 @@ import sama_iqa
 import sama_vqa
 import simple_vqa
 from vqa.datasets import Sample
-from vqa.training.distributed import Place
+from vqa.training.distributed import ProcessGroup
 from vqa.training.loop import TrainingRun
 from vqa.training.settings import Settings
 from vqa.training.task import Task
@@ -43,7 +43,7 @@ def run_on_noise(
         task, files=(), read=lambda path, random: tuple(torch.randn(shape) for shape in shapes)
     )
     own = replace(settings, data_root=root, batch=BATCH, gamma=1e-3, workers=0)
-    return TrainingRun(task, own, samples, 0, Place(device))
+    return TrainingRun(task, own, samples, 0, ProcessGroup(device))
 
 
 @pytest.mark.parametrize("amp", ["none", "bf16", "fp16"])

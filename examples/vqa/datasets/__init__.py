@@ -1,9 +1,7 @@
 """Labelled data sets on disk: the published ones, any list or CSV, and the generated ones."""
 
-from vqa.datasets.comparison import summary
-from vqa.datasets.loading import load_dataset
-from vqa.datasets.samples import DataSet, DatasetError, Part, Sample
-from vqa.datasets.specs import SPECS
+from vqa.datasets.loading import load_dataset, summary
+from vqa.datasets.specs import SPECS, DataSet, DatasetError, Part, Sample
 
 __all__ = [
     "SPECS",

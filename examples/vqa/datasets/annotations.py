@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vqa.datasets.samples import DatasetError, Part
-from vqa.datasets.specs import AnnotationFile, DataSetSpec
-from vqa.datasets.tables import Row, Table, read_list, read_tables
+from vqa.datasets.specs import AnnotationFile, DatasetError, DataSetSpec, Part
+from vqa.datasets.tables import Table, read_list, read_tables
 
 # The columns of every table, best first; case, blanks and underscores make no difference.
 NAME_COLUMNS = (
@@ -154,7 +153,7 @@ def _read_file(
 ) -> Iterator[Label]:
     tables = (read_list(file.path),) if spec.four_columns else read_tables(file.path)
     scores = spec.scores if score_column is None else (score_column,)
-    if tables[0].columns == PREDICTED:
+    if tuple(tables[0].columns) == PREDICTED:
         raise DatasetError(
             f"{file.path}: expected opinion scores, found those that score.py has predicted; to"
             " train on these, call their column mos"
@@ -189,9 +188,9 @@ def _choose_table(
     )
 
 
-def _score(table: Table, row: Row, among: Sequence[int]) -> float | None:
+def _score(table: Table, row: int, among: Sequence[int]) -> float | None:
     """The score, or the mean of several raters' as far as they rated; None if it is unknown."""
-    rated = [column for column in among if row.cells[column]] or among[:1]
+    rated = [column for column in among if table.rows[row][column]] or among[:1]
     scores = [table.number(row, column) for column in rated]
     return None if table.is_list and scores == [_UNKNOWN] else sum(scores) / len(scores)
 
@@ -201,18 +200,18 @@ def _part_columns(table: Table) -> list[int]:
     return [column for column in found if column is not None]
 
 
-def _part_of(table: Table, row: Row, columns: Sequence[int]) -> Part | None:
+def _part_of(table: Table, row: int, columns: Sequence[int]) -> Part | None:
     """What all columns that know the part say of it; those of `is_test` know no validation part."""
     parts = {_read_part(table, row, column) for column in columns}
     if parts == {"train", "validation"}:
         return "validation"
     if len(parts) > 1:
-        said = ", ".join(f"{row.cells[c]!r} in column {table.columns[c]!r}" for c in columns)
+        said = ", ".join(f"{table.rows[row][c]!r} in column {table.columns[c]!r}" for c in columns)
         raise DatasetError(f"{table.place(row)}: expected one part of the data set, got {said}")
     return next(iter(parts), None)
 
 
-def _read_part(table: Table, row: Row, column: int) -> Part:
+def _read_part(table: Table, row: int, column: int) -> Part:
     cell = table.text(row, column).lower()
     column_name = table.columns[column].lower()
     if cell in _TRUTH and column_name.endswith(("test", "train")):

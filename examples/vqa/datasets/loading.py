@@ -1,13 +1,16 @@
-"""A data set by name: annotation files found, every row checked, every media file in place."""
+"""A data set by name: annotation files found, every row checked, every media file in place.
+
+Its summary sets it beside what the published models were trained and tested with.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vqa.datasets.annotations import find_annotations, read_labels
 from vqa.datasets.media import find_samples, tell_kind
-from vqa.datasets.samples import DataSet, DatasetError
-from vqa.datasets.specs import SPECS
+from vqa.datasets.specs import SPECS, DataSet, DatasetError, Part, Reference
 
 
 def load_dataset(
@@ -61,3 +64,76 @@ def load_dataset(
         dropped=dropped,
         unrated=len(labels) - len(rated),
     )
+
+
+# Extremes of the reference are given to one or two decimals.
+_TOLERANCE = 0.06
+
+
+def summary(dataset: DataSet) -> str:
+    """Counts and score ranges of a data set and its parts, each beside its reference.
+
+    What differs from every known version of the data set is marked with DIFFERS: correlations are
+    then not comparable with published ones.
+    """
+    count = len(dataset.samples)
+    head = f"{dataset.name}: {count} {dataset.kind}{'' if count == 1 else 's'}, {dataset.source}"
+    if dataset.synthetic:
+        head += "; the opinion scores are synthetic"
+    if dataset.dropped:
+        head += f"; {dataset.dropped} listed files are missing and left out"
+    if dataset.unrated:
+        head += f"; {dataset.unrated} listed files have no score (-1) and are left out"
+    return "\n".join([head, *(f"  {line}" for line in _lines(dataset))])
+
+
+def _lines(dataset: DataSet) -> Iterator[str]:
+    references = SPECS[dataset.name].references
+    for part in _parts(dataset, references):
+        scores = [own.score for own in dataset.samples if part in (None, own.part)]
+        expected = [reference for reference in references if reference.part == part]
+        extremes = f"  MOS {min(scores):.4g} .. {max(scores):.4g}" if scores else ""
+        yield f"{part or 'all':<10} {len(scores):>6}{extremes}{_verdict(scores, expected)}"
+
+
+def _parts(dataset: DataSet, references: Sequence[Reference]) -> list[Part | None]:
+    """All samples if there is a reference for all or no part, then the parts that are named."""
+    held = [sample.part for sample in dataset.samples]
+    expected = [reference.part for reference in references]
+    named = dict.fromkeys(part for part in held if part is not None)
+    if named or None not in expected:
+        named |= dict.fromkeys(part for part in expected if part is not None)
+    whole = None in held or None in expected
+    return [None, *named] if whole else [*named]
+
+
+def _verdict(scores: Sequence[float], expected: Sequence[Reference]) -> str:
+    agreeing = [reference for reference in expected if _agrees(scores, reference)]
+    if not expected:
+        return ""
+    if agreeing:
+        return f"  as expected{_note(agreeing[0])}"
+    return f"  DIFFERS: expected {' or '.join(map(_expectation, expected))}"
+
+
+def _agrees(scores: Sequence[float], reference: Reference) -> bool:
+    if len(scores) != reference.count or not scores:
+        return False
+    if reference.mos is None:
+        return True
+    low, high = reference.mos
+    if reference.scale:
+        return low <= min(scores) and max(scores) <= high
+    return abs(min(scores) - low) < _TOLERANCE and abs(max(scores) - high) < _TOLERANCE
+
+
+def _expectation(reference: Reference) -> str:
+    text = str(reference.count)
+    if reference.mos is not None:
+        low, high = reference.mos
+        text += f" {'on the scale' if reference.scale else 'with MOS'} {low:g} .. {high:g}"
+    return text + _note(reference)
+
+
+def _note(reference: Reference) -> str:
+    return f" ({reference.note})" if reference.note else ""

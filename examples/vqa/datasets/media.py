@@ -8,9 +8,8 @@ from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
 from vqa.datasets.annotations import Label
-from vqa.datasets.samples import DatasetError, Sample
-from vqa.datasets.specs import DataSetSpec
-from vqa.io.media_names import MediaKind, kind_by_name
+from vqa.datasets.specs import DatasetError, DataSetSpec, Sample
+from vqa.io.files import MediaKind, kind_by_name
 
 _SHOWN = 10
 
@@ -48,7 +47,8 @@ def find_samples(
             ones named), none is there, or two rows mean the same file.
     """
     listings = FolderListings()
-    found = [_find_file(spec, root, label.name, listings) for label in labels]
+    tried = [[root / place for place in _candidates(spec, label.name)] for label in labels]
+    found = [next(filter(None, map(listings.find, places)), None) for places in tried]
     missing = [label for label, path in zip(labels, found, strict=True) if path is None]
     if missing and (not drop_missing or len(missing) == len(labels)):
         raise DatasetError(_missing_message(spec, root, missing, len(labels), listings))
@@ -70,11 +70,6 @@ def tell_kind(samples: Sequence[Sample]) -> MediaKind:
     """Images if every file has an image's extension, otherwise videos."""
     images = all(kind_by_name(sample.path) == "image" for sample in samples)
     return "image" if images else "video"
-
-
-def _find_file(spec: DataSetSpec, root: Path, name: str, listings: FolderListings) -> Path | None:
-    candidates = (listings.find(root / place) for place in _candidates(spec, name))
-    return next((path for path in candidates if path is not None), None)
 
 
 def _candidates(spec: DataSetSpec, name: str) -> Iterator[str]:

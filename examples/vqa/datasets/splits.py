@@ -71,7 +71,7 @@ def split_seed(index: int, protocol: Protocol) -> int:
     return _FACTOR[protocol] * (index + _SHIFT[protocol])
 
 
-def carve_validation(
+def hold_out_validation(
     train: Sequence[T], share: float = 0.1, seed: int = 0
 ) -> tuple[tuple[T, ...], tuple[T, ...]]:
     """Set a random part of the training samples aside to choose epochs and settings on.
@@ -89,7 +89,7 @@ def carve_validation(
     Raises:
         ValueError: another share, or fewer than two samples would be left to train on.
 
-    >>> carve_validation("abcdefghij", share=0.2)
+    >>> hold_out_validation("abcdefghij", share=0.2)
     (('a', 'b', 'c', 'd', 'e', 'f', 'h', 'i'), ('g', 'j'))
     """
     if not 0 < share < 1:

@@ -13,7 +13,7 @@ import math
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from openpyxl.utils.exceptions import InvalidFileException
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
-from vqa.datasets.samples import DatasetError
+from vqa.datasets.specs import DatasetError
 from vqa.io.label_list import LabelListError, parse_label_list, parse_number
 
 _LIST_COLUMNS = ("path", "duration", "fps", "mos")
@@ -38,24 +38,17 @@ _UNREADABLE_MATLAB = (NotImplementedError, MatReadError, zlib.error)
 
 
 Line = tuple[int, Sequence[str]]
-"""Its number, as an editor counts, and its cells."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of a table; `number` counts as an editor or a spreadsheet program does."""
-
-    number: int
-    cells: tuple[str, ...]
+"""Its number, as an editor or a spreadsheet program counts, and its cells."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A header and rows of as many cells."""
+    """A header and rows of as many cells, all of them text."""
 
     path: Path
-    columns: tuple[str, ...]
-    rows: tuple[Row, ...]
+    columns: Sequence[str]
+    rows: Mapping[int, Sequence[str]]
+    """By the number of their line."""
     sheet: str | None = None
     decimal_comma: bool = False
     """Whether 3,5 is a number, as in the files that spreadsheets write where it is."""
@@ -63,7 +56,7 @@ class Table:
     @property
     def is_list(self) -> bool:
         """Whether it is a four-column list."""
-        return self.columns == _LIST_COLUMNS
+        return tuple(self.columns) == _LIST_COLUMNS
 
     def find_column(self, names: Iterable[str]) -> int | None:
         """Index of the first of `names` that is a column.
@@ -87,38 +80,35 @@ class Table:
 
     def first_of_names(self, scores: Sequence[int]) -> int | None:
         """Index of the first column that may hold names: of no scores, and no index of the rows."""
-        first = self.rows[0].cells
+        first = next(iter(self.rows.values()))
         left = [column for column in range(len(self.columns)) if column not in scores]
         texts = [column for column in left if not _is_number(first[column])]
         return next(iter(texts or left[:1]), None)
 
-    def place(self, row: Row) -> str:
+    def place(self, row: int) -> str:
         """Where a row is, for messages."""
         sheet = "" if self.sheet is None else f", sheet {self.sheet}"
-        return f"{self.path}{sheet}, row {row.number}"
+        return f"{self.path}{sheet}, row {row}"
 
-    def text(self, row: Row, column: int) -> str:
+    def text(self, row: int, column: int) -> str:
         """A cell that must not be empty."""
-        cell = row.cells[column]
+        cell = self.rows[row][column]
         if not cell:
             raise DatasetError(
                 f"{self.place(row)}: expected a value in column {self.columns[column]!r}"
             )
         return cell
 
-    def number(self, row: Row, column: int) -> float:
+    def number(self, row: int, column: int) -> float:
         """A cell that must be a finite number."""
         cell = self.text(row, column)
-        try:
-            value = parse_number(cell.replace(",", ".") if self.decimal_comma else cell)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value):
+        number = cell.replace(",", ".") if self.decimal_comma else cell
+        if not _is_number(number):
             raise DatasetError(
                 f"{self.place(row)}: expected a finite number in column"
                 f" {self.columns[column]!r}, got {cell!r}"
             )
-        return value
+        return parse_number(number)
 
 
 def read_tables(path: Path) -> tuple[Table, ...]:
@@ -151,11 +141,8 @@ def read_list(path: Path) -> Table:
         videos = parse_label_list(path)
     except LabelListError as error:
         raise DatasetError(str(error)) from error
-    rows = (
-        Row(number, (v.path, repr(v.duration), repr(v.frame_rate), repr(v.score)))
-        for number, v in enumerate(videos, start=1)
-    )
-    return Table(path, _LIST_COLUMNS, tuple(rows))
+    cells = ((v.path, repr(v.duration), repr(v.frame_rate), repr(v.score)) for v in videos)
+    return Table(path, _LIST_COLUMNS, dict(enumerate(cells, start=1)))
 
 
 def _read_text(path: Path, content: bytes) -> Table:
@@ -179,6 +166,10 @@ def _read_text(path: Path, content: bytes) -> Table:
 def divided(path: Path, text: str) -> tuple[list[Line], str]:
     """The cells of every line of a text, and what separates them.
 
+    It is what gives every row as many cells, or else what divides the first row. Blanks are only
+    tried where nothing else does, since names may have some: they divide words below a header of as
+    many words; otherwise a name with blanks is one cell, too.
+
     Args:
         path: for messages.
         text: its content.
@@ -186,21 +177,22 @@ def divided(path: Path, text: str) -> tuple[list[Line], str]:
     Raises:
         DatasetError: a cell that begins with a quotation mark never ends.
     """
-    by_separator = {separator: _lines(path, text, separator) for separator in _SEPARATORS}
-    separator = _choose_separator(by_separator)
-    if separator == BLANK:
-        return list(_divided_by_blanks(text)), BLANK
-    return by_separator[separator], separator
-
-
-def _divided_by_blanks(text: str) -> Iterator[Line]:
-    """Words below a header of as many words; otherwise a name with blanks is one cell, too."""
-    lines = list(io.StringIO(text, newline=""))
-    filled = [line.split() for line in lines if line.strip()]
-    even = len({len(words) for words in filled}) == 1
-    whole = even and not any(map(_is_number, filled[0]))
-    for number, line in enumerate(lines, start=1):
-        yield number, line.split() if whole else _name_and_score(line)
+    uneven = None
+    for separator in _SEPARATORS:
+        lines = _read_csv(path, text, separator)
+        widths = [len(cells) for _, cells in lines if any(cell.strip() for cell in cells)]
+        if widths and widths[0] > 1:
+            uneven = lines, separator
+            if len(set(widths)) == 1:
+                return uneven
+    if uneven is not None:
+        return uneven
+    by_line = [line.split() for line in io.StringIO(text, newline="")]
+    filled = [words for words in by_line if words]
+    if len({len(words) for words in filled}) == 1 and not any(map(_is_number, filled[0])):
+        return list(enumerate(by_line, start=1)), BLANK
+    pairs = map(_name_and_score, io.StringIO(text, newline=""))
+    return list(enumerate(pairs, start=1)), BLANK
 
 
 def _name_and_score(line: str) -> list[str]:
@@ -212,7 +204,7 @@ def _name_and_score(line: str) -> list[str]:
     return line.rsplit(maxsplit=1) if numbers[-1] else line.split(maxsplit=1)
 
 
-def _lines(path: Path, text: str, separator: str) -> list[Line]:
+def _read_csv(path: Path, text: str, separator: str) -> list[Line]:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
     try:
         return [(reader.line_num, cells) for cells in reader]
@@ -220,22 +212,6 @@ def _lines(path: Path, text: str, separator: str) -> list[Line]:
         raise DatasetError(
             f"{path}, row {reader.line_num}: expected a CSV row ({error})"
         ) from error
-
-
-def _choose_separator(
-    by_separator: Mapping[str, Sequence[Line]],
-) -> str:
-    """The one that gives every row as many cells, or else the one that divides the first row.
-
-    Blanks are only tried where none does, since names may have some.
-    """
-    widths = {
-        separator: [len(cells) for _, cells in lines if any(cell.strip() for cell in cells)]
-        for separator, lines in by_separator.items()
-    }
-    dividing = [separator for separator, each in widths.items() if each and each[0] > 1]
-    even = [separator for separator in dividing if len(set(widths[separator])) == 1]
-    return next(iter([*even, *reversed(dividing)]), BLANK)
 
 
 def columns_without_header(first: Sequence[str], decimal_comma: bool) -> tuple[str, ...]:
@@ -258,31 +234,19 @@ def _is_number(cell: str) -> bool:
 
 
 def _read_workbook(path: Path, content: bytes) -> tuple[Table, ...]:
+    sheets: dict[str, list[list[str]]] = {}
     try:
-        sheets = list(_sheets(content))
+        workbook = load_workbook(io.BytesIO(content), read_only=True, data_only=True)
+        for sheet in workbook.worksheets:
+            rows = sheet.iter_rows(values_only=True)
+            sheets[sheet.title] = [["" if v is None else str(v) for v in row] for row in rows]
+        workbook.close()
     except (InvalidFileException, zipfile.BadZipFile, ParseError, KeyError, ValueError) as error:
         raise DatasetError(f"{path}: expected an .xlsx spreadsheet ({error})") from error
-    tables = [_to_table(path, lines, title) for title, lines in sheets if _is_filled(lines)]
-    if not tables:
+    filled = {title: rows for title, rows in sheets.items() if any(map(any, rows))}
+    if not filled:
         raise DatasetError(f"{path}: expected a header and at least one row, all sheets are empty")
-    return tuple(tables)
-
-
-def _sheets(content: bytes) -> Iterator[tuple[str, list[tuple[int, list[str]]]]]:
-    """Title and numbered lines of every sheet."""
-    workbook = load_workbook(io.BytesIO(content), read_only=True, data_only=True)
-    for sheet in workbook.worksheets:
-        lines = enumerate(sheet.iter_rows(values_only=True), start=1)
-        yield sheet.title, [(number, [_cell_text(v) for v in values]) for number, values in lines]
-    workbook.close()
-
-
-def _is_filled(lines: Iterable[tuple[int, Sequence[str]]]) -> bool:
-    return any(cell for _, cells in lines for cell in cells)
-
-
-def _cell_text(value: object) -> str:
-    return "" if value is None else str(value)
+    return tuple(_to_table(path, enumerate(rows, start=1), title) for title, rows in filled.items())
 
 
 def _read_matlab(path: Path) -> Table:
@@ -306,26 +270,20 @@ def _read_matlab(path: Path) -> Table:
 
 
 def _to_table(
-    path: Path,
-    lines: Iterable[tuple[int, Sequence[str]]],
-    sheet: str | None = None,
-    decimal_comma: bool = False,
+    path: Path, lines: Iterable[Line], sheet: str | None = None, decimal_comma: bool = False
 ) -> Table:
     """The first line that is not empty is the header."""
-    filled = [
-        Row(number, tuple(cell.strip() for cell in cells))
-        for number, cells in lines
-        if any(cell.strip() for cell in cells)
-    ]
+    stripped = {number: [cell.strip() for cell in cells] for number, cells in lines}
+    filled = [(number, cells) for number, cells in stripped.items() if any(cells)]
     if len(filled) < 2:
         raise DatasetError(f"{path}: expected a header and at least one row")
-    header, *rows = filled
-    table = Table(path, header.cells, tuple(rows), sheet, decimal_comma)
-    for row in rows:
-        if len(row.cells) != len(header.cells):
+    (_, columns), *rows = filled
+    table = Table(path, columns, dict(rows), sheet, decimal_comma)
+    for number, cells in rows:
+        if len(cells) != len(table.columns):
             raise DatasetError(
-                f"{table.place(row)}: expected {len(header.cells)} cells like the header, got"
-                f" {len(row.cells)}"
+                f"{table.place(number)}: expected {len(table.columns)} cells like the header, got"
+                f" {len(cells)}"
             )
     return table
 

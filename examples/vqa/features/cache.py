@@ -13,8 +13,11 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from concurrent.futures import as_completed
+from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +27,18 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional  # type: ignore[import-untyped]
 
-from vqa.features.key_frames import Features, FeatureSettings
+from vqa.features.key_frames import (
+    Features,
+    FeatureSettings,
+    MotionExtractor,
+    MotionKind,
+    build_extractor,
+    extract,
+)
 from vqa.io.files import digest, replacing, shown, write_json
+from vqa.io.video import VideoError
 from vqa.models.imagenet import normalise
+from vqa.processes import process_pool, progress_bar
 
 # To be raised when the same video and settings would give another entry.
 VERSION = 2
@@ -48,7 +60,7 @@ class FeatureCache:
     folder: Path
     settings: FeatureSettings
     motion: str
-    """Identity of the motion extractor."""
+    """Fingerprint of the motion extractor."""
 
     @classmethod
     def create(cls, folder: Path, settings: FeatureSettings, motion: str) -> FeatureCache:
@@ -58,7 +70,8 @@ class FeatureCache:
             FeatureError: the folder holds something else.
         """
         cache = cls(folder, settings, motion)
-        if not _is_free(folder):
+        made_by_us = (folder / MANIFEST).exists()
+        if folder.exists() and not made_by_us and any(folder.iterdir()):
             raise FeatureError(f"{folder}: expected features or an empty folder, found other files")
         write_json(folder / MANIFEST, cache.made())
         return cache
@@ -82,26 +95,25 @@ class FeatureCache:
         return cache
 
     def has(self, video: Path) -> bool:
-        """Whether there is an entry for the video as it is now.
-
-        Raises:
-            FeatureError: the video cannot be read.
-        """
-        return self._path(video, self._record(video)).exists()
+        """Whether there is an entry for the video as it is now; none if it cannot be read."""
+        try:
+            return self._path(video, self._record(video)).exists()
+        except FeatureError:
+            return False
 
     def write(self, video: Path, features: Features) -> None:
         """Store what was extracted from a video; complete or not at all."""
         record = self._record(video)
-        entry = io.BytesIO()
-        with zipfile.ZipFile(entry, "w") as archive:
+        with (
+            replacing(self._path(video, record)) as unfinished,
+            zipfile.ZipFile(unfinished, "w") as archive,
+        ):
             for number, frame in enumerate(features.key_frames):
-                archive.writestr(f"key_frame_{number}.png", _to_png(frame))
-            motion = io.BytesIO()
-            np.save(motion, features.motion.numpy())
-            archive.writestr("motion.npy", motion.getvalue())
+                with archive.open(f"key_frame_{number}.png", "w") as file:
+                    Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy()).save(file, "png")
+            with archive.open("motion.npy", "w") as file:
+                np.save(file, features.motion.numpy())
             archive.writestr("record.json", json.dumps(record))
-        with replacing(self._path(video, record)) as unfinished:
-            unfinished.write_bytes(entry.getbuffer())
 
     def read(
         self, video: Path, generator: torch.Generator | None, crop: int = 448
@@ -135,7 +147,8 @@ class FeatureCache:
                 intact = json.loads(archive.read("record.json")) == record
                 motion = np.load(io.BytesIO(archive.read("motion.npy")), allow_pickle=False)
                 names = [name for name in archive.namelist() if name.endswith(".png")]
-                key_frames = [_from_png(archive.read(name)) for name in names]
+                images = [Image.open(io.BytesIO(archive.read(name))) for name in names]
+                key_frames = [torch.from_numpy(np.array(own)).permute(2, 0, 1) for own in images]
         except FileNotFoundError as error:
             raise FeatureError(
                 f"{shown(video)}: has no features in {self.folder}, or was changed since they were"
@@ -210,20 +223,6 @@ def fingerprint(video: Path) -> str:
     return f"{changed} {size} {pieces.hexdigest()}"
 
 
-def _is_free(folder: Path) -> bool:
-    return not folder.exists() or (folder / MANIFEST).exists() or not any(folder.iterdir())
-
-
-def _to_png(frame: Tensor) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy()).save(buffer, "png")
-    return buffer.getvalue()
-
-
-def _from_png(file: bytes) -> Tensor:
-    return torch.from_numpy(np.array(Image.open(io.BytesIO(file)))).permute(2, 0, 1)
-
-
 def _crop(frame: Tensor, size: int, generator: torch.Generator | None) -> Tensor:
     slack = [length - size for length in frame.shape[1:]]
     if min(slack) < 0:
@@ -236,3 +235,101 @@ def _crop(frame: Tensor, size: int, generator: torch.Generator | None) -> Tensor
         return centre
     top, left = (int(torch.randint(each + 1, (1,), generator=generator)) for each in slack)
     return frame[:, top : top + size, left : left + size]
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What came of it."""
+
+    cache: FeatureCache
+    extracted: int
+    """Videos whose features were extracted now."""
+    reused: int
+    """Videos whose features were there."""
+    bad_files: tuple[str, ...]
+    """What is wrong with the videos that were left out."""
+
+
+def extract_features(
+    videos: Sequence[Path],
+    folder: Path,
+    settings: FeatureSettings,
+    slowfast_weights: Path | None = None,
+    processes: int = 1,
+    device: str = "cpu",
+    skip_bad_files: bool = False,
+) -> Extraction:
+    """Extract what is not in the cache yet; every finished video stays, whatever stops the run.
+
+    Args:
+        videos: the videos; one that is listed twice is extracted once.
+        folder: the cache, made if it is not there.
+        settings: what is read from every video.
+        slowfast_weights: published `slowfast_r50` weights, where the settings ask for them.
+        processes: how many videos are worked on at a time, each on one thread; a single one may use
+            all of torch's. But for rounding the result does not depend on it.
+        device: where the motion network runs.
+        skip_bad_files: leave out videos that cannot be read instead of stopping.
+
+    Raises:
+        VideoError: a video is missing or cannot be read; names it.
+        FeatureError: the folder holds something else.
+        ValueError: the weights are missing or not needed.
+    """
+    extractor = build_extractor(settings.motion, slowfast_weights, torch.device(device))
+    cache = FeatureCache.create(folder, settings, extractor.fingerprint)
+    distinct = list(dict.fromkeys(videos))
+    missing = [video for video in distinct if not cache.has(video)]
+    reused = len(distinct) - len(missing)
+    bad_files: list[str] = []
+    if processes > 1 and len(missing) > 1:
+        done = _in_parallel(missing, cache, slowfast_weights, processes, device)
+    else:
+        done = (_extract_one(video, cache, extractor) for video in missing)
+    with (
+        progress_bar("features", len(distinct), "video", initial=reused) as bar,
+        closing(done),  # at an error no further video is begun
+    ):
+        for error in done:
+            if error is not None and not skip_bad_files:
+                raise VideoError(error)
+            bad_files += [] if error is None else [error]
+            bar.update()
+    return Extraction(cache, len(missing) - len(bad_files), reused, tuple(bad_files))
+
+
+def _extract_one(video: Path, cache: FeatureCache, extractor: MotionExtractor) -> str | None:
+    """What is wrong with the video; None if its features are in the cache now."""
+    try:
+        cache.write(video, extract(video, cache.settings, extractor))
+    except (VideoError, FeatureError) as error:
+        return str(error)
+    return None
+
+
+def _in_parallel(
+    videos: Sequence[Path],
+    cache: FeatureCache,
+    slowfast_weights: Path | None,
+    processes: int,
+    device: str,
+) -> Generator[str | None, None, None]:
+    with process_pool(processes) as pool:
+        jobs = [pool.submit(_work, video, cache, slowfast_weights, device) for video in videos]
+        for future in as_completed(jobs):
+            yield future.result()
+
+
+def _work(
+    video: Path, cache: FeatureCache, slowfast_weights: Path | None, device: str
+) -> str | None:
+    extractor = _extractor_of_process(cache.settings.motion, slowfast_weights, device)
+    return _extract_one(video, cache, extractor)
+
+
+@lru_cache(maxsize=1)
+def _extractor_of_process(
+    kind: MotionKind, slowfast_weights: Path | None, device: str
+) -> MotionExtractor:
+    """Built once, with its first video."""
+    return build_extractor(kind, slowfast_weights, torch.device(device))

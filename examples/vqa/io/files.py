@@ -1,15 +1,19 @@
-"""Files that are there completely or not at all."""
+"""Files that are there completely or not at all, and what they are called.
+
+What a file holds is decided by decoding it; its name decides what a search of folders tries.
+"""
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Literal, TextIO
 from uuid import uuid4
 
 _LONGEST_NAME = 255  # bytes that file systems take
@@ -75,6 +79,14 @@ def open_csv(path: Path) -> TextIO:
     return path.open("w", encoding="utf-8", errors="backslashreplace", newline="")
 
 
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a CSV file, completely or not at all."""
+    with replacing(path) as unfinished, open_csv(unfinished) as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(header)
+        table.writerows(rows)
+
+
 def sha256(path: Path) -> str:
     """Digest of a file's content, hexadecimal."""
     digest = hashlib.sha256()
@@ -113,3 +125,33 @@ def _without_nan(value: object) -> object:
     if isinstance(value, list | tuple):
         return [_without_nan(item) for item in value]
     return value
+
+
+MediaKind = Literal["video", "image"]
+
+_ENDINGS: dict[MediaKind, frozenset[str]] = {
+    "video": frozenset(
+        (
+            *("3g2", "3gp", "asf", "avi", "divx", "dv", "f4v", "flv", "h264", "h265", "hevc"),
+            *("ivf", "m1v", "m2ts", "m2v", "m4v", "mjpeg", "mjpg", "mkv", "mov", "mp4", "mpe"),
+            *("mpeg", "mpg", "mts", "mxf", "nut", "obu", "ogm", "ogv", "qt", "rm", "rmvb"),
+            *("ts", "vob", "webm", "wmv", "wtv", "y4m"),
+        )
+    ),
+    "image": frozenset(
+        (
+            *("apng", "avif", "bmp", "dds", "gif", "heic", "heif", "jfif", "jp2", "jpe", "jpeg"),
+            *("jpg", "pbm", "pcx", "pgm", "png", "pnm", "ppm", "sgi", "tga", "tif", "tiff", "webp"),
+        )
+    ),
+}
+
+
+def kind_by_name(path: Path) -> MediaKind | None:
+    """What a file is called; None if neither video nor image.
+
+    >>> kind_by_name(Path("a.MP4")), kind_by_name(Path("b.jpg")), kind_by_name(Path("c.txt"))
+    ('video', 'image', None)
+    """
+    ending = path.suffix.lower().removeprefix(".")
+    return next((kind for kind, endings in _ENDINGS.items() if ending in endings), None)

@@ -31,19 +31,21 @@ def write_label_list(path: Path, videos: Sequence[LabelledVideo]) -> None:
     path.write_text("".join(rows), encoding="utf-8")
 
 
-def read_label_list(path: Path, folder: Path | None = None) -> list[LabelledVideo]:
-    """Read a label list and check every row and that every video exists.
-
-    Args:
-        path: the list.
-        folder: what the video paths are relative to; the list's own folder by default.
+def read_label_list(path: Path) -> list[LabelledVideo]:
+    """Read a label list and check every row and that every video exists, beside the list.
 
     Raises:
         LabelListError: as `parse_label_list`, or a video is missing.
     """
     videos = parse_label_list(path)
-    rows = {video.path: row for row, video in enumerate(videos, start=1)}
-    _check_presence(path, path.parent if folder is None else folder, rows)
+    files = enumerate((path.parent / video.path for video in videos), start=1)
+    missing = [(row, file) for row, file in files if not file.is_file()]
+    if missing:
+        row, file = missing[0]
+        raise LabelListError(
+            f"{path}, row {row}: expected the video {file}, there is no such file"
+            f" ({len(missing)} of {len(videos)} videos are missing)"
+        )
     return videos
 
 
@@ -56,21 +58,20 @@ def parse_label_list(path: Path) -> list[LabelledVideo]:
             the row (from 1) and what was expected.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        # Many editors end a file with an empty line.
+        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise LabelListError(f"{path}: expected a readable UTF-8 label list ({error})") from error
     videos: list[LabelledVideo] = []
-    seen: dict[str, int] = {}
-    while lines and not lines[-1].strip():  # many editors end a file so
-        lines.pop()
+    rows: dict[str, int] = {}
     for row, line in enumerate(lines, start=1):
         video = _parse(line, f"{path}, row {row}")
-        if video.path in seen:
+        if video.path in rows:
             raise LabelListError(
                 f"{path}, row {row}: expected every video once, {video.path} is in row"
-                f" {seen[video.path]} too"
+                f" {rows[video.path]} too"
             )
-        seen[video.path] = row
+        rows[video.path] = row
         videos.append(video)
     if not videos:
         raise LabelListError(f"{path}: expected at least one row, the list is empty")
@@ -107,13 +108,3 @@ def _number(text: str, place: str) -> float:
     if not math.isfinite(value):
         raise LabelListError(f"{place}: expected a finite number, got {text.strip()!r}")
     return value
-
-
-def _check_presence(path: Path, folder: Path, rows: dict[str, int]) -> None:
-    missing = [(video, row) for video, row in rows.items() if not (folder / video).is_file()]
-    if missing:
-        video, row = missing[0]
-        raise LabelListError(
-            f"{path}, row {row}: expected the video {folder / video}, there is no such file"
-            f" ({len(missing)} of {len(rows)} videos are missing)"
-        )

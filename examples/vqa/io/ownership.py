@@ -7,7 +7,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from textwrap import shorten
 
@@ -20,39 +20,34 @@ class InUseError(ValueError):
     """Another command that is still running writes there; the message names it."""
 
 
-@contextmanager
-def owned_folder(folder: Path) -> Iterator[None]:
+def owned_folder(folder: Path) -> AbstractContextManager[None]:
     """A folder that belongs to this process for the length of the block; made if it is not there.
 
     Raises:
         InUseError: it belongs to another one.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with _owned(folder, folder / ".lock"):
-        yield
+    return _owned(folder, folder / ".lock")
 
 
-@contextmanager
-def owned_file(path: Path) -> Iterator[None]:
-    """The same for a file, whose folder is made if it is not there.
-
-    Raises:
-        InUseError: it belongs to another process.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _owned(path, path.with_name(f".{path.name}.lock")):
-        yield
+def owned_file(path: Path) -> AbstractContextManager[None]:
+    """The same for a file, whose folder is made if it is not there."""
+    return _owned(path, path.with_name(f".{path.name}.lock"))
 
 
 @contextmanager
 def _owned(place: Path, file: Path) -> Iterator[None]:
     """The system frees the lock when a process ends; the file that is locked stays."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     lock, owner = FileLock(file), file.with_suffix(".owner")
     try:
         lock.acquire(blocking=False)
     except Timeout:
+        try:
+            told = owner.read_text(encoding="utf-8")
+        except OSError:  # it may not be there yet
+            told = "another one"
         raise InUseError(
-            f"{shown(place)}: expected that no other command writes there, {_told(owner)} does:"
+            f"{shown(place)}: expected that no other command writes there, {told} does:"
             " wait for its end, or choose another --output"
         ) from None
     try:
@@ -67,11 +62,3 @@ def _owned(place: Path, file: Path) -> Iterator[None]:
     finally:
         owner.unlink(missing_ok=True)
         lock.release()
-
-
-def _told(owner: Path) -> str:
-    """Which command it is; the file may not be there yet."""
-    try:
-        return owner.read_text(encoding="utf-8")
-    except OSError:
-        return "another one"

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from importlib import import_module
 
 from torch import nn
 
-from vqa.models.fast_vqa import FastVqa, FastVqaM
 from vqa.models.formats import Drop, Format
 from vqa.models.published import LoadReport, PublishedWeightsError, load_published, other_owner
-from vqa.models.sama_iqa import SamaIqa, TinySamaIqa
-from vqa.models.simple_vqa import SimpleVqa, TinySimpleVqa
-from vqa.models.tiny_fast_vqa import TinyFastVqa
 
 __all__ = [
     "Drop",
@@ -23,15 +19,17 @@ __all__ = [
     "other_owner",
 ]
 
-_MODELS: dict[str, Callable[..., nn.Module]] = {
-    "fast_vqa": FastVqa,
-    "fast_vqa_m": FastVqaM,
-    "sama_iqa": SamaIqa,
-    "sama_vqa": FastVqa,
-    "simple_vqa": SimpleVqa,
-    "tiny_fast_vqa": TinyFastVqa,
-    "tiny_sama_iqa": TinySamaIqa,
-    "tiny_simple_vqa": TinySimpleVqa,
+# Module and class. A module is imported when its model is built: torchvision and timm take seconds,
+# for which every process that only reads files would wait.
+_MODELS = {
+    "fast_vqa": ("fast_vqa", "FastVqa"),
+    "fast_vqa_m": ("fast_vqa", "FastVqaM"),
+    "sama_iqa": ("sama_iqa", "SamaIqa"),
+    "sama_vqa": ("fast_vqa", "FastVqa"),
+    "simple_vqa": ("simple_vqa", "SimpleVqa"),
+    "tiny_fast_vqa": ("tiny_fast_vqa", "TinyFastVqa"),
+    "tiny_sama_iqa": ("sama_iqa", "TinySamaIqa"),
+    "tiny_simple_vqa": ("simple_vqa", "TinySimpleVqa"),
 }
 
 _SWIN3D = ("backbone.features.6", "backbone.norm", "head")
@@ -62,4 +60,6 @@ def build_model(name: str, **settings: int) -> nn.Module:
     """
     if name not in _MODELS:
         raise ValueError(f"name: expected one of {', '.join(sorted(_MODELS))}, got {name!r}")
-    return _MODELS[name](**settings)
+    module, kind = _MODELS[name]
+    model: nn.Module = getattr(import_module(f"vqa.models.{module}"), kind)(**settings)
+    return model

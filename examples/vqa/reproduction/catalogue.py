@@ -6,13 +6,13 @@ What the figures show is known to us in words only, and they carry no numbers; s
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from vqa.reproduction.trainings import Training
+from vqa.reproduction.runs import Training
 
 REPORTED = Path(__file__).with_name("tables.json")
 
@@ -21,63 +21,42 @@ Perturb = Literal["none", "rwp", "awp"]
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of a table."""
+    """One number of a table, or of the table that is written beside a figure."""
 
+    label: str
+    """Of the row, or of the curve in a figure."""
     column: str
-    reported: float | None
-    """The paper's number; None where its table has none."""
     training: Training | None
     """None for a method of another paper, which is cited and never run here."""
     part: str
     """Part, or further data set, of the run's results."""
     metric: str
+    """Of that part; `sharpness` is that of the loss around the weights."""
+    reported: float | None = None
+    """The paper's number; None where it has none."""
+    panel: str = ""
+    """The axes of a figure in which the training has its curve."""
+
+    @property
+    def row(self) -> str:
+        """What the row is called in reports."""
+        return f"{self.panel}: {self.label}" if self.panel else self.label
+
+
+Cells = tuple[Cell, ...]
 
 
 @dataclass(frozen=True)
-class TableRow:
-    """One line of a table."""
-
-    label: str
-    cells: tuple[Cell, ...]
-
-
-@dataclass(frozen=True)
-class Table:
-    """One table of the paper."""
+class Exhibit:
+    """One table of the paper; or one figure, with loss landscapes of models side by side."""
 
     name: str
     title: str
-    rows: tuple[TableRow, ...]
+    cells: Cells
+    """Row by row, every row with the same columns."""
 
 
-@dataclass(frozen=True)
-class Curve:
-    """The loss around the weights of one model."""
-
-    label: str
-    training: Training
-
-
-@dataclass(frozen=True)
-class Panel:
-    """Curves in one axes."""
-
-    title: str
-    curves: tuple[Curve, ...]
-
-
-@dataclass(frozen=True)
-class LossFigure:
-    """One figure: loss landscapes of models side by side."""
-
-    name: str
-    title: str
-    panels: tuple[Panel, ...]
-
-
-Exhibit = Table | LossFigure
-
-_Rows = Sequence[Mapping[str, Any]]
+_Row = Mapping[str, Any]
 
 _SCRIPTS = {"SimpleVQA": "simple_vqa", "FAST-VQA": "fast_vqa", "SAMA": "sama_vqa"}
 _IMAGE_SCRIPTS = {"SAMA": "sama_iqa"}
@@ -104,12 +83,13 @@ _TEN_SPLITS = tuple(range(10))
 def catalogue() -> dict[str, Exhibit]:
     """Every table and figure by name, `table1` to `table13` and `figure1` to `figure4`."""
     reported = json.loads(REPORTED.read_text(encoding="utf-8"))
-    exhibits: list[Exhibit] = []
-    for name, make in _TABLES.items():
-        what, rows = reported[name]["what"], reported[name]["rows"]
-        of = ", ".join(reported[name][key] for key in ("model", "dataset") if key in reported[name])
-        exhibits.append(Table(name, f"{what} ({of})" if of else what, make(rows)))
-    return {exhibit.name: exhibit for exhibit in (*exhibits, *_figures())}
+    exhibits: dict[str, Exhibit] = {}
+    for name, cells_of in _TABLES.items():
+        own = reported[name]
+        of = ", ".join(own[key] for key in ("model", "dataset") if key in own)
+        title = f"{own['what']} ({of})" if of else own["what"]
+        exhibits[name] = Exhibit(name, title, sum(map(cells_of, own["rows"]), ()))
+    return exhibits | {figure.name: figure for figure in _figures()}
 
 
 def analysed(
@@ -153,9 +133,8 @@ def _on_lsvq(script: str, gamma: float) -> Training:
     named = analysed("lsvq", "awp", gamma).flags
     flags = named if script == "fast_vqa" else _perturbation("awp", gamma)
     # The tables do not ask for the score of the 28,056 training videos.
-    return Training(
-        script, "paper", "lsvq", (*flags, "--no-train-score"), ("konvid-1k", "live-vqc")
-    )
+    flags = (*flags, "--no-train-score")
+    return Training(script, "paper", "lsvq", flags, ("konvid-1k", "live-vqc"))
 
 
 def _fine_tuned(script: str, gamma: float, dataset: str) -> Training:
@@ -171,132 +150,107 @@ def _on_images(script: str, gamma: float, dataset: str) -> Training:
     return Training(script, "paper", dataset, flags, splits=_TEN_SPLITS)
 
 
-def _gap_cells(row: Mapping[str, Any], training: Training) -> tuple[Cell, ...]:
+# The settings of FAST-VQA that tables and figures vary: label and training of a value.
+Way = Callable[[str, Any], tuple[str, Training]]
+
+
+def _weight_decay(dataset: str, value: float) -> tuple[str, Training]:
+    return f"weight decay {value:g}", analysed(dataset, weight_decay=value)
+
+
+def _augmentation(dataset: str, value: str) -> tuple[str, Training]:
+    return value, analysed(dataset, augmentation=_AUGMENTATIONS[value])
+
+
+def _rwp(dataset: str, value: float) -> tuple[str, Training]:
+    return f"gamma {value:g}", analysed(dataset, "rwp", value)
+
+
+def _awp(dataset: str, value: float) -> tuple[str, Training]:
+    return f"gamma {value:g}", analysed(dataset, "awp", value)
+
+
+def _gap_cells(row: _Row, label: str, training: Training) -> Cells:
     return tuple(
-        Cell(f"{part} {metric.upper()}", row[metric][part], training, part, metric)
+        Cell(label, f"{part} {metric.upper()}", training, part, metric, row[metric][part])
         for metric in _METRICS
         for part in ("train", "test", "gap")
     )
 
 
-def _cross_cells(row: Mapping[str, Any], training: Training | None) -> tuple[Cell, ...]:
+def _cross_cells(row: _Row, label: str, training: Training | None) -> Cells:
     """Scores on LSVQ's test parts and on data sets that the model was not trained on."""
     return tuple(
-        Cell(f"{column} {metric.upper()}", row[column][metric], training, part, metric)
+        Cell(label, f"{column} {metric.upper()}", training, part, metric, row[column][metric])
         for column, part in _LSVQ_PARTS.items()
         for metric in _METRICS
     )
 
 
-def _test_cells(
-    row: Mapping[str, Any], training: Callable[[str], Training] | None
-) -> tuple[Cell, ...]:
-    """Scores on the test parts of data sets, on each of which a model of its own was trained."""
-    return tuple(
-        Cell(
-            f"{column} {metric.upper()}",
-            row[column][metric],
-            None if training is None else training(_DATASETS[column]),
-            "test",
-            metric,
-        )
-        for column in row
-        if column in _DATASETS
-        for metric in _METRICS
-    )
+def _of_a_method(row: _Row) -> Cells:
+    return _gap_cells(row, row["method"], _model(_SCRIPTS[row["method"]], "konvid-1k"))
 
 
-def _methods(rows: _Rows) -> tuple[TableRow, ...]:
-    return tuple(
-        TableRow(row["method"], _gap_cells(row, _model(_SCRIPTS[row["method"]], "konvid-1k")))
-        for row in rows
-    )
+def _of_a_value(way: Way, setting: str, dataset: str, row: _Row) -> Cells:
+    return _gap_cells(row, *way(dataset, row[setting]))
 
 
-def _weight_decays(dataset: str, rows: _Rows) -> tuple[TableRow, ...]:
-    return tuple(
-        TableRow(
-            f"weight decay {row['weight_decay']:g}",
-            _gap_cells(row, analysed(dataset, weight_decay=row["weight_decay"])),
-        )
-        for row in rows
-    )
+def _of_a_gamma_on_lsvq(row: _Row) -> Cells:
+    return _cross_cells(row, f"gamma {row['gamma']:g}", _on_lsvq("fast_vqa", row["gamma"]))
 
 
-def _augmentations(dataset: str, rows: _Rows) -> tuple[TableRow, ...]:
-    return tuple(
-        TableRow(
-            row["augmentation"],
-            _gap_cells(row, analysed(dataset, augmentation=_AUGMENTATIONS[row["augmentation"]])),
-        )
-        for row in rows
-    )
-
-
-def _gammas(perturb: Perturb, dataset: str, rows: _Rows) -> tuple[TableRow, ...]:
-    return tuple(
-        TableRow(
-            f"gamma {row['gamma']:g}", _gap_cells(row, analysed(dataset, perturb, row["gamma"]))
-        )
-        for row in rows
-    )
-
-
-def _lsvq_gammas(rows: _Rows) -> tuple[TableRow, ...]:
-    return tuple(
-        TableRow(f"gamma {row['gamma']:g}", _cross_cells(row, _on_lsvq("fast_vqa", row["gamma"])))
-        for row in rows
-    )
-
-
-def _trained_on_lsvq(rows: _Rows) -> tuple[TableRow, ...]:
-    made = []
-    for row in rows:
-        script = _SCRIPTS.get(row["method"])
-        training = None if script is None else _on_lsvq(script, _gamma(row))
-        made.append(TableRow(_label(row, _SCRIPTS), _cross_cells(row, training)))
-    return tuple(made)
+def _trained_on_lsvq(row: _Row) -> Cells:
+    script = _SCRIPTS.get(row["method"])
+    training = None if script is None else _on_lsvq(script, _gamma(row))
+    return _cross_cells(row, _label(row, script), training)
 
 
 def _per_dataset(
-    scripts: Mapping[str, str], training: Callable[[str, float, str], Training], rows: _Rows
-) -> tuple[TableRow, ...]:
-    made = []
-    for row in rows:
-        script = scripts.get(row["method"])
-        own = None if script is None else partial(training, script, _gamma(row))
-        made.append(TableRow(_label(row, scripts), _test_cells(row, own)))
-    return tuple(made)
+    scripts: Mapping[str, str], training: Callable[[str, float, str], Training], row: _Row
+) -> Cells:
+    """Scores on the test parts of data sets, on each of which a model of its own was trained."""
+    script = scripts.get(row["method"])
+    cells = []
+    for column, dataset in _DATASETS.items():
+        own = None if script is None else training(script, _gamma(row), dataset)
+        for metric, value in row.get(column, {}).items():
+            head = f"{column} {metric.upper()}"
+            cells.append(Cell(_label(row, script), head, own, "test", metric, value))
+    return tuple(cells)
 
 
-def _gamma(row: Mapping[str, Any]) -> float:
+def _gamma(row: _Row) -> float:
     return _AWP_GAMMA if row["awp"] else 0.0
 
 
-def _label(row: Mapping[str, Any], scripts: Mapping[str, str]) -> str:
-    if row["method"] not in scripts:
+def _label(row: _Row, script: str | None) -> str:
+    if script is None:
         return f"{row['method']} (cited)"
     return f"{row['method']} + AWP" if row["awp"] else str(row["method"])
 
 
-_TABLES: Mapping[str, Callable[[_Rows], tuple[TableRow, ...]]] = {
-    "table1": _methods,
-    "table2": partial(_weight_decays, "konvid-1k"),
-    "table3": partial(_augmentations, "konvid-1k"),
-    "table4": partial(_gammas, "rwp", "konvid-1k"),
-    "table5": partial(_gammas, "awp", "konvid-1k"),
+# What makes the cells of a row.
+_TABLES: Mapping[str, Callable[[_Row], Cells]] = {
+    "table1": _of_a_method,
+    "table2": partial(_of_a_value, _weight_decay, "weight_decay", "konvid-1k"),
+    "table3": partial(_of_a_value, _augmentation, "augmentation", "konvid-1k"),
+    "table4": partial(_of_a_value, _rwp, "gamma", "konvid-1k"),
+    "table5": partial(_of_a_value, _awp, "gamma", "konvid-1k"),
     "table6": _trained_on_lsvq,
     "table7": partial(_per_dataset, _SCRIPTS, _fine_tuned),
     "table8": partial(_per_dataset, _IMAGE_SCRIPTS, _on_images),
-    "table9": _lsvq_gammas,
-    "table10": partial(_weight_decays, "youtube-ugc"),
-    "table11": partial(_augmentations, "youtube-ugc"),
-    "table12": partial(_gammas, "rwp", "youtube-ugc"),
-    "table13": partial(_gammas, "awp", "youtube-ugc"),
+    "table9": _of_a_gamma_on_lsvq,
+    "table10": partial(_of_a_value, _weight_decay, "weight_decay", "youtube-ugc"),
+    "table11": partial(_of_a_value, _augmentation, "augmentation", "youtube-ugc"),
+    "table12": partial(_of_a_value, _rwp, "gamma", "youtube-ugc"),
+    "table13": partial(_of_a_value, _awp, "gamma", "youtube-ugc"),
 }
 
+_DECAYS = (0.0, 0.0005, 0.005, 0.05, 0.5)
+_GAMMAS = (0.0, 1e-5, 1e-4, 1e-3, 1e-2)
 
-def _figures() -> tuple[LossFigure, ...]:
+
+def _figures() -> tuple[Exhibit, ...]:
     """Landscapes that carry the paper's argument, arranged by us.
 
     Figure 1 has epochs of one model and several models; Figures 2 and 3 the four ways to flatten
@@ -304,68 +258,53 @@ def _figures() -> tuple[LossFigure, ...]:
     its whole learning-rate schedule, because a training keeps the weights of its chosen epoch only.
     """
     konvid, youtube = "konvid-1k", "youtube-ugc"
-    epochs = (
-        *(Curve(f"{number} epochs", analysed(konvid, epochs=number)) for number in (5, 10, 20)),
-        Curve("all epochs", analysed(konvid)),
-    )
-    models = tuple(Curve(name, _model(script, konvid)) for name, script in _SCRIPTS.items())
+    epochs = {f"{number} epochs": analysed(konvid, epochs=number) for number in (5, 10, 20)}
+    epochs["all epochs"] = analysed(konvid)
+    models = {name: _model(script, konvid) for name, script in _SCRIPTS.items()}
+    # Table 13 has no row for AWP with gamma 0.01 on YouTube-UGC.
+    reported = _GAMMAS[:-1]
     return (
-        LossFigure(
+        Exhibit(
             "figure1",
             "loss landscape across epochs and across models (KoNViD-1k)",
-            (Panel("FAST-VQA, length of training", epochs), Panel("models", models)),
+            _panel("FAST-VQA, length of training", epochs) + _panel("models", models),
         ),
-        LossFigure(
+        Exhibit(
             "figure2",
             "loss landscape by weight decay and augmentation (FAST-VQA, KoNViD-1k)",
-            (_weight_decay_panel(konvid), _augmentation_panel(konvid)),
+            _settings_panels(konvid),
         ),
-        LossFigure(
+        Exhibit(
             "figure3",
             "loss landscape by weight perturbation (FAST-VQA, KoNViD-1k)",
-            (_gamma_panel("rwp", konvid), _gamma_panel("awp", konvid)),
+            _perturbation_panels(konvid, _GAMMAS),
         ),
-        LossFigure(
+        Exhibit(
             "figure4",
             "loss landscape by all four ways (FAST-VQA, YouTube-UGC)",
-            (
-                _weight_decay_panel(youtube),
-                _augmentation_panel(youtube),
-                _gamma_panel("rwp", youtube),
-                _gamma_panel("awp", youtube),
-            ),
+            _settings_panels(youtube) + _perturbation_panels(youtube, reported),
         ),
     )
 
 
-def _weight_decay_panel(dataset: str) -> Panel:
-    values = (0.0, 0.0005, 0.005, 0.05, 0.5)
-    return Panel(
-        "weight decay",
-        tuple(
-            Curve(f"weight decay {value:g}", analysed(dataset, weight_decay=value))
-            for value in values
-        ),
+def _settings_panels(dataset: str) -> Cells:
+    decays = dict(_weight_decay(dataset, value) for value in _DECAYS)
+    augmentations = dict(_augmentation(dataset, value) for value in _AUGMENTATIONS)
+    return _panel("weight decay", decays) + _panel("augmentation", augmentations)
+
+
+def _perturbation_panels(dataset: str, awp_gammas: tuple[float, ...]) -> Cells:
+    random = dict(_rwp(dataset, value) for value in _GAMMAS)
+    adversarial = dict(_awp(dataset, value) for value in awp_gammas)
+    return _panel("RWP", random) + _panel("AWP", adversarial)
+
+
+def _panel(title: str, trainings: Mapping[str, Training]) -> Cells:
+    """Curves in one axes, by label, and the numbers beside them."""
+    numbers = {"sharpness": ("", "sharpness")}
+    numbers |= {f"{part} SRCC": (part, "srcc") for part in ("gap", "test")}
+    return tuple(
+        Cell(label, column, training, part, metric, panel=title)
+        for label, training in trainings.items()
+        for column, (part, metric) in numbers.items()
     )
-
-
-def _augmentation_panel(dataset: str) -> Panel:
-    return Panel(
-        "augmentation",
-        tuple(
-            Curve(label, analysed(dataset, augmentation=value))
-            for label, value in _AUGMENTATIONS.items()
-        ),
-    )
-
-
-def _gamma_panel(perturb: Literal["rwp", "awp"], dataset: str) -> Panel:
-    values = (0.0, 1e-5, 1e-4, 1e-3) + ((1e-2,) if (perturb, dataset) != _NOT_REPORTED else ())
-    return Panel(
-        perturb.upper(),
-        tuple(Curve(f"gamma {value:g}", analysed(dataset, perturb, value)) for value in values),
-    )
-
-
-# Table 13 has no row for AWP with gamma 0.01 on YouTube-UGC.
-_NOT_REPORTED = ("awp", "youtube-ugc")

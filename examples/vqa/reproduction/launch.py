@@ -6,17 +6,16 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from graphlib import TopologicalSorter
 from pathlib import Path
 from queue import SimpleQueue
 
-from vqa.progress import progress_bar
-from vqa.reproduction.features import extractions, features_folder
-from vqa.reproduction.sources import Sources
-from vqa.reproduction.trainings import PlannedRun
+from vqa.processes import progress_bar
+from vqa.reproduction.runs import PlannedRun
+from vqa.reproduction.sources import Sources, extractions
 from vqa.store import Store
 
 EXAMPLES = Path(__file__).resolve().parents[2]
@@ -50,15 +49,14 @@ class Machine:
                 f" got {', '.join(self.gpus)}"
             )
 
-    def shares(self) -> list[dict[str, str]]:
-        """Environment of each job."""
-        if not self.gpus:
-            return [{} for _ in range(self.jobs)]
+    def environments(self) -> SimpleQueue[Mapping[str, str]]:
+        """One for each job, to be taken for a run and put back after it."""
+        queue: SimpleQueue[Mapping[str, str]] = SimpleQueue()
         each = len(self.gpus) // self.jobs
-        return [
-            {"CUDA_VISIBLE_DEVICES": ",".join(self.gpus[job * each : (job + 1) * each])}
-            for job in range(self.jobs)
-        ]
+        for job in range(self.jobs):
+            own = ",".join(self.gpus[job * each : (job + 1) * each])
+            queue.put({"CUDA_VISIBLE_DEVICES": own} if own else {})
+        return queue
 
 
 @dataclass(frozen=True)
@@ -73,18 +71,25 @@ class Failure:
 
 def command(run: PlannedRun, sources: Sources, machine: Machine, store: Store) -> list[str]:
     """The command line of a run, beginning with this Python."""
-    options = [
-        *("--dataset", run.dataset, "--data-root", str(sources.root(run.dataset))),
-        *_annotations(run, sources),
-        *run.flags,
-        *_also_test(run, sources),
-        *_beginning(run, sources, store),
-        *_features(run, sources),
-        *("--splits", str(run.split), "--seed", str(run.seed)),
-        *machine.flags,
-        *("--output", str(store.folder(run))),
-    ]
-    return [*_python(machine), str(EXAMPLES / f"{run.script}.py"), run.preset, *options]
+    options: list[object] = [*sources.dataset_options(run.dataset), *run.flags]
+    if run.also_test:
+        options.append("--also-test")
+    for name in run.also_test:
+        file = f",{sources.annotations[name]}" if name in sources.annotations else ""
+        options.append(f"{name}={sources.root(name)}{file}")
+    if run.start is not None:
+        options += ["--finetune-from", store.weights(run.start)]
+    elif run.script in sources.weights and run.preset != "tiny":
+        options += ["--pretrained", sources.weights[run.script]]
+    if run.script == "simple_vqa":
+        options += ["--features", sources.features_folder(run.dataset)]
+    options += ["--splits", run.split, "--seed", run.seed, *machine.flags]
+    options += ["--output", store.folder(run)]
+    python = [sys.executable]
+    if machine.torchrun:
+        processes = ("--standalone", "--nproc-per-node", str(machine.torchrun))
+        python += ["-m", "torch.distributed.run", *processes]
+    return [*python, str(EXAMPLES / f"{run.script}.py"), run.preset, *map(str, options)]
 
 
 def note_of(run: PlannedRun, command: Sequence[str]) -> dict[str, object]:
@@ -109,15 +114,72 @@ def execute(
         launcher: runs a command; as a process by default.
     """
     launcher = launcher or launch
-    lacking = _extract(runs, sources, store, launcher)
-    failures = [Failure(run, *lacking[run]) for run in runs if run in lacking]
+    failures = _extract(runs, sources, store, launcher)
+    lacking = {failure.run for failure in failures}
     ready = [run for run in runs if run not in lacking]
+    environments = machine.environments()
+
+    def do(run: PlannedRun) -> Failure | None:
+        environment = environments.get()
+        try:
+            own = command(run, sources, machine, store)
+            return _do(run, own, store, launcher, environment)
+        finally:
+            environments.put(environment)
+
+    starts = set(ready)
+    order = TopologicalSorter({run: {run.start} & starts for run in ready})
+    order.prepare()
+    pool = ThreadPoolExecutor(machine.jobs)
     with progress_bar("runs", len(ready), "run") as bar:
-        for wave in _waves(ready):
-            for failure in _side_by_side(wave, sources, machine, store, launcher):
-                failures += [] if failure is None else [failure]
-                bar.update()
+        try:
+            while order.is_active():
+                side_by_side = order.get_ready()
+                for future in as_completed([pool.submit(do, run) for run in side_by_side]):
+                    failure = future.result()
+                    failures += [] if failure is None else [failure]
+                    bar.update()
+                order.done(*side_by_side)
+        finally:
+            pool.shutdown(cancel_futures=True)
     return tuple(failures)
+
+
+def _extract(
+    runs: Sequence[PlannedRun], sources: Sources, store: Store, launcher: Launcher
+) -> list[Failure]:
+    """Extract features; the runs that will not have them."""
+    failures: dict[PlannedRun, Failure] = {}
+    script = str(EXAMPLES / "simple_vqa_features.py")
+    for extraction in extractions(runs):
+        log = store.folder_of_logs() / f"features-{extraction.dataset}.txt"
+        if launcher([sys.executable, script, *extraction.options(sources)], log, {}) != 0:
+            why = f"no features of {extraction.dataset}"
+            lacking = [run for run in runs if extraction in extractions([run])]
+            failures |= {run: Failure(run, why, tail(log)) for run in lacking}
+    return [failures[run] for run in runs if run in failures]
+
+
+def _do(
+    run: PlannedRun,
+    command: Sequence[str],
+    store: Store,
+    launcher: Launcher,
+    environment: Mapping[str, str],
+) -> Failure | None:
+    if run.start is not None and store.results(run.start) is None:
+        return Failure(run, f"{run.start.name}, from which it starts, is not finished")
+    store.note(run, note_of(run, command))
+    status = launcher(command, store.log(run), environment)
+    why = ""
+    try:
+        if status != 0:
+            why = f"exit status {status}"
+        elif store.results(run) is None:
+            why = "it wrote no results.json"
+    except ValueError as error:
+        why = str(error)
+    return Failure(run, why, tail(store.log(run))) if why else None
 
 
 def launch(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> int:
@@ -147,108 +209,3 @@ def tail(log: Path, lines: int = _TAIL) -> str:
 def _last_state(line: str) -> str:
     states = [state.strip() for state in line.split("\r")]
     return next(filter(None, reversed(states)), "")
-
-
-def _extract(
-    runs: Sequence[PlannedRun], sources: Sources, store: Store, launcher: Launcher
-) -> dict[PlannedRun, tuple[str, str]]:
-    """Extract features; runs that will not have them, with the reason and the end of a log."""
-    lacking: dict[PlannedRun, tuple[str, str]] = {}
-    for extraction in extractions(runs):
-        log = store.folder_of_logs() / f"features-{extraction.dataset}.txt"
-        own = extraction.command(sources, EXAMPLES / "simple_vqa_features.py")
-        if launcher(own, log, {}) != 0:
-            why = (f"no features of {extraction.dataset}", tail(log))
-            lacking |= {run: why for run in runs if extraction in extractions([run])}
-    return lacking
-
-
-def _python(machine: Machine) -> list[str]:
-    if machine.torchrun == 0:
-        return [sys.executable]
-    processes = ("--standalone", "--nproc-per-node", str(machine.torchrun))
-    return [sys.executable, "-m", "torch.distributed.run", *processes]
-
-
-def _annotations(run: PlannedRun, sources: Sources) -> Iterator[str]:
-    if run.dataset in sources.annotations:
-        yield from ("--annotations", str(sources.annotations[run.dataset]))
-
-
-def _also_test(run: PlannedRun, sources: Sources) -> Iterator[str]:
-    if run.also_test:
-        yield "--also-test"
-    for name in run.also_test:
-        file = f",{sources.annotations[name]}" if name in sources.annotations else ""
-        yield f"{name}={sources.root(name)}{file}"
-
-
-def _beginning(run: PlannedRun, sources: Sources, store: Store) -> Iterator[str]:
-    if run.start is not None:
-        yield from ("--finetune-from", str(store.weights(run.start)))
-    elif run.script in sources.weights and run.preset != "tiny":
-        yield from ("--pretrained", str(sources.weights[run.script]))
-
-
-def _features(run: PlannedRun, sources: Sources) -> Iterator[str]:
-    if run.script == "simple_vqa":
-        yield from ("--features", str(features_folder(sources, run.dataset)))
-
-
-def _waves(runs: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
-    """Runs that can go side by side, after those that they start from."""
-    waves: list[list[PlannedRun]] = []
-    left = list(runs)
-    while left:
-        ready = [run for run in left if run.start not in left]
-        waves.append(ready)
-        left = [run for run in left if run not in ready]
-    return waves
-
-
-def _side_by_side(
-    runs: Sequence[PlannedRun], sources: Sources, machine: Machine, store: Store, launcher: Launcher
-) -> Iterable[Failure | None]:
-    free: SimpleQueue[dict[str, str]] = SimpleQueue()
-    for share in machine.shares():
-        free.put(share)
-
-    def do(run: PlannedRun) -> Failure | None:
-        with _borrowed(free) as environment:
-            return _do(run, command(run, sources, machine, store), store, launcher, environment)
-
-    pool = ThreadPoolExecutor(machine.jobs)
-    try:
-        for future in as_completed([pool.submit(do, run) for run in runs]):
-            yield future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _borrowed(free: SimpleQueue[dict[str, str]]) -> Iterator[dict[str, str]]:
-    share = free.get()
-    try:
-        yield share
-    finally:
-        free.put(share)
-
-
-def _do(
-    run: PlannedRun,
-    command: list[str],
-    store: Store,
-    launcher: Launcher,
-    environment: Mapping[str, str],
-) -> Failure | None:
-    if run.start is not None and store.results(run.start) is None:
-        return Failure(run, f"{run.start.name}, from which it starts, is not finished")
-    store.note(run, note_of(run, command))
-    status = launcher(command, store.log(run), environment)
-    if status != 0:
-        return Failure(run, f"exit status {status}", tail(store.log(run)))
-    try:
-        missing = store.results(run) is None
-    except ValueError as error:
-        return Failure(run, str(error), tail(store.log(run)))
-    return Failure(run, "it wrote no results.json", tail(store.log(run))) if missing else None

@@ -2,19 +2,50 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from vqa.reproduction.catalogue import Exhibit
-from vqa.reproduction.cost import CostBook, Estimate, total
-from vqa.reproduction.features import extractions
-from vqa.reproduction.sweep import Sweep, needed_runs
-from vqa.reproduction.trainings import PlannedRun
+from vqa.reproduction.runs import PlannedRun, Sweep
+from vqa.reproduction.sources import extractions, sizes
 from vqa.store import Store
 
 State = Literal["finished", "interrupted", "to do", "impossible"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Device hours and bytes on disk of one run."""
+
+    hours: float
+    size: float
+    recorded: bool
+    """From finished runs of the same kind rather than from an assumption."""
+
+
+@dataclass(frozen=True)
+class Assumption:
+    """Nobody measured these: one data-centre GPU that never waits for the disk."""
+
+    epochs: int
+    train_seconds: float
+    """Per training sample and pass."""
+    test_seconds: float
+    """Per tested sample."""
+    size: float
+    """Bytes: five copies of the weights in last.pt and best.pt, 4 bytes each."""
+
+
+ASSUMED: Mapping[str, Assumption] = {
+    "fast_vqa": Assumption(30, 0.03, 0.04, 28e6 * 20),
+    "sama_vqa": Assumption(30, 0.03, 0.04, 28e6 * 20),
+    "sama_iqa": Assumption(50, 0.006, 0.003, 28e6 * 20),
+    "simple_vqa": Assumption(10, 0.05, 0.03, 25e6 * 20),
+}
+ASSUMED_TINY = Estimate(hours=2 / 60, size=1e6, recorded=False)
 
 
 @dataclass(frozen=True)
@@ -40,6 +71,46 @@ class Plan:
         return tuple(item.run for item in self.items if item.state in ("to do", "interrupted"))
 
 
+def needed_runs(
+    exhibits: Sequence[Exhibit], sweep: Sweep, only: Sequence[str] = ()
+) -> tuple[PlannedRun, ...]:
+    """Runs that tables and figures need, each once, after the one that it starts from.
+
+    Args:
+        exhibits: the tables and figures.
+        sweep: how to run them.
+        only: labels of rows and curves; every one if empty.
+    """
+    runs: dict[PlannedRun, None] = {}
+    for exhibit in exhibits:
+        for cell in exhibit.cells:
+            if cell.training is not None and (not only or cell.label in only):
+                for run in sweep.runs(cell.training):
+                    runs.update(dict.fromkeys(run.chain))
+    return tuple(runs)
+
+
+def check_labels(exhibits: Sequence[Exhibit], only: Sequence[str]) -> None:
+    """Raise a ValueError if no row or curve that can be run has one of the labels."""
+    cells = (cell for exhibit in exhibits for cell in exhibit.cells)
+    labels = dict.fromkeys(cell.label for cell in cells if cell.training is not None)
+    for label in only:
+        if label not in labels:
+            raise ValueError(
+                f"only: expected some of {', '.join(map(repr, labels))}, got {label!r}"
+            )
+
+
+def shard(runs: Sequence[PlannedRun], number: int, of: int) -> tuple[PlannedRun, ...]:
+    """The share of one of several machines, numbered from 1.
+
+    Runs that start from one another stay together.
+    """
+    firsts = dict.fromkeys(run.chain[0] for run in runs)
+    places = {first: place for place, first in enumerate(firsts)}
+    return tuple(run for run in runs if places[run.chain[0]] % of == number - 1)
+
+
 def make_plan(
     runs: Sequence[PlannedRun],
     store: Store,
@@ -52,7 +123,7 @@ def make_plan(
         store: where finished ones are.
         missing: what a run lacks to be run.
     """
-    costs = CostBook(store)
+    recorded = _recorded_costs(store)
     items: dict[PlannedRun, Item] = {}
     for run in runs:
         lacks = missing(run)
@@ -63,8 +134,39 @@ def make_plan(
             state, lacks = "finished", None
         elif lacks is not None:
             state = "impossible"
-        items[run] = Item(run, state, costs.estimate(run), lacks or "")
+        items[run] = Item(run, state, _estimate(run, recorded), lacks or "")
     return Plan(tuple(items.values()))
+
+
+# Seconds of a pass and bytes of every finished run, by script, preset and data set.
+_Costs = Mapping[tuple[str, str, str], Sequence[tuple[float, float]]]
+
+
+def _recorded_costs(store: Store) -> _Costs:
+    recorded: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
+    for note, results, size in store.finished():
+        run = note["run"]
+        kind = (run["script"], run["preset"], run["dataset"])
+        recorded.setdefault(kind, []).append((results.device_seconds / note["passes"], size))
+    return recorded
+
+
+def _estimate(run: PlannedRun, recorded: _Costs) -> Estimate:
+    """What a run will cost. A second pass per step is taken to double its time."""
+    if own := recorded.get((run.script, run.preset, run.dataset)):
+        seconds, size = (statistics.median(values) for values in zip(*own, strict=True))
+        return Estimate(seconds * run.passes / 3600, size, recorded=True)
+    if run.preset == "tiny":
+        return ASSUMED_TINY
+    costs, samples = ASSUMED[run.script], sizes(run.dataset)
+    epochs = int(run.value("--epochs") or costs.epochs)
+    tested = epochs * samples["test"] + samples.total() - samples["train"] - samples["test"]
+    tested += sum(sizes(name).total() for name in run.also_test)
+    if "--no-train-score" not in run.flags:
+        tested += samples["train"]
+    trained = epochs * samples["train"] * run.passes
+    seconds = trained * costs.train_seconds + tested * costs.test_seconds
+    return Estimate(seconds / 3600, costs.size, recorded=False)
 
 
 def describe_plan(
@@ -76,11 +178,9 @@ def describe_plan(
     for exhibit in exhibits:
         own = [items[run] for run in needed_runs((exhibit,), sweep, only) if run in items]
         left = [item for item in own if item.state != "finished"]
-        hours = total(item.estimate for item in left).hours
-        lines.append(
-            f"  {exhibit.name:<8} {len(own) - len(left):>3} of {len(own):>3} {hours:>7.1f} h "
-            f" {exhibit.title}"
-        )
+        done = len(own) - len(left)
+        counts = f"{exhibit.name:<8} {done:>3} of {len(own):>3} {_hours(left):>7.1f} h"
+        lines.append(f"  {counts}  {exhibit.title}")
     lines.append("Runs, each once, with the estimated device hours of those to do:")
     for item in plan.items:
         cost = "" if item.state == "finished" else f" {item.estimate.hours:8.2f} h"
@@ -88,31 +188,28 @@ def describe_plan(
     lines += [
         f"Before them, SimpleVQA's features: {own.describe()}" for own in extractions(plan.to_run)
     ]
-    return "\n".join([*lines, *_why_impossible(plan), _summary(plan, sweep)])
+    reasons = Counter(item.why for item in plan.items if item.why)
+    lines += [f"Impossible, {number} runs: {why}" for why, number in reasons.items()]
+    return "\n".join([*lines, *_summary(plan, sweep)])
 
 
-def _why_impossible(plan: Plan) -> list[str]:
-    reasons = dict.fromkeys(item.why for item in plan.items if item.why)
-    return [
-        f"Impossible, {sum(item.why == why for item in plan.items)} runs: {why}" for why in reasons
-    ]
-
-
-def _summary(plan: Plan, sweep: Sweep) -> str:
+def _summary(plan: Plan, sweep: Sweep) -> Iterator[str]:
     device = "GPU" if sweep.data.comparable else "CPU"
-    counts = Counter(item.state for item in plan.items)
-    lines = [f"{len(plan.items)} runs: {counts['finished']} finished, {len(plan.to_run)} to run."]
-    for what, items in (
-        ("To run", [item for item in plan.items if item.run in plan.to_run]),
-        ("Impossible ones would be", [item for item in plan.items if item.state == "impossible"]),
-    ):
+    finished = sum(item.state == "finished" for item in plan.items)
+    yield f"{len(plan.items)} runs: {finished} finished, {len(plan.to_run)} to run."
+    to_run = [item for item in plan.items if item.state in ("to do", "interrupted")]
+    impossible = [item for item in plan.items if item.state == "impossible"]
+    for what, items in (("To run", to_run), ("Impossible ones would be", impossible)):
         if items:
-            whole = total(item.estimate for item in items)
-            lines.append(
-                f"{what}: about {whole.hours:.3g} {device} hours and {whole.size / 1e9:.3g} GB on"
+            size = sum(item.estimate.size for item in items)
+            yield (
+                f"{what}: about {_hours(items):.3g} {device} hours and {size / 1e9:.3g} GB on"
                 f" disk, {_basis(items)}."
             )
-    return "\n".join(lines)
+
+
+def _hours(items: Sequence[Item]) -> float:
+    return sum(item.estimate.hours for item in items)
 
 
 def _basis(items: Sequence[Item]) -> str:

@@ -1,8 +1,9 @@
-"""Files that runs read: data sets and pretrained weights, where they are and whether they are."""
+"""Files that runs read: data sets, SimpleVQA's features of them, and pretrained weights."""
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -11,8 +12,7 @@ from pathlib import Path
 from vqa.datasets import SPECS, DatasetError, load_dataset
 from vqa.datasets.annotations import find_annotations
 from vqa.io.files import digest, file_state, sha256
-from vqa.reproduction.data_choice import GENERATED
-from vqa.reproduction.trainings import PlannedRun
+from vqa.reproduction.runs import GENERATED, PlannedRun
 
 # What a model starts from, by script; `slowfast` computes SimpleVQA's motion features.
 WEIGHTS: Mapping[str, str] = {
@@ -22,6 +22,11 @@ WEIGHTS: Mapping[str, str] = {
     "simple_vqa": "ResNet-50, ImageNet",
     "slowfast": "SlowFast-R50 (8x8), Kinetics-400",
 }
+# YouTube-UGC has 20 key frames, all others 8; a folder holds features of one kind.
+_OF_ITS_OWN = {"youtube-ugc": 20}
+_KEY_FRAMES = 8
+# Assumed, not measured: seconds per video, and bytes per key frame of 520 lines as PNG.
+_SECONDS, _BYTES = 1.0, 0.7e6
 
 
 @dataclass(frozen=True)
@@ -45,9 +50,21 @@ class Sources:
         """Folder of a data set."""
         return self.roots.get(dataset, self.data_root / dataset)
 
+    def features_folder(self, dataset: str) -> Path:
+        """Where features of a data set are."""
+        kind = dataset if dataset in _OF_ITS_OWN or dataset == "mini-ugc" else "videos"
+        return self.features / kind
+
+    def dataset_options(self, dataset: str) -> list[str]:
+        """What a script takes to read a data set."""
+        options = ["--dataset", dataset, "--data-root", str(self.root(dataset))]
+        if dataset in self.annotations:
+            options += ["--annotations", str(self.annotations[dataset])]
+        return options
+
     def missing(self, run: PlannedRun) -> str | None:
         """What a run lacks, the run that it starts from aside; None if it lacks nothing."""
-        for dataset in (run.dataset, *run.also_test):
+        for dataset in run.datasets:
             if dataset not in GENERATED and not self.root(dataset).is_dir():
                 return f"no data set {dataset} in {self.root(dataset)}"
         if run.preset == "tiny":
@@ -82,6 +99,49 @@ class Sources:
         return digest([str(root.resolve()), labels, media])[:16]
 
 
+@dataclass(frozen=True)
+class Extraction:
+    """SimpleVQA's features of one data set, extracted once before the runs that read them."""
+
+    dataset: str
+
+    def options(self, sources: Sources) -> list[str]:
+        """Preset and settings of simple_vqa_features.py."""
+        options = [self.dataset if self.dataset in _OF_ITS_OWN else "paper"]
+        options += sources.dataset_options(self.dataset)
+        if "slowfast" in sources.weights:
+            options += ["--slowfast-weights", str(sources.weights["slowfast"])]
+        return [*options, "--output", str(sources.features_folder(self.dataset))]
+
+    def describe(self) -> str:
+        """What it will cost if nothing of it is there."""
+        videos = sizes(self.dataset).total()
+        size = videos * _OF_ITS_OWN.get(self.dataset, _KEY_FRAMES) * _BYTES
+        hours = videos * _SECONDS / 3600
+        return (
+            f"{self.dataset}, {videos} videos, about {hours:.3g} h and {size / 1e9:.3g} GB"
+            " (assumed, not measured; what is there already is kept)"
+        )
+
+
+def extractions(runs: Iterable[PlannedRun]) -> tuple[Extraction, ...]:
+    """What runs need; the tiny preset extracts its own."""
+    readers = [run for run in runs if run.script == "simple_vqa" and run.preset != "tiny"]
+    datasets = dict.fromkeys(dataset for run in readers for dataset in run.datasets)
+    return tuple(Extraction(dataset) for dataset in datasets)
+
+
+def sizes(dataset: str) -> Counter[str]:
+    """Samples of a data set by part, as published; a random split has 80 % to train on."""
+    counts: Counter[str] = Counter()
+    for reference in reversed(SPECS[dataset].references):  # the first of a kind counts
+        counts[reference.part or "all"] = reference.count
+    every = counts.pop("all", 0)
+    if not counts["train"]:
+        counts.update(train=round(0.8 * every), test=round(0.2 * every))
+    return counts
+
+
 def read_roots(entries: Sequence[str]) -> tuple[dict[str, Path], dict[str, Path]]:
     """Roots and annotation files from entries `NAME=PATH` or `NAME=PATH,ANNOTATIONS`.
 
@@ -103,10 +163,8 @@ def read_weights(entries: Sequence[str]) -> dict[str, Path]:
     Raises:
         ValueError: another form, an unknown script, or a file that is not there.
     """
-    return {
-        name: _existing("weights", Path(file))
-        for name, file in _named("weights", entries, tuple(WEIGHTS))
-    }
+    named = _named("weights", entries, tuple(WEIGHTS))
+    return {name: _existing("weights", Path(file)) for name, file in named}
 
 
 def _named(argument: str, entries: Sequence[str], names: Sequence[str]) -> list[tuple[str, str]]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vqa.datasets.names import read_file_list
-from vqa.io.media_names import MediaKind, kind_by_name
+from vqa.datasets.annotations import NAME_COLUMNS
+from vqa.datasets.media import FolderListings
+from vqa.datasets.specs import SPECS, DatasetError
+from vqa.datasets.tables import BLANK, Line, Table, columns_without_header, divided
+from vqa.io.files import MediaKind, kind_by_name
 
 _LISTS = (".txt", ".csv", ".tsv")
 
@@ -102,3 +106,88 @@ def _checked(path: Path, place: str = "") -> Found:
         return Found(path, f"{place}{getattr(error, 'strerror', None) or error}")
     # To read from a pipe or a terminal would wait for ever.
     return Found(path, None if path.is_file() else f"{place}expected a file")
+
+
+@dataclass(frozen=True)
+class ListedFile:
+    """What one row of a list names."""
+
+    path: Path
+    """The file if there is one, otherwise where it was looked for first."""
+    place: str
+    """List and row, for messages."""
+
+
+def read_file_list(path: Path) -> list[ListedFile]:
+    """The files that a list names, whether they are there or not.
+
+    A list is a text with a name on every line, or a table of cells divided by commas, tabs,
+    semicolons or blanks: with a header that calls a column path, name, file or the like, or
+    without one and the name in the first column (of a number and a name, the second). So
+    four-column lists, tables of opinion scores and what `csv.writer` writes are lists, too. Names
+    are looked for beside the list, in its usual sub-folders, and from where the program was called.
+
+    Raises:
+        DatasetError: the list is missing, no text, or empty.
+    """
+    try:
+        # Names need not be UTF-8: they come back as the bytes that they were.
+        text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
+    except OSError as error:
+        raise DatasetError(f"{path}: expected a readable list of files ({error})") from error
+    if "\0" in text:
+        raise DatasetError(f"{path}: expected a list of files as UTF-8 text, got binary data")
+    listings = FolderListings()
+    listed = [_located(path, names, number, listings) for number, names in _names(path, text)]
+    if not listed:
+        raise DatasetError(f"{path}: expected at least one file name, the list is empty")
+    return listed
+
+
+def _names(path: Path, text: str) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """Number of every line that is not empty, and what may be the name on it, likeliest first."""
+    lines, separator = divided(path, text)
+    filled = [(number, cells) for number, cells in lines if any(cell.strip() for cell in cells)]
+    if not filled:
+        return
+    whole = list(io.StringIO(text, newline=""))
+    column, header = _column(path, filled[0], separator)
+    for number, cells in filled[header:]:
+        line = whole[number - 1].strip()
+        cell = cells[column].strip() if column < len(cells) else ""
+        # A name that holds a comma, in a list that knows no cells, is the whole line; of blanks,
+        # it is likelier that they are in a name than that they divide cells.
+        names = (line, cell) if separator == BLANK else (cell, line)
+        yield number, tuple(name for name in dict.fromkeys(names) if name)
+
+
+def _column(path: Path, first: Line, separator: str) -> tuple[int, int]:
+    """Index of the column of names, and how many lines come before the first name."""
+    columns = tuple(cell.strip() for cell in first[1])
+    header = Table(path, columns, {})
+    named = header.find_column(NAME_COLUMNS)
+    scored = header.find_column(SPECS["csv"].scores)
+    # The blank of a name like "video 1.mp4" makes no header.
+    in_a_name = separator == BLANK and len(columns) > 1 and None in (named, scored)
+    if in_a_name or named is scored is None:
+        pairs = columns_without_header(columns, decimal_comma=separator != ",")
+        return (pairs.index("path") if pairs else 0), 0
+    return int(scored == 0) if named is None else named, 1
+
+
+def _located(path: Path, names: Sequence[str], number: int, listings: FolderListings) -> ListedFile:
+    spec = SPECS["csv"]
+    roots = [*(path.parent / folder for folder in spec.folders), Path()]
+    names = [os.path.expanduser(name) for name in names]
+    tried = [root / name for name in names for root in roots]
+    # As Windows writes them.
+    tried += [root / name.replace("\\", "/") for name in names if "\\" in name for root in roots]
+    found = (_find(listings, file) for file in tried)
+    return ListedFile(next((file for file in found if file), tried[0]), f"{path}, row {number}")
+
+
+def _find(listings: FolderListings, file: Path) -> Path | None:
+    try:
+        return listings.find(file)
+    except OSError:  # a folder that must not be read, a line that is longer than names can be
+        return None

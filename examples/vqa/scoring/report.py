@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vqa.datasets.annotations import PREDICTED
-from vqa.io.files import file_state, open_csv, replacing, shown, writing
+from vqa.io.files import file_state, open_csv, shown, write_csv, writing
 from vqa.io.ownership import owned_file
 from vqa.io.video import is_hdr
 from vqa.scoring.finding import Found
@@ -65,25 +65,25 @@ class ScoreTable:
 
 @contextmanager
 def score_table(
-    path: Path, files: Sequence[Found], identity: str, resume: bool = True
+    path: Path, files: Sequence[Found], fingerprint: str, resume: bool = True
 ) -> Iterator[ScoreTable]:
     """Write `path,score,error`, a row as soon as it is given.
 
     The table grows in a file beside `path` and takes its place when the block ends well. If the
     block ends otherwise, an older table stays as it is, and the rows so far stay beside it; the
-    next scoring of the same identity has them.
+    next scoring of the same fingerprint has them.
 
     Args:
         path: the table; it belongs to this process for the length of the block.
         files: what is to be scored.
-        identity: of all but the files that decides a score.
+        fingerprint: of all but the files that decides a score.
         resume: whether scores of an interrupted scoring count, of files that are as they were.
 
     Raises:
         ValueError: there is something other than an older table, or another command writes it.
     """
     refuse_other_file(path, PREDICTED, "output")
-    growing = path.with_name(f"{path.name}.{identity[:12]}.part")
+    growing = path.with_name(f"{path.name}.{fingerprint[:12]}.part")
     with owned_file(path):
         known = _interrupted(growing, files) if resume else {}
         rows = 0
@@ -95,7 +95,7 @@ def score_table(
             finally:
                 rows = len(table.rows)
                 table.close()
-            write_rows(path, PREDICTED, ((s.path, s.score, s.error) for s in table.rows))
+            write_csv(path, PREDICTED, ((s.path, s.score, s.error) for s in table.rows))
             growing.unlink()
         except BaseException:
             if rows:
@@ -126,14 +126,6 @@ def _interrupted(growing: Path, files: Sequence[Found]) -> Known:
 
 def _as_written(path: Path) -> str:
     return str(path).encode("utf-8", "backslashreplace").decode()
-
-
-def write_rows(path: Path, header: Sequence[str], rows: Iterable[Row]) -> None:
-    """Write a CSV file, completely or not at all."""
-    with replacing(path) as unfinished, open_csv(unfinished) as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(header)
-        table.writerows(rows)
 
 
 def clip_rows(scores: Iterable[FileScore]) -> Iterator[Row]:

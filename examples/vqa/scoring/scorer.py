@@ -1,27 +1,114 @@
-"""A trained model that scores any file, alone or among others to the same bit."""
+"""A trained model that scores any file, alone or among others to the same bit.
+
+Files of the wrong kind are refused by name: a photograph is a video of one frame to a video
+decoder, which would give it a score.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from vqa.datasets import Sample
-from vqa.io.media_names import MediaKind
+from vqa.io.files import MediaKind, kind_by_name, shown
 from vqa.io.video import is_hdr
 from vqa.scoring.finding import Found
-from vqa.scoring.reading import of_kind
-from vqa.scoring.scales import ScoreScale
-from vqa.training.distributed import Place
+from vqa.training.distributed import ProcessGroup
 from vqa.training.evaluate import score_each
-from vqa.training.loader import computing_threads
+from vqa.training.loader import Inputs, Read, computing_threads
 from vqa.training.settings import Settings
 from vqa.training.task import ScoringTask
+
+# These may move, by Pillow's names and those of their files.
+_MAY_MOVE = ("GIF", "PNG", "WEBP", "AVIF")
+_MAY_MOVE_BY_NAME = (".gif", ".png", ".apng", ".webp", ".avif")
+_OF_VIDEOS = ("MPEG",)
+
+
+class KindError(ValueError):
+    """A file holds an image where a video is wanted, or a video where an image is."""
+
+
+def of_kind(kind: MediaKind, read: Read) -> Read:
+    """The same reading of files of that kind; others are a `KindError`."""
+    return partial(_read_video if kind == "video" else _read_image, read)
+
+
+def _read_video(read: Read, path: Path, generator: torch.Generator | None) -> Inputs:
+    if is_still_image(path):
+        raise KindError(
+            f"{shown(path)}: expected a video, found an image; a model for images scores it"
+        )
+    return read(path, generator)
+
+
+def _read_image(read: Read, path: Path, generator: torch.Generator | None) -> Inputs:
+    try:
+        return read(path, generator)
+    except ValueError as error:
+        if kind_by_name(path) == "video":
+            raise KindError(
+                f"{shown(path)}: expected an image, found a video; a model for videos scores it"
+            ) from error
+        raise
+
+
+def is_still_image(path: Path) -> bool:
+    """Whether a file holds one picture, as photographs do, or pages that do not move."""
+    if kind_by_name(path) == "image" and path.suffix.lower() not in _MAY_MOVE_BY_NAME:
+        return True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                moves = image.format in _MAY_MOVE and bool(getattr(image, "is_animated", False))
+                return image.format not in _OF_VIDEOS and not moves
+    except Image.DecompressionBombError:
+        return True
+    except Exception:  # no image for Pillow, whose decoders raise whatever the damage leads to
+        return False
+
+
+@dataclass(frozen=True)
+class ScoreScale:
+    """From a model's own score to the one that is told, and what to call that."""
+
+    name: str
+    tell: Callable[[float], float]
+
+
+def own_scale(why: str = "") -> ScoreScale:
+    """The model's scores as they are."""
+    return ScoreScale(f"the model's own ({why})" if why else "the model's own", float)
+
+
+def _sigmoid(file: str, mean: float, deviation: float) -> ScoreScale:
+    def tell(score: float) -> float:
+        standardised = (score - mean) / deviation
+        # Two forms, neither of which overflows on its side.
+        if standardised >= 0:
+            return 1 / (1 + math.exp(-standardised))
+        return math.exp(standardised) / (1 + math.exp(standardised))
+
+    return ScoreScale(
+        f"0 to 1, as published for {file} alone, of which it makes sigmoid((raw - m) / s)", tell
+    )
+
+
+# Mean and deviation of raw scores, as the authors of the weights give them.
+PUBLISHED = {
+    "fast_vqa": _sigmoid("FAST_VQA_B_1_4.pth", -0.110198185, 0.04178565),
+    "fast_vqa_m": _sigmoid("FAST_VQA_M_1_4.pth", 0.023889644, 0.030781006),
+}
 
 
 @dataclass(frozen=True)
@@ -51,7 +138,7 @@ class Scorer:
     """Of its training, whose number of threads decides the last bits of a score."""
     kind: MediaKind
     scale: ScoreScale
-    place: Place
+    group: ProcessGroup
 
     def score_each(
         self, files: Sequence[Found], workers: int, per_clip: bool = False
@@ -79,7 +166,7 @@ class Scorer:
             computing_threads(settings.threads or torch.get_num_threads()),
             _outputs_of(self.model.get_submodule(self.task.clips)) as outputs,
         ):
-            found_scores = score_each(self.model, task, samples, settings, self.place)
+            found_scores = score_each(self.model, task, samples, settings, self.group)
             for found in files:
                 if found.error is not None:
                     yield FileScore(found.path, None, found.error)

@@ -10,21 +10,25 @@ On disk: `images/<image>.jpg`, `labels.csv` with the columns image_name, mos and
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vqa.progress import progress_bar
-from vqa.synthetic.camera_motion import draw_camera_path, film
+from vqa.io.files import write_csv
+from vqa.processes import progress_bar
 from vqa.synthetic.degradations import degrade_still
 from vqa.synthetic.generated_folder import GeneratedFolder
 from vqa.synthetic.mini_ugc import Mix, draw_chain
 from vqa.synthetic.opinion import Opinion, expected_quality, measure_content, rate
-from vqa.synthetic.photographs import PHOTOGRAPHS, Photograph, load_photograph
+from vqa.synthetic.photographs import (
+    PHOTOGRAPHS,
+    draw_camera_path,
+    film,
+    load_photograph,
+    photographs_of,
+)
 
 Pixels = NDArray[np.uint8]
 
@@ -57,18 +61,7 @@ class MiniIqaSettings:
 
 
 def build_mini_iqa(folder: Path, settings: MiniIqaSettings) -> bool:
-    """Build the data set in `folder` unless it is there already, made the same way.
-
-    Args:
-        folder: where it goes; a set made with other settings or an older version is replaced.
-        settings: what to build.
-
-    Returns:
-        Whether anything had to be built.
-
-    Raises:
-        ValueError: `folder` holds something that is no mini-IQA set.
-    """
+    """Build the set unless it is there already, made the same way: as `GeneratedFolder.build`."""
     record = {"version": VERSION, "settings": asdict(settings)}
     return _FOLDER.build(folder, record, lambda empty: _write_images(empty, settings))
 
@@ -80,47 +73,33 @@ def is_mini_iqa(folder: Path) -> bool:
 
 def _write_images(folder: Path, settings: MiniIqaSettings) -> None:
     (folder / "images").mkdir()
-    photographs = list(_photographs(settings))
-    names: list[tuple[str, str]] = []
+    named: list[tuple[str, str]] = []
     qualities: list[float] = []
+    photographs = [
+        *photographs_of("train", settings.photographs),
+        *photographs_of("test", settings.photographs),
+    ]
     with progress_bar("mini-IQA", len(photographs), "photograph") as bar:
         for photograph in photographs:
-            for name, quality in _make_images(photograph, folder / "images", settings):
-                names.append((name, photograph.part))
+            pixels = load_photograph(photograph)
+            of_train = photograph.part == "train"
+            for number in range(settings.train_images if of_train else settings.test_images):
+                name = f"{photograph.name}_{number:02d}.jpg"
+                place = (PHOTOGRAPHS.index(photograph), number)
+                random = np.random.default_rng((settings.seed, *place))
+                quality = _make_image(pixels, folder / "images" / name, settings, random)
+                named.append((name, photograph.part))
                 qualities.append(quality)
             bar.update()
     scores = rate(qualities, settings.opinion, np.random.default_rng(settings.seed))
-    with (folder / "labels.csv").open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(("image_name", "mos", "split"))
-        table.writerows(
-            (name, repr(float(score)), part)
-            for (name, part), score in zip(names, scores, strict=True)
-        )
-
-
-def _photographs(settings: MiniIqaSettings) -> Iterator[Photograph]:
-    for part in ("train", "test"):
-        of_part = [photograph for photograph in PHOTOGRAPHS if photograph.part == part]
-        yield from of_part[: settings.photographs]
-
-
-def _make_images(
-    photograph: Photograph, folder: Path, settings: MiniIqaSettings
-) -> Iterator[tuple[str, float]]:
-    """Write the images of one photograph: their names and the qualities that raters perceive."""
-    pixels = load_photograph(photograph)
-    images = settings.train_images if photograph.part == "train" else settings.test_images
-    for number in range(images):
-        name = f"{photograph.name}_{number:02d}.jpg"
-        place = (PHOTOGRAPHS.index(photograph), number)
-        random = np.random.default_rng((settings.seed, *place))
-        yield name, _make_image(pixels, folder / name, settings, random)
+    rows = [(name, float(own), part) for (name, part), own in zip(named, scores, strict=True)]
+    write_csv(folder / "labels.csv", ("image_name", "mos", "split"), rows)
 
 
 def _make_image(
     photograph: Pixels, path: Path, settings: MiniIqaSettings, random: np.random.Generator
 ) -> float:
+    """Write one image; the quality that its raters perceive."""
     size = (settings.height, settings.width)
     height, width = photograph.shape[:2]
     view = film(photograph, draw_camera_path(random, (height, width), size, frames=1), size)

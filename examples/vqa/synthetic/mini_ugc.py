@@ -20,13 +20,18 @@ from typing import Literal
 import numpy as np
 
 from vqa.io.label_list import LabelledVideo, write_label_list
-from vqa.processes import process_pool
-from vqa.progress import progress_bar
-from vqa.synthetic.camera_motion import draw_camera_path, film
+from vqa.processes import process_pool, progress_bar
 from vqa.synthetic.degradations import FRAME_RATE, Chain, Kind, Link, degrade
 from vqa.synthetic.generated_folder import GeneratedFolder
 from vqa.synthetic.opinion import Content, Opinion, expected_quality, measure_content, rate
-from vqa.synthetic.photographs import PHOTOGRAPHS, Photograph, load_photograph
+from vqa.synthetic.photographs import (
+    PHOTOGRAPHS,
+    Photograph,
+    draw_camera_path,
+    film,
+    load_photograph,
+    photographs_of,
+)
 
 MiniUgcPart = Literal["train", "test", "ood"]
 PARTS: tuple[MiniUgcPart, ...] = ("train", "test", "ood")
@@ -97,18 +102,9 @@ class _ClipPlan:
 
 
 def build_mini_ugc(folder: Path, settings: MiniUgcSettings, processes: int = 1) -> bool:
-    """Build the data set in `folder` unless it is there already, made the same way.
+    """Build the set unless it is there already, made the same way: as `GeneratedFolder.build`.
 
-    Args:
-        folder: where it goes; a set made with other settings or an older version is replaced.
-        settings: what to build.
-        processes: how many processes encode clips; the result does not depend on it.
-
-    Returns:
-        Whether anything had to be built.
-
-    Raises:
-        ValueError: `folder` holds something that is no mini-UGC set.
+    The result does not depend on how many processes encode clips.
     """
     record = {"version": VERSION, "settings": asdict(settings)}
     return _FOLDER.build(folder, record, lambda empty: _write_parts(empty, settings, processes))
@@ -133,10 +129,9 @@ def _write_parts(folder: Path, settings: MiniUgcSettings, processes: int) -> Non
     plans = list(_plans(settings))
     for part in PARTS:
         (folder / part).mkdir()
-    made = _make_clips(plans, folder, processes)
     qualities: list[float] = []
     with progress_bar("mini-UGC", len(plans), "clip") as bar:
-        for quality in made:
+        for quality in _make_clips(plans, folder, processes):
             qualities.append(quality)
             bar.update()
     scores = rate(qualities, settings.opinion, np.random.default_rng(settings.seed))
@@ -159,10 +154,9 @@ def _make_clips(plans: list[_ClipPlan], folder: Path, processes: int) -> Iterato
 
 def _plans(settings: MiniUgcSettings) -> Iterator[_ClipPlan]:
     for part in PARTS:
-        source = "train" if part == "train" else "test"
         clips = settings.train_clips if part == "train" else settings.test_clips
-        photographs = [photograph for photograph in PHOTOGRAPHS if photograph.part == source]
-        for photograph in photographs[: settings.photographs]:
+        of_part = photographs_of("train" if part == "train" else "test", settings.photographs)
+        for photograph in of_part:
             for number in range(clips):
                 yield _ClipPlan(photograph, part, number, settings)
 

@@ -1,12 +1,15 @@
 """A training on disk: all that a run needs to go on as if it had never stopped, and what it gave.
 
 Both are dictionaries of plain values and tensors, which `torch.load(..., weights_only=True)` reads.
+A run is resumed only where all that decides its result is the same.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from pickle import UnpicklingError
@@ -15,12 +18,13 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from vqa.io.files import replacing
-from vqa.training.distributed import Place
-from vqa.training.identity import differences
+from vqa.datasets import Sample
+from vqa.io.files import digest, file_state, replacing, sha256
+from vqa.training.distributed import ProcessGroup
+from vqa.training.settings import Settings
 
 _FORMAT = "torch-awp training run"
-# Raise them when files of the older version can no longer be gone on from, or used.
+# Raise them when files of the older version can no longer be resumed from, or used.
 _VERSION = 2
 _WEIGHTS_FORMAT, _WEIGHTS_VERSION = "torch-awp examples, weights", 2
 _OTHER_FORMATS = {
@@ -36,7 +40,7 @@ class HasState(Protocol):
         """All that it takes to go on."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> object:
-        """Go on from there."""
+        """Resume from there."""
 
 
 class RunStateError(ValueError):
@@ -44,7 +48,7 @@ class RunStateError(ValueError):
 
 
 @dataclass
-class Counters:
+class TrainerState:
     """How far a run has come."""
 
     epoch: int = 0
@@ -71,10 +75,10 @@ class Counters:
 
 def save_state(
     path: Path,
-    identity: Mapping[str, Any],
-    counters: Counters,
+    config: Mapping[str, Any],
+    state: TrainerState,
     parts: Mapping[str, HasState],
-    place: Place,
+    group: ProcessGroup,
 ) -> None:
     """Write a run's state; a process killed meanwhile leaves the old file or none.
 
@@ -82,23 +86,26 @@ def save_state(
 
     Args:
         path: where to.
-        identity: all that decides the run's result.
-        counters: how far it has come.
+        config: all that decides the run's result.
+        state: how far it has come.
         parts: what it consists of, by name.
-        place: this process among its peers, each of which has random states of its own.
+        group: this process among its peers, each of which has random states of its own.
     """
-    random = place.gather([_random_states(place.device)])
-    if not place.is_first:
+    mine = {"cpu": torch.get_rng_state()}
+    if group.device.type == "cuda":
+        mine["cuda"] = torch.cuda.get_rng_state(group.device)
+    random = group.all_gather([mine])
+    if not group.is_main:
         return
     states = {name: part.state_dict() for name, part in parts.items()}
-    values = {"format": _FORMAT, "version": _VERSION, "identity": dict(identity)}
-    values |= {"counters": asdict(counters), "parts": {**states, "random": random}}
+    values = {"format": _FORMAT, "version": _VERSION, "identity": dict(config)}
+    values |= {"counters": asdict(state), "parts": {**states, "random": random}}
     _save(path, values)
 
 
 def load_state(
-    path: Path, identity: Mapping[str, Any], parts: Mapping[str, HasState], place: Place
-) -> Counters:
+    path: Path, config: Mapping[str, Any], parts: Mapping[str, HasState], group: ProcessGroup
+) -> TrainerState:
     """Put every part and the random states back to what `save_state` wrote; how far it had come.
 
     Raises:
@@ -116,22 +123,24 @@ def load_state(
             f"{path}: expected version {_VERSION}, got {values.get('version')!r}: choose another"
             " --output, or --resume never to begin again"
         )
-    if found := list(differences(values["identity"], identity)):
+    if found := list(differences(values["identity"], config)):
         raise RunStateError(
             f"{path}: expected a run with these settings and files, but {'; '.join(found)}: choose"
             " another --output, or --resume never to begin again"
         )
     random = values["parts"]["random"]
-    if len(random) != place.processes or ("cuda" in random[0]) != (place.device.type == "cuda"):
+    if len(random) != group.world_size or ("cuda" in random[0]) != (group.device.type == "cuda"):
         kind = "cuda" if "cuda" in random[0] else "cpu"
         raise RunStateError(
-            f"{path}: expected the state of {place.processes} process(es) on"
-            f" {place.device.type}, got that of {len(random)} on {kind}"
+            f"{path}: expected the state of {group.world_size} process(es) on"
+            f" {group.device.type}, got that of {len(random)} on {kind}"
         )
     for name, part in parts.items():
         part.load_state_dict(values["parts"][name])
-    _restore_random_states(random[place.rank], place.device)
-    return Counters(**values["counters"])
+    torch.set_rng_state(random[group.rank]["cpu"])
+    if group.device.type == "cuda":
+        torch.cuda.set_rng_state(random[group.rank]["cuda"], group.device)
+    return TrainerState(**values["counters"])
 
 
 class Scale(NamedTuple):
@@ -231,14 +240,69 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(**{**own, "scale": scale})
 
 
-def _random_states(device: torch.device) -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
+# These change how long a run takes, what it prints or where it writes, but not what it learns.
+_WITHOUT_EFFECT = frozenset(
+    {
+        *("also_test", "missing_files", "bad_files", "splits"),
+        *("device", "compile", "workers", "threads"),
+        *("output", "resume", "save_every", "dry_run", "evaluate", "part"),
+        *("train_score", "landscape_points", "landscape_batches"),
+    }
+)
+# What these hold counts, not where it lies: labels are among the samples.
+_BY_CONTENT = ("pretrained", "finetune_from")
+_ELSEWHERE = frozenset({"annotations", *_BY_CONTENT})
+# Runs from before these were there had their defaults.
+_LATER = {"perturb_end": False}
 
 
-def _restore_random_states(states: Mapping[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states["cpu"])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states["cuda"], device)
+def run_config(
+    settings: Settings,
+    split: int,
+    samples: Mapping[str, Sequence[Sample]],
+    files: Iterable[Path] = (),
+) -> dict[str, Any]:
+    """Equal for two runs that must give the same result.
+
+    Args:
+        settings: of the script.
+        split: number of the split.
+        samples: those that train and those that choose the epoch, by what they are for.
+        files: what else the model's inputs are made of.
+
+    Returns:
+        Plain values: settings with an effect, labels, sizes and times of change of the media files,
+        digests of weights and of the other files.
+    """
+    described: dict[str, Any] = {"split": split}
+    for name, value in asdict(settings).items():
+        if name in _LATER and value == _LATER[name]:
+            continue
+        if name not in _WITHOUT_EFFECT | _ELSEWHERE:
+            described[name] = str(value.resolve()) if isinstance(value, Path) else value
+    for name in _BY_CONTENT:
+        file = getattr(settings, name)
+        described[f"content of {name}"] = None if file is None else _digest_of(file)
+    for file in files:
+        described[f"content of {file.name}"] = _digest_of(file)
+    for use, own in samples.items():
+        root = settings.data_root
+        labels = [(os.path.relpath(s.path, root), s.score, s.part) for s in own]
+        described[f"labels of the samples that {use}"] = digest(labels)
+        described[f"files of the samples that {use}"] = digest([file_state(s.path) for s in own])
+    # As it will be read again: JSON knows no tuples.
+    plain: dict[str, Any] = json.loads(json.dumps(described))
+    return plain
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """What differs between two runs, a phrase each."""
+    for name in dict.fromkeys((*now, *before)):
+        old, new = before.get(name), now.get(name)
+        if old != new:
+            told = " of " not in name
+            yield f"{name} was {old!r} and is {new!r}" if told else f"the {name} changed"
+
+
+def _digest_of(file: Path) -> str | None:
+    return sha256(file) if file.is_file() else None

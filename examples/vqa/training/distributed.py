@@ -19,42 +19,42 @@ DeviceName = str
 
 
 @dataclass(frozen=True)
-class Place:
+class ProcessGroup:
     """This process among its peers; a run without torchrun is the first of one."""
 
     device: torch.device
     rank: int = 0
-    processes: int = 1
+    world_size: int = 1
 
     @property
-    def is_first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process writes the files and shows the progress."""
         return self.rank == 0
 
-    def wait_for_all(self) -> None:
+    def barrier(self) -> None:
         """Return when every process has come here."""
-        if self.processes > 1:
+        if self.world_size > 1:
             distributed.barrier()
 
-    def gather(self, mine: list[T]) -> list[T]:
+    def all_gather(self, mine: list[T]) -> list[T]:
         """Everybody's items, in the order of the processes."""
-        if self.processes == 1:
+        if self.world_size == 1:
             return mine
-        everybody: list[list[T] | None] = [None] * self.processes
+        everybody: list[list[T] | None] = [None] * self.world_size
         distributed.all_gather_object(everybody, mine)
         return [item for items in everybody if items is not None for item in items]
 
-    def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Give every process the values that the first has."""
-        if self.processes > 1:
+        if self.world_size > 1:
             for tensor in tensors:
                 distributed.broadcast(tensor, 0)
 
-    def average(self, tensors: Iterable[Tensor]) -> None:
-        """Give every process the mean of all processes' tensors, in their place."""
-        if self.processes > 1:
+    def all_reduce_mean(self, tensors: Iterable[Tensor]) -> None:
+        """Give every process the mean of all processes' tensors, in their group."""
+        if self.world_size > 1:
             for tensor in tensors:
-                distributed.all_reduce(tensor.div_(self.processes))
+                distributed.all_reduce(tensor.div_(self.world_size))
 
     def gather_batch(self, predicted: Tensor, target: Tensor, share: int) -> tuple[Tensor, Tensor]:
         """Predicted and opinion scores [B] of all processes; only one's own carry a gradient.
@@ -67,11 +67,11 @@ class Place:
             target: their opinion scores [b], finite.
             share: most samples that a process has.
         """
-        if self.processes == 1:
+        if self.world_size == 1:
             return predicted, target
         mine = predicted.new_full((2, share), torch.nan)  # marks places without a sample
         mine[:, : len(target)] = torch.stack([predicted.detach(), target])
-        everybody = [torch.empty_like(mine) for _ in range(self.processes)]
+        everybody = [torch.empty_like(mine) for _ in range(self.world_size)]
         distributed.all_gather(everybody, mine)
         parts = [theirs[:, ~theirs[1].isnan()] for theirs in everybody]
         scores = [part[0] for part in parts]
@@ -100,8 +100,8 @@ def own_device(device: DeviceName) -> torch.device:
 
 
 @contextmanager
-def joined_processes(device: DeviceName = "auto") -> Iterator[Place]:
-    """This process's place for the length of the block, in the group that torchrun announces.
+def process_group(device: DeviceName = "auto") -> Iterator[ProcessGroup]:
+    """This process among its peers, for the length of the block, as torchrun announces them.
 
     Args:
         device: as of `own_device`.
@@ -113,12 +113,12 @@ def joined_processes(device: DeviceName = "auto") -> Iterator[Place]:
     on_gpu = own.type == "cuda"
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes == 1:
-        yield Place(own)
+        yield ProcessGroup(own)
         return
     if on_gpu:
         torch.cuda.set_device(own)
     distributed.init_process_group("nccl" if on_gpu else "gloo")
     try:
-        yield Place(own, distributed.get_rank(), processes)
+        yield ProcessGroup(own, distributed.get_rank(), processes)
     finally:
         distributed.destroy_process_group()

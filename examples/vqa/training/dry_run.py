@@ -7,10 +7,9 @@ import time
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vqa.training.distributed import Place
-from vqa.training.evaluate import predict
+from vqa.training.distributed import ProcessGroup
+from vqa.training.evaluate import peak_memory, predict
 from vqa.training.loop import TrainingRun
-from vqa.training.results import peak_memory
 from vqa.training.settings import Settings
 from vqa.training.split_samples import Parts
 from vqa.training.task import Task
@@ -19,12 +18,12 @@ from vqa.training.task import Task
 _STEPS, _LONG_ENOUGH_SECONDS = 3, 30.0
 
 
-def dry_run(task: Task, settings: Settings, parts: Parts, place: Place) -> None:
+def dry_run(task: Task, settings: Settings, parts: Parts, group: ProcessGroup) -> None:
     """Print data, model, one batch's shapes, memory, and an estimate of the time.
 
     Takes a few steps and tests a few files; nothing is written.
     """
-    run = TrainingRun(task, settings, parts.train, settings.splits[0], place)
+    run = TrainingRun(task, settings, parts.train, settings.splits[0], group)
     sizes = {"train": parts.train, "validation": parts.validation, "test": parts.test, **parts.also}
     print("samples:", ", ".join(f"{len(own)} {name}" for name, own in sizes.items()))
     print(_describe_model(run.model))
@@ -36,14 +35,14 @@ def dry_run(task: Task, settings: Settings, parts: Parts, place: Place) -> None:
     step_seconds, step_wall = _time_steps(run)
     test_seconds = _time_test(run, parts)
     print(_describe_batch(run))
-    memory = peak_memory(place.device)
+    memory = peak_memory(group.device)
     if memory is not None:
-        print(f"memory: {memory / 2**30:.2f} GiB at most on {place.device}")
+        print(f"memory: {memory / 2**30:.2f} GiB at most on {group.device}")
     tested = len(parts.chooses(settings)) * run.epochs + sum(
         len(own) for name, own in sizes.items() if name != "train" or settings.train_score
     )
     steps = run.steps_per_epoch * run.epochs
-    training, testing = steps * step_wall, tested * test_seconds / place.processes
+    training, testing = steps * step_wall, tested * test_seconds / group.world_size
     print(
         f"time: {steps} steps of {step_wall:.3g} s ({step_seconds:.3g} s without reading)"
         f" = {training / 3600:.2g} h, {tested} tests of {test_seconds:.3g} s"
@@ -87,10 +86,10 @@ def _time_steps(run: TrainingRun) -> tuple[float, float]:
 
 def _time_test(run: TrainingRun, parts: Parts) -> float:
     """Seconds per tested file and process."""
-    some = parts.test[: 2 * run.place.processes]
+    some = parts.test[: 2 * run.group.world_size]
     began = time.perf_counter()
-    predict(run.tested_model, run.task, some, run.settings, run.place)
-    return (time.perf_counter() - began) / max(1, len(some) // run.place.processes)
+    predict(run.tested_model, run.task, some, run.settings, run.group)
+    return (time.perf_counter() - began) / max(1, len(some) // run.group.world_size)
 
 
 def _describe_model(model: nn.Module) -> str:

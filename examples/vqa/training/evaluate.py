@@ -1,12 +1,18 @@
-"""Predicted scores of labelled files and how well they agree with the opinion scores."""
+"""Predicted scores of labelled files and how well they agree with the opinion scores.
+
+With what a script leaves behind of them: the scores of every split and their medians.
+"""
 
 from __future__ import annotations
 
 import math
+import statistics
+import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,12 +20,12 @@ from numpy.typing import ArrayLike
 from torch import nn
 
 from vqa.datasets import Sample
+from vqa.io.files import write_csv
 from vqa.metrics import Agreement, agreement
-from vqa.progress import progress_bar
+from vqa.processes import progress_bar
 from vqa.training.checkpoint import Scale
-from vqa.training.distributed import Place
-from vqa.training.loader import LabelledFiles, evaluation_loader
-from vqa.training.sampler import every_sample
+from vqa.training.distributed import ProcessGroup
+from vqa.training.loader import LabelledFiles, evaluation_loader, every_sample
 from vqa.training.settings import Settings
 from vqa.training.task import ScoringTask
 
@@ -55,7 +61,7 @@ def score_each(
     task: ScoringTask,
     samples: Sequence[Sample],
     settings: Settings,
-    place: Place,
+    group: ProcessGroup,
     batch: int = 1,
 ) -> Iterator[tuple[int, float | str]]:
     """Number and predicted score, or what is wrong with its file, of this process's samples.
@@ -68,17 +74,17 @@ def score_each(
         task: reads and scores.
         samples: files; their opinion scores do not matter.
         settings: workers, precision, and whether a bad file stops everything.
-        place: this process among its peers.
+        group: this process among its peers.
         batch: files at a time.
     """
     files = LabelledFiles(samples, task.read, settings.bad_files == "skip")
-    draws = every_sample(len(samples), place.rank, place.processes)
-    loader = evaluation_loader(files, draws, batch, settings.workers, place.device.type == "cuda")
+    draws = every_sample(len(samples), group.rank, group.world_size)
+    loader = evaluation_loader(files, draws, batch, settings.workers, group.device.type == "cuda")
     for read in loader:
         found: dict[int, float | str] = dict(read.bad_files)
         if len(read):
-            with autocast(settings, place.device):
-                scores = task.scores(model, read.to(place.device).inputs, "test")
+            with autocast(settings, group.device):
+                scores = task.scores(model, read.to(group.device).inputs, "test")
             found |= zip(read.indices, scores.float().tolist(), strict=True)
         yield from sorted(found.items())
 
@@ -88,7 +94,7 @@ def predict(
     task: ScoringTask,
     samples: Sequence[Sample],
     settings: Settings,
-    place: Place,
+    group: ProcessGroup,
     title: str = "test",
     batch: int = 1,
 ) -> Predictions:
@@ -96,13 +102,13 @@ def predict(
     training = model.training
     model.eval()
     mine: list[tuple[int, float | str]] = []
-    total = len(every_sample(len(samples), place.rank, place.processes))
-    with progress_bar(title, total, "file", leave=False, disable=not place.is_first) as bar:
-        for found in score_each(model, task, samples, settings, place, batch):
+    total = len(every_sample(len(samples), group.rank, group.world_size))
+    with progress_bar(title, total, "file", leave=False, disable=not group.is_main) as bar:
+        for found in score_each(model, task, samples, settings, group, batch):
             mine.append(found)
             bar.update()
     model.train(training)
-    everybody = sorted(place.gather(mine), key=lambda found: found[0])
+    everybody = sorted(group.all_gather(mine), key=lambda found: found[0])
     good = [(index, score) for index, score in everybody if not isinstance(score, str)]
     return Predictions(
         samples=tuple(samples[index] for index, _ in good),
@@ -145,3 +151,113 @@ def scale_of(predicted: ArrayLike, scores: ArrayLike) -> Scale | None:
     if np.ptp(predicted) == 0 or np.ptp(scores) == 0:
         return None
     return Scale(*(float(v) for own in (predicted, scores) for v in (own.mean(), own.std())))
+
+
+Scores = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class SplitResult:
+    """One trained (or loaded) model on the parts of one split."""
+
+    split: int
+    test: Agreement
+    train: Agreement | None = None
+    validation: Agreement | None = None
+    also: Mapping[str, Agreement] = field(default_factory=dict)
+    """Scores on other data sets, by name."""
+    best_epoch: int | None = None
+    steps: int = 0
+    seconds: float = 0.0
+    """Training time."""
+    median_step_seconds: float | None = None
+    peak_memory_bytes: int | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """Samples scored, by part or data set."""
+    bad_files: Sequence[str] = ()
+    scale: Mapping[str, float] | None = None
+    """From the model's own scores to opinion scores; None where nothing was trained."""
+    landscape: Mapping[str, object] | None = None
+    """Training loss around the weights: positions, losses, sharpness."""
+
+    @property
+    def gap(self) -> Scores | None:
+        """SRCC and PLCC, train minus test."""
+        if self.train is None:
+            return None
+        return {name: getattr(self.train, name) - getattr(self.test, name) for name in _GAP}
+
+    def document(self) -> dict[str, object]:
+        """The same as plain values."""
+        return {**asdict(self), "gap": self.gap}
+
+
+_GAP = ("srcc", "plcc")
+
+
+def medians(results: Sequence[SplitResult]) -> dict[str, dict[str, float] | None]:
+    """Median over splits of every score, by part or data set; the gap's is that of the gaps.
+
+    >>> from vqa.metrics import Agreement
+    >>> splits = [SplitResult(n, Agreement(0.1 * n, 0.5, 0.5, 1.0)) for n in range(3)]
+    >>> medians(splits)["test"]["srcc"]
+    0.1
+    """
+    parts: dict[str, list[Mapping[str, float] | None]] = {
+        part: [_plain(getattr(result, part)) for result in results]
+        for part in ("train", "validation", "test", "gap")
+    }
+    for name in results[0].also:
+        parts[name] = [_plain(result.also[name]) for result in results]
+    return {part: _median(scores) for part, scores in parts.items()}
+
+
+def _plain(scores: Agreement | Scores | None) -> Mapping[str, float] | None:
+    return asdict(scores) if isinstance(scores, Agreement) else scores
+
+
+def _median(scores: Sequence[Mapping[str, float] | None]) -> dict[str, float] | None:
+    known = [score for score in scores if score is not None]
+    if len(known) < len(scores):
+        return None
+    return {name: statistics.median(score[name] for score in known) for name in known[0]}
+
+
+def table(results: Sequence[SplitResult]) -> str:
+    """The medians as lines to read."""
+    lines = [f"{'':<24}{'SRCC':>8}{'PLCC':>8}{'KRCC':>8}{'RMSE':>9}"]
+    for part, scores in medians(results).items():
+        if scores is not None:
+            cells = [f"{scores[name]:8.4f}" for name in ("srcc", "plcc", "krcc") if name in scores]
+            rmse = f"{scores['rmse']:9.4f}" if "rmse" in scores else ""
+            lines.append(f"{part:<24}{''.join(cells)}{rmse}")
+    return "\n".join(lines)
+
+
+def write_predictions(path: Path, by_split: Mapping[int, Sequence[Predictions]]) -> None:
+    """Write what stands behind the results: `path,score,opinion,part`, a row for every file scored.
+
+    Scores are the model's own, bit for bit, on the scale that its loss has left them on. Of several
+    splits a fifth column says which.
+    """
+    rows = [
+        (sample.path, score, sample.score, own.part, split)
+        for split, predictions in by_split.items()
+        for own in predictions
+        for sample, score in zip(own.samples, own.predicted, strict=True)
+    ]
+    columns = 4 + (len(by_split) > 1)
+    header = ("path", "score", "opinion", "part", "split")
+    write_csv(path, header[:columns], (row[:columns] for row in rows))
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes: the most that torch held on a GPU, or this process on a CPU; None on Windows."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return None
+    import resource  # which Windows lacks
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from torch_awp import landscape
 from vqa.datasets import Sample
-from vqa.training.distributed import Place
-from vqa.training.loader import Batch, LabelledFiles, evaluation_loader
-from vqa.training.sampler import every_sample
+from vqa.training.distributed import ProcessGroup
+from vqa.training.loader import Batch, LabelledFiles, evaluation_loader, every_sample
 from vqa.training.settings import Settings
 from vqa.training.task import Task
 
@@ -75,7 +74,7 @@ def average_rise(model: nn.Module, loss: Loss, settings: LandscapeSettings, samp
 
 
 def landscape_of(
-    model: nn.Module, task: Task, settings: Settings, samples: Sequence[Sample], place: Place
+    model: nn.Module, task: Task, settings: Settings, samples: Sequence[Sample], group: ProcessGroup
 ) -> dict[str, object] | None:
     """The loss along a random direction around the tested weights, and its worst rise.
 
@@ -85,7 +84,7 @@ def landscape_of(
         return None
     where = LandscapeSettings(points=settings.landscape_points)
     some = samples[: settings.landscape_batches * settings.batch]
-    batches = read_batches(task, settings, some, place)
+    batches = read_batches(task, settings, some, group)
     loss = mean_loss(task, batches)
     return {
         "positions": curve_positions(where).tolist(),
@@ -97,14 +96,14 @@ def landscape_of(
 
 
 def read_batches(
-    task: Task, settings: Settings, samples: Sequence[Sample], place: Place
+    task: Task, settings: Settings, samples: Sequence[Sample], group: ProcessGroup
 ) -> list[Batch]:
     """Samples as they are tested, in their order, in batches as large as those of the training."""
     files = LabelledFiles(samples, task.read, settings.bad_files == "skip")
     loader = evaluation_loader(
         files, every_sample(len(samples)), settings.batch, settings.workers, pin_memory=False
     )
-    return [batch.to(place.device) for batch in loader if len(batch) > 1]
+    return [batch.to(group.device) for batch in loader if len(batch) > 1]
 
 
 def mean_loss(task: Task, batches: Sequence[Batch]) -> Loss:

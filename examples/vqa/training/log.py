@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore
 from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
 from torch.utils.tensorboard.summary import scalar
 
-from vqa.io.files import replacing, writing
+from vqa.io.files import write_csv, writing
 
 
 class RunLog:
@@ -46,10 +45,8 @@ class RunLog:
         for name, value in history[-1].items():
             self._add(f"epoch/{name}", value, step)
         self.flush()
-        with replacing(self._table) as unfinished, unfinished.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(history[-1]))
-            writer.writeheader()
-            writer.writerows(history)
+        header = list(history[-1])
+        write_csv(self._table, header, ([row[name] for name in header] for row in history))
 
     def flush(self) -> None:
         """Have all events on disk."""

@@ -24,25 +24,24 @@ from vqa.datasets import Sample
 from vqa.io.files import digest
 from vqa.metrics import Agreement
 from vqa.models.computed_once import ComputedOnce
-from vqa.progress import progress_bar
+from vqa.processes import progress_bar
 from vqa.training.checkpoint import (
     Checkpoint,
     CheckpointError,
-    Counters,
     HasState,
+    TrainerState,
     load_checkpoint,
     load_state,
+    run_config,
     save_checkpoint,
     save_state,
 )
-from vqa.training.distributed import Place
+from vqa.training.distributed import ProcessGroup
 from vqa.training.evaluate import autocast, measured, predict
-from vqa.training.identity import identity
-from vqa.training.loader import Batch, LabelledFiles, training_loader
+from vqa.training.loader import Batch, LabelledFiles, TrainingDraws, training_loader
 from vqa.training.log import RunLog
 from vqa.training.optim import advance, moving_average, split_off_head
 from vqa.training.perturbation import perturbed
-from vqa.training.sampler import TrainingDraws
 from vqa.training.settings import Settings, plain
 from vqa.training.task import Task
 
@@ -58,7 +57,7 @@ def fit(run: TrainingRun, folder: Path) -> None:
             events.
 
     Raises:
-        RunStateError: last.pt cannot be gone on from.
+        RunStateError: the run cannot be resumed from last.pt.
         CheckpointError: best.pt is not what this run wrote.
         ValueError: bad files have left nothing of an epoch to train on.
     """
@@ -66,11 +65,11 @@ def fit(run: TrainingRun, folder: Path) -> None:
     if run.settings.resume == "auto" and last.is_file():
         run.load(last)
         print(_describe_taken_up(run, folder))
-    elif run.place.is_first:
-        last.unlink(missing_ok=True)  # or the next session would go on from the old run
-    log = RunLog(folder, run.counters.step) if run.place.is_first else None
+    elif run.group.is_main:
+        last.unlink(missing_ok=True)  # or the next session would resume the old run
+    log = RunLog(folder, run.state.step) if run.group.is_main else None
     try:
-        while run.counters.epoch < run.epochs:
+        while run.state.epoch < run.epochs:
             loss = _train_epoch(run, last, log)
             chosen = _choose(run, best)
             _write_history(run, loss, chosen, log)
@@ -78,49 +77,49 @@ def fit(run: TrainingRun, folder: Path) -> None:
     finally:
         if log is not None:
             log.close()
-    run.place.wait_for_all()
+    run.group.barrier()
     kept = load_checkpoint(best)
-    if (kept.run, kept.epoch) != (run.digest, run.counters.best_epoch):
+    if (kept.run, kept.epoch) != (run.digest, run.state.best_epoch):
         raise CheckpointError(
-            f"{best}: expected epoch {run.counters.best_epoch} as this run wrote it, got epoch"
+            f"{best}: expected epoch {run.state.best_epoch} as this run wrote it, got epoch"
             f" {kept.epoch} of another run: choose another --output, or --resume never"
         )
     run.tested_model.load_state_dict(kept.state_dict)
 
 
 def _describe_taken_up(run: TrainingRun, folder: Path) -> str:
-    counters = run.counters
-    if counters.epoch == run.epochs:
+    state = run.state
+    if state.epoch == run.epochs:
         return f"{folder}: found finished with these settings and files, not trained again"
-    return f"{folder}: gone on with after epoch {counters.epoch}, step {counters.step}"
+    return f"{folder}: resumed after epoch {state.epoch}, step {state.step}"
 
 
 def _train_epoch(run: TrainingRun, last: Path, log: RunLog | None) -> float:
     """Train for the rest of an epoch; the mean loss over all of its steps."""
-    counters, first = run.counters, run.place.is_first
-    title = f"epoch {counters.epoch + 1}/{run.epochs}"
+    state, first = run.state, run.group.is_main
+    title = f"epoch {state.epoch + 1}/{run.epochs}"
     ticked = time.perf_counter()
     with progress_bar(title, run.batches_per_epoch, "batch", leave=False, disable=not first) as bar:
-        bar.update(counters.batch)
+        bar.update(state.batch)
         for step in run.steps():
             now = time.perf_counter()
-            counters.seconds, ticked = counters.seconds + now - ticked, now
+            state.seconds, ticked = state.seconds + now - ticked, now
             bar.update(step.batches)
             if step.loss is not None:
-                counters.losses.append(step.loss)
-                counters.step_seconds.append(step.seconds)
+                state.losses.append(step.loss)
+                state.step_seconds.append(step.seconds)
                 bar.set_postfix(loss=f"{step.loss:.4f}", refresh=False)
                 if log is not None:
-                    log.step(counters.step, step.loss, counters.learning_rates)
-            if run.settings.save_every and counters.step % run.settings.save_every == 0:
+                    log.step(state.step, step.loss, state.learning_rates)
+            if run.settings.save_every and state.step % run.settings.save_every == 0:
                 _save(run, last, log)
-    if not counters.losses:
+    if not state.losses:
         raise ValueError(
             "bad_files: expected something to train on, of all batches fewer than two files could"
-            f" be read: {'; '.join(counters.bad_files[-1:])}"
+            f" be read: {'; '.join(state.bad_files[-1:])}"
         )
-    loss = sum(counters.losses) / len(counters.losses)
-    counters.losses = []
+    loss = sum(state.losses) / len(state.losses)
+    state.losses = []
     return loss
 
 
@@ -142,8 +141,8 @@ class TrainingRun:
         task: the model and what belongs to it.
         settings: everything else.
         samples: what it is trained on.
-        split: number of the split, part of the run's identity.
-        place: this process among its peers.
+        split: number of the split, part of what decides its result.
+        group: this process among its peers.
         chooses: samples whose SRCC + PLCC chooses the epoch; empty for the last one.
     """
 
@@ -153,17 +152,17 @@ class TrainingRun:
         settings: Settings,
         samples: Sequence[Sample],
         split: int,
-        place: Place,
+        group: ProcessGroup,
         chooses: Sequence[Sample] = (),
     ) -> None:
-        self.task, self.settings, self.samples, self.place = task, settings, samples, place
-        self.counters = Counters()
+        self.task, self.settings, self.samples, self.group = task, settings, samples, group
+        self.state = TrainerState()
         self.chooses = chooses
-        self._identity = identity(
+        self._config = run_config(
             settings, split, {"train": samples, "choose the epoch": chooses}, task.files
         )
         torch.manual_seed(settings.seed)
-        self.model = task.build().to(place.device)
+        self.model = task.build().to(group.device)
         end = task.end if settings.perturb_end else ()
         self._once = ComputedOnce(self.model, end)
         self.optimizer = perturbed(
@@ -174,13 +173,13 @@ class TrainingRun:
             replace(settings.rule, within=end),
         )
         self.average = moving_average(self.model, settings.ema)
-        self.scaler = torch.amp.GradScaler(place.device.type, enabled=settings.amp == "fp16")
+        self.scaler = torch.amp.GradScaler(group.device.type, enabled=settings.amp == "fp16")
         self._draws = TrainingDraws(
             len(samples),
             settings.batch,
             settings.seed,
-            place.rank,
-            place.processes,
+            group.rank,
+            group.world_size,
             settings.drop_last,
         )
         self._schedule = LambdaLR(
@@ -188,18 +187,18 @@ class TrainingRun:
         )
         files = LabelledFiles(samples, task.read, settings.bad_files == "skip")
         self._loader = training_loader(
-            files, self._draws, settings.workers, pin_memory=place.device.type == "cuda"
+            files, self._draws, settings.workers, pin_memory=group.device.type == "cuda"
         )
         self._compiled: nn.Module = self.model
         if settings.compile:
             self._compiled = torch.compile(self.model)  # type: ignore[assignment]
         # Every process drops out other units.
-        torch.manual_seed(settings.seed + place.rank)
+        torch.manual_seed(settings.seed + group.rank)
 
     @property
     def digest(self) -> str:
         """Of all that decides the result."""
-        return digest(self._identity)
+        return digest(self._config)
 
     @property
     def tested_model(self) -> nn.Module:
@@ -223,28 +222,28 @@ class TrainingRun:
 
     def steps(self) -> Generator[Step]:
         """Take the steps that the current epoch has left, and say after each what it gave."""
-        counters = self.counters
+        state = self.state
         backbone, _ = split_off_head(self.model, self.task.head)
         for _, parameter in backbone:
-            parameter.requires_grad_(counters.epoch >= self.settings.linear_epochs)
+            parameter.requires_grad_(state.epoch >= self.settings.linear_epochs)
         model = self._in_parallel()
         model.train()
-        self._draws.start(counters.epoch, counters.batch)
+        self._draws.start(state.epoch, state.batch)
         for batches in _groups(self._loader, self.settings.accumulate):
             began = time.perf_counter()
             mean = self._step(model, batches)
             loss = None if mean is None else mean.item()  # waits for the device
-            counters.batch += len(batches)
-            counters.step += 1
+            state.batch += len(batches)
+            state.step += 1
             yield Step(loss, len(batches), time.perf_counter() - began)
         # Each process has batch statistics of its own; all are to test the same model.
-        self.place.copy_from_first(self.tested_model.buffers())
-        counters.epoch, counters.batch = counters.epoch + 1, 0
+        self.group.broadcast(self.tested_model.buffers())
+        state.epoch, state.batch = state.epoch + 1, 0
 
     def _step(self, model: nn.Module, batches: Sequence[Batch]) -> Tensor | None:
         """One step on the mean loss of some batches; the loss of its first pass."""
-        self.counters.bad_files += [why for batch in batches for why in batch.bad_files.values()]
-        readable = [batch.to(self.place.device) for batch in batches if self._is_usable(batch)]
+        self.state.bad_files += [why for batch in batches for why in batch.bad_files.values()]
+        readable = [batch.to(self.group.device) for batch in batches if self._is_usable(batch)]
         losses = []
         if readable:
             for p in self.optimizer.passes():
@@ -256,9 +255,9 @@ class TrainingRun:
             self.scaler.update()
             if self.average is not None:
                 self.average.update_parameters(self.model)
-        self.counters.learning_rates = [float(rate) for rate in self._schedule.get_last_lr()]
+        self.state.learning_rates = [float(rate) for rate in self._schedule.get_last_lr()]
         advance(self._schedule)
-        return losses[0] / self.place.processes if losses else None
+        return losses[0] / self.group.world_size if losses else None
 
     def _forward_and_backward(
         self,
@@ -281,59 +280,59 @@ class TrainingRun:
                 loss = self._loss(model, batch, later) / len(batches)
                 torch.autograd.backward(self.scaler.scale(loss), inputs=inputs)
                 losses.append(loss.detach())
-        self.place.average(own.grad for own in inputs or () if own.grad is not None)
+        self.group.all_reduce_mean(own.grad for own in inputs or () if own.grad is not None)
         return torch.stack(losses).sum()
 
     def _loss(self, model: nn.Module, batch: Batch, later: bool) -> Tensor:
-        """Loss of a batch over all processes, times their number; see `Place.gather_batch`."""
-        task, place = self.task, self.place
+        """Loss of a batch over all processes, times their number: see `gather_batch`."""
+        task, group = self.task, self.group
         frozen = later and task.freeze_statistics
         with (
             freeze_running_stats(self.model, frozen),
-            autocast(self.settings, place.device),
+            autocast(self.settings, group.device),
             self._once.outputs_of(id(batch)),
         ):
             scores = task.scores(model, batch.inputs, "later" if later else "first")
-        share = self.settings.batch // place.processes
-        everybody = place.gather_batch(scores.float(), batch.scores, share)
-        return task.loss(*everybody) * place.processes
+        share = self.settings.batch // group.world_size
+        everybody = group.gather_batch(scores.float(), batch.scores, share)
+        return task.loss(*everybody) * group.world_size
 
     def _is_usable(self, batch: Batch) -> bool:
         """Whether bad files have left a pair to compare, and a sample for every process."""
-        if self.place.processes == 1:
+        if self.group.world_size == 1:
             return len(batch) > 1
         if self.settings.bad_files == "stop":
             return True
-        return min(self.place.gather([len(batch)])) > 0
+        return min(self.group.all_gather([len(batch)])) > 0
 
     def _in_parallel(self) -> nn.Module:
-        if self.place.processes == 1:
+        if self.group.world_size == 1:
             return self._compiled
         # Made anew in every epoch, because it must know which parameters stand still.
-        devices = None if self.place.device.type == "cpu" else [self.place.device.index]
+        devices = None if self.group.device.type == "cpu" else [self.group.device.index]
         return DistributedDataParallel(self._compiled, device_ids=devices)
 
     def first_batch(self) -> Batch:
         """The first batch of the current epoch, as the model would see it."""
-        self._draws.start(self.counters.epoch)
+        self._draws.start(self.state.epoch)
         batch: Batch = next(iter(self._loader))
         return batch
 
     def save(self, path: Path) -> None:
         """Write all that `load` needs; called by every process, written by the first."""
-        self.counters.bad_files = sorted(set(self.place.gather(self.counters.bad_files)))
-        save_state(path, self._identity, self.counters, self._parts(), self.place)
+        self.state.bad_files = sorted(set(self.group.all_gather(self.state.bad_files)))
+        save_state(path, self._config, self.state, self._parts(), self.group)
 
     def load(self, path: Path) -> None:
-        """Go on from what `save` wrote, bit for bit.
+        """Resume from what `save` wrote, bit for bit.
 
         Raises:
             RunStateError: as `load_state`.
         """
-        self.counters = load_state(path, self._identity, self._parts(), self.place)
+        self.state = load_state(path, self._config, self._parts(), self.group)
 
     def _parts(self) -> dict[str, HasState]:
-        """All that a step changes, counters and random states aside."""
+        """All that a step changes, state and random states aside."""
         parts: dict[str, HasState] = {
             "model": self.model,
             "optimizer": self.optimizer,
@@ -345,30 +344,30 @@ class TrainingRun:
 
 def _choose(run: TrainingRun, best: Path) -> Agreement | None:
     """Score the epoch, and keep its weights if it is the best so far (or if nothing chooses)."""
-    counters, chosen = run.counters, None
+    state, chosen = run.state, None
     if run.chooses:
         predictions = predict(
             run.tested_model,
             run.task,
             run.chooses,
             run.settings,
-            run.place,
+            run.group,
             "choose",
             run.task.choice_batch,
         )
         chosen = measured(predictions, run.settings)
     score = math.inf if chosen is None else chosen.srcc + chosen.plcc
     # Not a number is never better; but there must be one to fall back on.
-    if chosen is None or score > counters.best or counters.best_epoch == 0:
-        counters.best = score if math.isfinite(score) else -math.inf
-        counters.best_epoch = counters.epoch
-        if run.place.is_first:
+    if chosen is None or score > state.best or state.best_epoch == 0:
+        state.best = score if math.isfinite(score) else -math.inf
+        state.best_epoch = state.epoch
+        if run.group.is_main:
             save_checkpoint(
                 best,
                 Checkpoint(
                     run.task.script,
                     plain(run.settings),
-                    counters.epoch,
+                    state.epoch,
                     run.tested_model.state_dict(),
                     features=run.task.features(),
                     run=run.digest,
@@ -380,25 +379,25 @@ def _choose(run: TrainingRun, best: Path) -> Agreement | None:
 def _write_history(
     run: TrainingRun, loss: float, chosen: Agreement | None, log: RunLog | None
 ) -> None:
-    counters = run.counters
+    state = run.state
     scores = {} if chosen is None else {f"selection_{k}": v for k, v in asdict(chosen).items()}
-    counters.history.append(
+    state.history.append(
         {
-            "epoch": counters.epoch,
-            "step": counters.step,
+            "epoch": state.epoch,
+            "step": state.step,
             "loss": loss,
-            "learning_rate": max(counters.learning_rates),
-            "seconds": counters.seconds,
+            "learning_rate": max(state.learning_rates),
+            "seconds": state.seconds,
             **scores,
         }
     )
     if log is not None:
-        log.epoch(counters.history, counters.step)
+        log.epoch(state.history, state.step)
 
 
 def _save(run: TrainingRun, last: Path, log: RunLog | None) -> None:
     if log is not None:
-        log.flush()  # the session that goes on from here does not log these steps again
+        log.flush()  # the session that resumes from here does not log these steps again
     run.save(last)
 
 

@@ -19,19 +19,28 @@ from vqa.io.ownership import owned_folder
 from vqa.models import other_owner
 from vqa.provenance import provenance
 from vqa.training.checkpoint import (
-    Counters,
     Scale,
+    TrainerState,
     is_checkpoint,
     load_checkpoint,
     save_checkpoint,
 )
-from vqa.training.distributed import Place, joined_processes
+from vqa.training.distributed import ProcessGroup, process_group
 from vqa.training.dry_run import dry_run
-from vqa.training.evaluate import Predictions, measured, predict, scale_of
+from vqa.training.evaluate import (
+    Predictions,
+    SplitResult,
+    measured,
+    medians,
+    peak_memory,
+    predict,
+    scale_of,
+    table,
+    write_predictions,
+)
 from vqa.training.landscape import landscape_of
 from vqa.training.loop import TrainingRun, fit
 from vqa.training.optim import load_weights
-from vqa.training.results import SplitResult, medians, peak_memory, table, write_predictions
 from vqa.training.settings import RUNS, Settings, plain
 from vqa.training.split_samples import Parts, Samples, load_also, parts_of_splits
 from vqa.training.task import Task
@@ -55,22 +64,22 @@ def run_script(settings: Settings, task: Task) -> Path | None:
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     with (
-        joined_processes(settings.device) as place,
-        redirect_stdout(sys.stdout if place.is_first else None),  # one voice is enough
+        process_group(settings.device) as group,
+        redirect_stdout(sys.stdout if group.is_main else None),  # one voice is enough
     ):
-        dataset, also = _load_data(settings, place)
+        dataset, also = _load_data(settings, group)
         by_split = parts_of_splits(dataset, also, settings)
-        if place.is_first:
+        if group.is_main:
             task.prepare(
                 [sample.path for own in (dataset, *also.values()) for sample in own.samples]
             )
-        place.wait_for_all()
+        group.barrier()
         if settings.dry_run:
-            dry_run(task, settings, by_split[settings.splits[0]], place)
+            dry_run(task, settings, by_split[settings.splits[0]], group)
             return None
         folder = output_folder(task, settings)
-        with owned_folder(folder) if place.is_first else nullcontext():
-            return _run_splits(task, settings, dataset, by_split, folder, place)
+        with owned_folder(folder) if group.is_main else nullcontext():
+            return _run_splits(task, settings, dataset, by_split, folder, group)
 
 
 def output_folder(task: Task, settings: Settings) -> Path:
@@ -80,9 +89,9 @@ def output_folder(task: Task, settings: Settings) -> Path:
     return settings.output or RUNS / task.script / f"{settings.dataset}-{kind}"
 
 
-def _load_data(settings: Settings, place: Place) -> tuple[DataSet, dict[str, DataSet]]:
-    if not place.is_first:  # what has to be built is built once
-        place.wait_for_all()
+def _load_data(settings: Settings, group: ProcessGroup) -> tuple[DataSet, dict[str, DataSet]]:
+    if not group.is_main:  # what has to be built is built once
+        group.barrier()
     drop_missing = settings.missing_files == "skip"
     dataset = load_dataset(
         settings.dataset,
@@ -92,8 +101,8 @@ def _load_data(settings: Settings, place: Place) -> tuple[DataSet, dict[str, Dat
         drop_missing=drop_missing,
     )
     also = load_also(settings)
-    if place.is_first:
-        place.wait_for_all()
+    if group.is_main:
+        group.barrier()
     for each in (dataset, *also.values()):
         print(summary(each))
     return dataset, also
@@ -105,25 +114,25 @@ def _run_splits(
     dataset: DataSet,
     by_split: Mapping[int, Parts],
     folder: Path,
-    place: Place,
+    group: ProcessGroup,
 ) -> Path:
     began = time.perf_counter()
     path, scores = folder / "results.json", folder / "predictions.csv"
-    if place.is_first and settings.resume == "never":  # an older run's would lie beside this one's
+    if group.is_main and settings.resume == "never":  # an older run's would lie beside this one's
         path.unlink(missing_ok=True)
         scores.unlink(missing_ok=True)
     results = []
     predictions: dict[int, list[Predictions]] = {}
     for split, parts in by_split.items():
         result, predictions[split] = _run_split(
-            task, settings, parts, split, folder / f"split-{split}", place
+            task, settings, parts, split, folder / f"split-{split}", group
         )
         results.append(result)
         print(f"split {split}:\n{table([result])}")
         if result.bad_files:
             print(f"left out: {len(result.bad_files)} files that cannot be read")
             print("\n".join(f"  {message}" for message in result.bad_files[:_SHOWN]))
-    if place.is_first:
+    if group.is_main:
         write_predictions(scores, predictions)
         write_json(
             path,
@@ -135,8 +144,8 @@ def _run_splits(
                 "median": medians(results),
                 "splits": [result.document() for result in results],
                 "seconds": time.perf_counter() - began,
-                "processes": place.processes,
-                "provenance": provenance(place.device),
+                "processes": group.world_size,
+                "provenance": provenance(group.device),
             },
         )
     if len(results) > 1:
@@ -146,24 +155,24 @@ def _run_splits(
 
 
 def _run_split(
-    task: Task, settings: Settings, parts: Parts, split: int, folder: Path, place: Place
+    task: Task, settings: Settings, parts: Parts, split: int, folder: Path, group: ProcessGroup
 ) -> tuple[SplitResult, list[Predictions]]:
     if settings.evaluate is not None:
         torch.manual_seed(settings.seed)
-        model = task.build().to(place.device)
+        model = task.build().to(group.device)
         print(load_weights(model, settings.evaluate))
         for difference in _trained_otherwise(task, settings, settings.evaluate):
             print(f"warning: {difference}")
-        return _score(task, settings, model, Counters(), parts, split, place)
-    run = TrainingRun(task, settings, parts.train, split, place, parts.chooses(settings))
+        return _score(task, settings, model, TrainerState(), parts, split, group)
+    run = TrainingRun(task, settings, parts.train, split, group, parts.chooses(settings))
     fit(run, folder)
     model = run.tested_model
-    result, predictions = _score(task, settings, model, run.counters, parts, split, place)
-    scale = _scale(task, settings, model, parts, predictions, place)
+    result, predictions = _score(task, settings, model, run.state, parts, split, group)
+    scale = _scale(task, settings, model, parts, predictions, group)
     if scale is None:
         print(f"warning: {_NO_SCALE}")
     best = folder / "best.pt"
-    if place.is_first and (checkpoint := load_checkpoint(best)).scale != scale:
+    if group.is_main and (checkpoint := load_checkpoint(best)).scale != scale:
         save_checkpoint(best, replace(checkpoint, scale=scale))
     kept = None if scale is None else scale._asdict()
     return replace(result, scale=kept), predictions
@@ -191,13 +200,13 @@ def _scale(
     model: nn.Module,
     parts: Parts,
     predictions: Sequence[Predictions],
-    place: Place,
+    group: ProcessGroup,
 ) -> Scale | None:
     """Of the predictions of the training part, or of a sample of it where none were asked for."""
     found = next((own for own in predictions if own.part == "train"), None)
     if found is None:
         some = parts.train[:: -(-len(parts.train) // _ENOUGH)]  # lists are often sorted
-        found = predict(model, task, some, settings, place, "scale")
+        found = predict(model, task, some, settings, group, "scale")
     return scale_of(found.predicted, found.scores)
 
 
@@ -205,10 +214,10 @@ def _score(
     task: Task,
     settings: Settings,
     model: nn.Module,
-    counters: Counters,
+    state: TrainerState,
     parts: Parts,
     split: int,
-    place: Place,
+    group: ProcessGroup,
 ) -> tuple[SplitResult, list[Predictions]]:
     """The result, and the predictions behind it: of training and validation part first."""
     wanted: dict[str, Samples] = {"test": parts.test, **parts.also}
@@ -217,25 +226,23 @@ def _score(
     if settings.train_score and settings.part == "test":
         wanted = {"train": parts.train, **wanted}
     predictions = [
-        predict(model, task, samples, settings, place, name) for name, samples in wanted.items()
+        predict(model, task, samples, settings, group, name) for name, samples in wanted.items()
     ]
     scores = {own.part: measured(own, settings) for own in predictions}
-    bad_files = {*place.gather(counters.bad_files)}.union(*(own.bad_files for own in predictions))
+    bad_files = {*group.all_gather(state.bad_files)}.union(*(own.bad_files for own in predictions))
     result = SplitResult(
         split=split,
         test=scores["test"],
         train=scores.get("train"),
         validation=scores.get("validation"),
         also={name: scores[name] for name in parts.also},
-        best_epoch=counters.best_epoch or None,
-        steps=counters.step,
-        seconds=counters.seconds,
-        median_step_seconds=(
-            statistics.median(counters.step_seconds) if counters.step_seconds else None
-        ),
-        peak_memory_bytes=peak_memory(place.device),
+        best_epoch=state.best_epoch or None,
+        steps=state.step,
+        seconds=state.seconds,
+        median_step_seconds=(statistics.median(state.step_seconds) if state.step_seconds else None),
+        peak_memory_bytes=peak_memory(group.device),
         sizes={own.part: len(own.samples) for own in predictions},
         bad_files=sorted(bad_files),
-        landscape=landscape_of(model, task, settings, parts.train, place),
+        landscape=landscape_of(model, task, settings, parts.train, group),
     )
     return result, predictions

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vqa.datasets import DataSet, Sample, load_dataset
-from vqa.datasets.splits import carve_validation, split
+from vqa.datasets.splits import hold_out_validation, split
 from vqa.training.settings import Settings
 
 Samples = tuple[Sample, ...]
@@ -74,7 +74,7 @@ def parts_of(
         test = tuple(dataset.samples[index] for index in test_numbers)
         by_part, validation = {}, ()
     if not validation and settings.select_on == "validation":
-        train, validation = carve_validation(train, settings.validation_share, settings.seed)
+        train, validation = hold_out_validation(train, settings.validation_share, settings.seed)
     for name, samples in (("train", train), ("test", test)):
         if len(samples) < 2:
             raise ValueError(

@@ -16,14 +16,6 @@ from vqa.training.loader import Inputs, Read
 Phase = Literal["first", "later", "test"]
 
 
-def _nothing(files: Sequence[Path]) -> None:
-    pass
-
-
-def _no_features() -> None:
-    return None
-
-
 @dataclass(frozen=True)
 class ScoringTask:
     """One model and how it is fed: all that scoring takes."""
@@ -51,11 +43,11 @@ class Task(ScoringTask):
     """The base optimizer, built with names, at its full learning rates."""
     multiplier: Callable[[int, int], float]
     """Factor of the learning rates from the step's number and the steps per epoch."""
-    prepare: Callable[[Sequence[Path]], None] = _nothing
+    prepare: Callable[[Sequence[Path]], None] = lambda files: None
     """Make, of all files, what reading them takes; called once, by the first process."""
     files: tuple[Path, ...] = ()
     """What else the model's inputs are made of, beside the samples' files."""
-    features: Callable[[], Mapping[str, Any] | None] = _no_features
+    features: Callable[[], Mapping[str, Any] | None] = lambda: None
     """How the features that stand for a file were made, as plain values; None where the model reads
     the files themselves."""
     head: str = "head"

@@ -1,0 +1,279 @@
+"""Trainings by several methods from several seeds, each done once, and what came out of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import as_completed
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from vqa.datasets import DataSet
+from vqa.figures import draw_curves, draw_seeds
+from vqa.io.files import digest, replacing, write_csv, write_json
+from vqa.metrics import PairedDifference, paired_difference, summarise
+from vqa.processes import process_pool, progress_bar
+from vqa.store import Results, Store
+from vqa.training.checkpoint import run_config
+from vqa.training.main import run_script
+from vqa.training.perturbation import METHOD_NAMES, Method
+from vqa.training.settings import Settings, plain
+from vqa.training.split_samples import parts_of
+from vqa.training.task import Task
+
+# Makes the task of the settings of its script.
+TaskOf = Callable[[Any], Task]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One call of a training script, by what decides its result."""
+
+    settings: Settings
+    name: str
+    split: int
+
+
+def run_of(settings: Settings, task: TaskOf, dataset: DataSet, source: object) -> Run:
+    """A run on the first split that the settings ask for.
+
+    Args:
+        settings: of the script; where the results go is decided by the store.
+        task: makes the task of such settings.
+        dataset: what the settings name, loaded.
+        source: what else decides a result, as plain values: code and versions.
+    """
+    split = settings.splits[0]
+    parts = parts_of(dataset, {}, settings, split)
+    samples = {"train": parts.train, "validation": parts.validation, "test": parts.test}
+    config = run_config(settings, split, {**samples, **parts.also}, task(settings).files)
+    decides = digest([plain(replace(settings, output=None)), config, source])
+    return Run(settings, f"{settings.method}-{settings.seed}-{decides[:16]}", split)
+
+
+def run_all(runs: Sequence[Run], task: TaskOf, store: Store, processes: int) -> list[Results]:
+    """The results of all runs, from the store where they are finished already.
+
+    What a run prints is in its log. A small model gains nothing from a second thread, and with one
+    thread a result does not depend on how many runs go on beside it.
+
+    Args:
+        runs: what to do.
+        task: makes the task of a run's settings; a function that can be sent to a process.
+        store: where runs are kept.
+        processes: runs side by side, in processes of their own unless it is 1.
+    """
+    missing = [run for run in runs if store.results(run) is None]
+    with progress_bar("training", len(missing), "run") as bar:
+        if processes == 1:
+            for run in missing:
+                _do(run, task, store)
+                bar.update()
+        elif missing:
+            with process_pool(processes) as pool:
+                for future in as_completed([pool.submit(_do, run, task, store) for run in missing]):
+                    future.result()
+                    bar.update()
+    found = [store.results(run) for run in runs]
+    return [results for results in found if results is not None]
+
+
+def _do(run: Run, task: TaskOf, store: Store) -> None:
+    store.note(run, {"settings": plain(run.settings)})
+    settings = replace(run.settings, output=store.folder(run))
+    with (
+        store.log(run).open("a", encoding="utf-8") as log,
+        redirect_stdout(log),
+        redirect_stderr(log),
+    ):
+        run_script(settings, task(settings))
+
+
+# Told apart by everybody.
+_COLOURS: dict[Method, str] = {
+    "plain": "#555555",
+    "rwp": "#e69f00",
+    "awp": "#0072b2",
+    "awp-update": "#009e73",
+}
+
+# Below this two-sided p value a difference is called one; printed with it every time.
+_LEVEL = 0.05
+
+# Of every method, ordered by seed.
+Runs = Mapping[Method, Sequence[Results]]
+
+
+def by_method(results: Sequence[Results]) -> dict[Method, list[Results]]:
+    """Results of each method, ordered by seed."""
+    runs: dict[Method, list[Results]] = {method: [] for method in METHOD_NAMES}
+    for own in sorted(results, key=_seed):
+        perturb = own.document["settings"]["perturb"]
+        runs["plain" if perturb == "none" else perturb].append(own)
+    return {method: own for method, own in runs.items() if own}
+
+
+_COLUMNS: dict[str, Callable[[Results], float]] = {
+    **{
+        f"{name} {metric.upper()}": partial(Results.score, part=part, metric=metric)
+        for metric in ("srcc", "plcc")
+        for name, part in (
+            ("train", "train"),
+            ("test", "test"),
+            ("gap", "gap"),
+            ("ood", "mini-ugc-ood"),
+        )
+    },
+    "sharpness": lambda run: run.sharpness,
+    "ms / step": lambda run: 1e3 * run.step_seconds,
+}
+
+
+def table(runs: Runs) -> str:
+    """One line per quantity, one column per method: mean, spread, and difference to plain.
+
+    The difference is taken seed by seed; `p` is that of a two-sided paired t-test.
+    """
+    lines = [_row("", [METHOD_NAMES[method] for method in runs])]
+    for column in _COLUMNS:
+        summaries = [summarise(_values(runs, method, column)) for method in runs]
+        lines.append(_row(column, [f"{own.mean:.3f} ± {own.spread:.3f}" for own in summaries]))
+        if "plain" in runs and len(runs) > 1:
+            differences = [_difference_text(runs, method, column) for method in runs]
+            lines.append(_row("  - plain", differences))
+    return "\n".join(lines)
+
+
+def conclusions(runs: Runs) -> list[str]:
+    """Sentences about every perturbed method against plain, read off the numbers."""
+    sentences = []
+    for method in runs:
+        if method == "plain" or "plain" not in runs:
+            continue
+        gap, test, ood = (
+            _difference(runs, method, column) for column in ("gap SRCC", "test SRCC", "ood SRCC")
+        )
+        sentences.append(
+            f"{METHOD_NAMES[method]}: the train-test gap in SRCC is"
+            f" {_verdict(gap, 'smaller', 'larger')};"
+            f" the test SRCC is {_verdict(test, 'lower', 'higher')};"
+            f" out of domain it is {_verdict(ood, 'lower', 'higher')};"
+            f" sharpness is {_ratio(runs, method, 'sharpness'):.2f} times that of plain, a step"
+            f" takes {_ratio(runs, method, 'ms / step'):.2f} times as long."
+        )
+    return sentences
+
+
+def write_results(folder: Path, runs: Runs, description: Mapping[str, object]) -> list[Path]:
+    """Write `results.json`, `results.csv` and `figure.png`; returns their paths.
+
+    The first holds every number of the others and of the table.
+    """
+    documents = [
+        {
+            "method": method,
+            "seed": _seed(run),
+            "gamma": run.document["settings"]["gamma"],
+            **{name: value(run) for name, value in _COLUMNS.items()},
+            "landscape": run.landscape,
+        }
+        for method, own in runs.items()
+        for run in own
+    ]
+    document = {
+        **description,
+        "summary": _summary(runs),
+        "conclusions": conclusions(runs),
+        "runs": documents,
+    }
+    paths = [folder / name for name in ("results.json", "results.csv", "figure.png")]
+    write_json(paths[0], document)
+    columns = ["method", "seed", *_COLUMNS]
+    write_csv(paths[1], columns, ([own[name] for name in columns] for own in documents))
+    draw_figure(paths[2], runs)
+    return paths
+
+
+def draw_figure(path: Path, runs: Runs) -> None:
+    """Gap and test score of every run, and the training loss around the trained weights."""
+    # Not through pyplot, which would pick a window system and keep the figure alive.
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
+    gaps, tests, losses = figure.subplots(1, 3)
+    colours = [_COLOURS[method] for method in runs]
+    for axes, column, label in (
+        (gaps, "gap SRCC", "train - test SRCC (lower is better)"),
+        (tests, "test SRCC", "test SRCC (higher is better)"),
+    ):
+        draw_seeds(axes, {METHOD_NAMES[own]: _values(runs, own, column) for own in runs}, colours)
+        axes.set_ylabel(label)
+    curves = {
+        METHOD_NAMES[method]: torch.tensor([run.landscape["losses"] for run in own])
+        for method, own in runs.items()
+    }
+    positions = next(iter(runs.values()))[0].landscape["positions"]
+    draw_curves(losses, torch.tensor(positions, dtype=torch.float64), curves, colours)
+    losses.set_ylabel("training loss (band: all seeds)")
+    figure.suptitle("mini-UGC: real .mp4 files, synthetic opinion scores", fontsize="medium")
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, dpi=150, format="png")
+
+
+def _seed(run: Results) -> int:
+    return int(run.document["settings"]["seed"])
+
+
+def _values(runs: Runs, method: Method, column: str) -> list[float]:
+    return [_COLUMNS[column](run) for run in runs[method]]
+
+
+def _difference(runs: Runs, method: Method, column: str) -> PairedDifference:
+    return paired_difference(_values(runs, method, column), _values(runs, "plain", column))
+
+
+def _difference_text(runs: Runs, method: Method, column: str) -> str:
+    if method == "plain":
+        return ""
+    difference = _difference(runs, method, column)
+    p_value = "" if math.isnan(difference.p_value) else f" p={difference.p_value:.2g}"
+    return f"{difference.mean:+.3f}{p_value}"
+
+
+def _ratio(runs: Runs, method: Method, column: str) -> float:
+    """Of the means of a method and plain."""
+    plain_mean = summarise(_values(runs, "plain", column)).mean
+    return 1 + _difference(runs, method, column).mean / plain_mean
+
+
+def _summary(runs: Runs) -> dict[str, dict[str, object]]:
+    """Per method and column: mean and spread, and the paired difference to plain."""
+    summary: dict[str, dict[str, object]] = {}
+    for method in runs:
+        summary[method] = {}
+        for column in _COLUMNS:
+            entry: dict[str, object] = asdict(summarise(_values(runs, method, column)))
+            if method != "plain" and "plain" in runs:
+                entry["minus_plain"] = asdict(_difference(runs, method, column))
+            summary[method][column] = entry
+    return summary
+
+
+def _verdict(difference: PairedDifference, below: str, above: str) -> str:
+    """What the difference allows to say, with the numbers it rests on."""
+    falling = difference.mean < 0
+    word = below if falling else above
+    clear = difference.p_value < _LEVEL
+    agreeing = difference.falls if falling else difference.n - difference.falls
+    return (
+        f"{word if clear else 'not clearly different'} ({difference.mean:+.3f},"
+        f" {word} on {agreeing} of {difference.n} seeds, p = {difference.p_value:.2g})"
+    )
+
+
+def _row(name: str, cells: Sequence[str]) -> str:
+    return f"{name:<11}" + "".join(f"{cell:>24}" for cell in cells)
