@@ -107,6 +107,6 @@ def test_an_index_shows_links_and_pictures_that_lead_somewhere(wheel):
     targets = re.findall(r"\]\(([^)]+)\)", shown)
 
     assert [target for target in targets if not re.match(r"#|https://", target)] == []
-    assert f"/raw/v{version}/benchmarks/results/generalization.png" in "".join(targets)
+    assert f"/raw/v{version}/benchmarks/results/pretrained.png" in "".join(targets)
     assert f"/blob/v{version}/examples/RECIPES.md" in "".join(targets)
     assert all("/../" not in target for target in targets)
