@@ -50,11 +50,14 @@ _FIRST_TUNING_SEED = 1000
 _VERSION = 1
 
 _GAMMAS = (1e-3, 5e-3, 1e-2, 2e-2, 5e-2)
+_DECAYS = (1e-2, 2e-2, 5e-2, 1e-1, 2e-1)
+BOTH = "AWP and weight decay"
 WAYS: Mapping[str, Sequence[Way]] = {
     "plain": [Way()],
-    "weight decay": [Way(weight_decay=decay) for decay in (2e-3, 5e-3, 1e-2)],
-    "SAM": [Way("sam", rho) for rho in (0.02, 0.05, 0.1, 0.2)],
+    "weight decay": [Way(weight_decay=decay) for decay in (2e-3, 5e-3, *_DECAYS)],
+    "SAM": [Way("sam", rho) for rho in (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)],
     "AWP": [Way("awp", gamma) for gamma in _GAMMAS],
+    BOTH: [Way("awp", gamma, decay) for gamma in (5e-3, 1e-2, 2e-2) for decay in _DECAYS],
     "AWP at the end": [Way("awp-end", gamma) for gamma in _GAMMAS],
     "RWP": [Way("rwp", gamma) for gamma in (3e-2, 1e-1, 3e-1)],
 }
@@ -261,9 +264,15 @@ def compared(outcomes: Outcomes) -> list[dict[str, Any]]:
 
 
 def contrasts(outcomes: Outcomes) -> list[Comparison]:
-    """Robust accuracy of AWP against every other method; corrected as a family of its own."""
+    """Robust accuracy of AWP against every other method, and of what it adds to weight decay.
+
+    Corrected as a family of its own.
+    """
     robust = {method: own["robust"] for method, own in _scores(outcomes).items()}
-    return compare(robust, [("AWP", other) for other in robust if other not in ("AWP", "plain")])
+    pairs = [("AWP", other) for other in robust if other not in ("AWP", "plain")]
+    if BOTH in robust:
+        pairs.append((BOTH, "weight decay"))
+    return compare(robust, pairs)
 
 
 def _scores(outcomes: Outcomes) -> dict[str, dict[str, list[float]]]:
@@ -314,10 +323,14 @@ def _named(way: Way) -> str:
 
     >>> _named(Way("awp", 0.01)), _named(Way(weight_decay=0.005))
     ('awp, gamma 0.01', 'plain, weight decay 0.005')
+    >>> _named(Way("awp", 0.01, weight_decay=0.005))
+    'awp, gamma 0.01, weight decay 0.005'
     """
+    decay = f", weight decay {way.weight_decay:g}"
     if way.kind == "plain":
-        return f"plain, weight decay {way.weight_decay:g}"
-    return f"{way.kind}, {'rho' if way.kind == 'sam' else 'gamma'} {way.magnitude:g}"
+        return way.kind + decay
+    named = f"{way.kind}, {'rho' if way.kind == 'sam' else 'gamma'} {way.magnitude:g}"
+    return named + (decay if way.weight_decay != Way().weight_decay else "")
 
 
 if __name__ == "__main__":
