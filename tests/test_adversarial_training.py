@@ -13,12 +13,15 @@ from typing import Any
 
 import pytest
 import torch
+from reference import same_bits
 from torch import Tensor, nn
 from torch.nn import functional
 
 from torch_awp import AdversarialWeightPerturbation, freeze_running_stats
 
 RECIPES = Path(__file__).parent.parent / "examples" / "RECIPES.md"
+# Number of its block on the page.
+ATTACK, PGD, TRADES_LOSS, TRADES, ATTACHED_PGD, ATTACHED_TRADES = range(6)
 BATCHES, EPOCHS, WARM_UP = 2, 2, 1
 BETA = 6.0
 Loss = Callable[[nn.Module], Tensor]
@@ -48,20 +51,21 @@ def images() -> AllEpochs:
 
 
 def documented_blocks() -> list[str]:
-    """Attack, PGD training and TRADES as the page shows them."""
+    """What the page shows, in the order of the numbers above."""
     section = RECIPES.read_text(encoding="utf-8").split("\n## Adversarial training\n")[1]
     return re.findall(r"```python\n(.*?)```", section.split("\n## ")[0], re.DOTALL)
 
 
 def documented_attack() -> Any:
     names: dict[str, Any] = {"torch": torch}
-    exec(documented_blocks()[0], names)
+    exec(documented_blocks()[ATTACK], names)
     return names["attack"]
 
 
 def run_recipe(number: int, gamma: float | None = None) -> tuple[nn.Module, list[Tensor]]:
     """Train by a recipe without its weight decay; the model and what the attacks gave."""
-    attack, code = documented_attack(), documented_blocks()[number]
+    attack, blocks = documented_attack(), documented_blocks()
+    code = blocks[number]
     assert "weight_decay=5e-4" in code
     code = code.replace("weight_decay=5e-4", "weight_decay=0.0")
     if gamma is not None:
@@ -79,6 +83,7 @@ def run_recipe(number: int, gamma: float | None = None) -> tuple[nn.Module, list
         "torch": torch, "nn": nn, "functional": functional,
         "model": model, "images": images(), "warm_up": WARM_UP, "attack": recording,
     }  # fmt: skip
+    exec(blocks[TRADES_LOSS], names)
     exec(code, names)
     return model, attacked
 
@@ -143,7 +148,9 @@ def largest_difference(first: nn.Module, second: nn.Module) -> float:
     return max(float((a - b).detach().abs().max()) for a, b in pairs)
 
 
-@pytest.mark.parametrize(("number", "gamma", "loss"), [(1, 1e-2, pgd_loss), (2, 5e-3, trades_loss)])
+@pytest.mark.parametrize(
+    ("number", "gamma", "loss"), [(PGD, 1e-2, pgd_loss), (TRADES, 5e-3, trades_loss)]
+)
 def test_a_recipe_takes_the_steps_of_the_published_procedure_after_its_warm_up(number, gamma, loss):
     ours, attacked = run_recipe(number)
     unperturbed, _ = run_recipe(number, gamma=0.0)
@@ -156,6 +163,13 @@ def test_a_recipe_takes_the_steps_of_the_published_procedure_after_its_warm_up(n
 
     assert largest_difference(ours, theirs) < 1e-9
     assert largest_difference(ours, unperturbed) > 1e-5
+
+
+@pytest.mark.parametrize(("loop", "attached"), [(PGD, ATTACHED_PGD), (TRADES, ATTACHED_TRADES)])
+def test_a_recipe_attached_equals_its_loop_to_the_bit(loop, attached):
+    expected, measured = (run_recipe(number)[0].state_dict() for number in (loop, attached))
+
+    assert same_bits(list(measured.values()), list(expected.values()))
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
