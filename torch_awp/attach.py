@@ -205,12 +205,18 @@ class Attachment:
             self._module = weakref.ref(module)
 
     def _put_first(self, module: nn.Module) -> bool:
-        """Make this the first of the hooks; whether others came before it."""
+        """Come before the hooks of others; whether one came before this.
+
+        Attachments keep their order, so that the first to enter is the last to leave.
+        """
         hooks: Any = module._forward_pre_hooks
-        mine = next(key for key, hook in hooks.items() if hook == self._before)
-        late = bool(mine != next(iter(hooks)))
-        hooks.move_to_end(mine, last=False)
-        return late
+        owners = {key: getattr(hook, "__self__", None) for key, hook in hooks.items()}
+        mine = next(key for key, owner in owners.items() if owner is self)
+        others = {key for key, owner in owners.items() if not isinstance(owner, Attachment)}
+        first = next(key for key in owners if key == mine or key in others)
+        if first != mine:
+            hooks.move_to_end(mine, last=False)
+        return bool(first != mine)
 
     def _call_again(self, optimizer: WeightPerturbation, module: nn.Module, trains: bool) -> None:
         """A call while the backward pass of an earlier one is pending."""
