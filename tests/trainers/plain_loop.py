@@ -67,6 +67,57 @@ def plain_run(wrap: str, *, pieces: int = 1, clip: float | None = None) -> list[
     return weights(model)
 
 
+class Regressor(nn.Module):
+    """Ends in its loss, as the models of `transformers` do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor | None]:
+        logits = self.net(x)
+        loss = None if labels is None else nn.functional.mse_loss(logits, labels)
+        return {"loss": loss, "logits": logits}
+
+
+def by_hand(
+    wrap: str,
+    *,
+    pieces: int = 1,
+    clip: float | None = None,
+    dtype: torch.dtype | None = None,
+    epochs: int = 1,
+    scheduled: bool = True,
+) -> list[Tensor]:
+    """Every micro-batch climbs for itself; its gradient at `w + v` is added to those before."""
+    model = network()
+    optimizer, scheduler = build(wrap, model)
+
+    def backward(x: Tensor, y: Tensor, scale: float = 1.0) -> None:
+        model.zero_grad()
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+            loss = nn.functional.mse_loss(model(x), y)
+        (loss / scale).backward()
+
+    batches = list(loader(pieces)) * epochs
+    for begin in range(0, len(batches), pieces):
+        total = [torch.zeros_like(param) for param in model.parameters()]
+        for x, y in batches[begin : begin + pieces]:
+            backward(x, y)
+            with optimizer.perturb():
+                backward(x, y, pieces)
+            for tensor, param in zip(total, model.parameters(), strict=True):
+                tensor += param.grad
+        for tensor, param in zip(total, model.parameters(), strict=True):
+            param.grad = tensor
+        if clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        if scheduled:
+            scheduler.step()
+    return weights(model)
+
+
 def weights(model: nn.Module) -> list[Tensor]:
     return [param.detach().clone() for param in model.parameters()]
 

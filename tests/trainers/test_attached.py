@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from lightning.pytorch.plugins import MixedPrecision
-from plain_loop import BATCH, WRAPS, build, dataset, loader, network, weights
+from plain_loop import BATCH, WRAPS, Regressor, build, by_hand, dataset, loader, weights
 from reference import same_bits
 from tiers import first_fast
 from torch import Tensor, nn
@@ -33,54 +33,10 @@ def _forget_the_last_accelerator() -> Iterator[None]:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-class Regressor(nn.Module):
-    """Ends in its loss, as the models of `transformers` do."""
-
+class WithConfig(Regressor):
     def __init__(self) -> None:
         super().__init__()
-        self.net = network()
         self.config = PretrainedConfig()  # which label smoothing asks
-
-    def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor | None]:
-        logits = self.net(x)
-        loss = None if labels is None else nn.functional.mse_loss(logits, labels)
-        return {"loss": loss, "logits": logits}
-
-
-def by_hand(
-    wrap: str,
-    *,
-    pieces: int = 1,
-    clip: float | None = None,
-    dtype: torch.dtype | None = None,
-    epochs: int = 1,
-) -> list[Tensor]:
-    """Every micro-batch climbs for itself; its gradient at `w + v` is added to those before."""
-    model = network()
-    optimizer, scheduler = build(wrap, model)
-
-    def backward(x: Tensor, y: Tensor, scale: float = 1.0) -> None:
-        model.zero_grad()
-        with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
-            loss = nn.functional.mse_loss(model(x), y)
-        (loss / scale).backward()
-
-    batches = list(loader(pieces)) * epochs
-    for begin in range(0, len(batches), pieces):
-        total = [torch.zeros_like(param) for param in model.parameters()]
-        for x, y in batches[begin : begin + pieces]:
-            backward(x, y)
-            with optimizer.perturb():
-                backward(x, y, pieces)
-            for tensor, param in zip(total, model.parameters(), strict=True):
-                tensor += param.grad
-        for tensor, param in zip(total, model.parameters(), strict=True):
-            param.grad = tensor
-        if clip is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), clip)
-        optimizer.step()
-        scheduler.step()
-    return weights(model)
 
 
 # -- Hugging Face Trainer ------------------------------------------------------------------------
@@ -102,7 +58,7 @@ def trained(
     compute_loss_func: Callable[..., Tensor] | None = None,
     **options: Any,
 ) -> list[Tensor]:
-    model = Regressor()
+    model = WithConfig()
     optimizer, scheduler = build(wrap, model)
     optimizer.attach(model)
     arguments = TrainingArguments(
