@@ -6,9 +6,11 @@ import pytest
 import timm
 import torch
 from reference import same_bits
+from tiers import first_fast
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
-from timm.utils import ModelEmaV3, dispatch_clip_grad
+from timm.task import ClassificationTask
+from timm.utils import ModelEmaV3, NativeScaler, dispatch_clip_grad
 from torch import Tensor, nn
 
 from torch_awp import AdversarialWeightPerturbation, freeze_running_stats
@@ -82,6 +84,47 @@ def test_timms_loop_trains_as_the_equations_say(name):
     train(model, data, torch.amp.GradScaler("cpu", init_scale=2.0**10))
     measured = [t.detach() for t in model.state_dict().values()]
     torch.testing.assert_close(measured, by_hand(twin, data), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", first_fast(["test_resnet", "test_vit"]))
+def test_timms_own_task_scaler_and_ema_attached_equal_its_loop_of_passes(name):
+    options = {"num_classes": 3, **({"img_size": 32} if "vit" in name else {})}
+    model, data = timm.create_model(name, **options), batches()
+    twin = copy.deepcopy(model)
+    optimizer, scheduler, ema = setup(model)
+    task = ClassificationTask(model, nn.CrossEntropyLoss(label_smoothing=0.1), verbose=False)
+    optimizer.attach(task)
+    scaler = NativeScaler("cpu")
+    model.train()
+    for update, (images, labels) in enumerate(data):
+        scheduler.step_update(update)
+        loss = task(images, labels)["loss"]
+        scaler(loss, optimizer, clip_grad=1.0, parameters=task.get_clip_parameters())
+        optimizer.zero_grad()
+        ema.update(model)
+
+    _, expected = train(twin, data, torch.amp.GradScaler("cpu"))
+    assert same_bits(list(model.state_dict().values()), list(twin.state_dict().values()))
+    assert same_bits(list(ema.state_dict().values()), list(expected.state_dict().values()))
+
+
+def test_names_given_to_the_groups_of_its_factory_serve_select():
+    model = timm.create_model("test_resnet", num_classes=3)
+    base = create_optimizer_v2(model, opt="momentum", lr=1e-2, weight_decay=0.05, layer_decay=0.9)
+    names = {param: name for name, param in model.named_parameters()}
+    for group in base.param_groups:
+        group["param_names"] = [names[param] for param in group["params"]]
+    optimizer = AdversarialWeightPerturbation(
+        base, gamma=1e-2, select=lambda name, param: name == "fc.weight"
+    )
+    home = copy.deepcopy(dict(model.named_parameters()))
+    images, labels = batches()[0]
+    for p in optimizer.passes():
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images), labels).backward()
+        if p.perturbed:
+            moved = {n for n, param in model.named_parameters() if not param.equal(home[n])}
+    assert moved == {"fc.weight"}
 
 
 def test_the_ema_averages_weights_at_home():
