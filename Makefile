@@ -1,6 +1,7 @@
 # make demo: everything from nothing to the demo's table and figure.
 # make test: everything from nothing to lint, types, wheel, documents and the fast tests.
 # make test-all: the slow tests too; before a change counts as done.
+# make test-trainers: fastai, skorch, ignite and others, which nothing else here needs.
 # make test-gpu: the contract on your accelerator, in at most ten minutes on one GPU.
 # make benchmark-gpu: what it costs there.
 PYTHON ?= python3
@@ -15,7 +16,7 @@ OLDEST = .venv-oldest
 PIP_INSTALL = pip install --quiet --disable-pip-version-check
 
 .PHONY: help demo test test-all lint types package releasable tests test-gpu \
-	benchmark-gpu test-oldest clean
+	benchmark-gpu test-oldest test-trainers clean
 
 help:
 	@grep -E '^# make' $(MAKEFILE_LIST) | sed 's/^# //'
@@ -63,6 +64,10 @@ tests: $(VENV)/.dev
 test-oldest: $(OLDEST)/.installed
 	$(OLDEST)/bin/$(PYTEST) torch_awp $(wildcard tests/test_*.py)
 
+# Recipes of examples/TRAINERS.md and more; what is pinned for the other tests stays.
+test-trainers: $(VENV)/.trainers
+	$(VENV)/bin/python -m pytest tests/more_trainers $(EVERY_TIER) $(PYTEST_FLAGS)
+
 # What a tag may publish: the version that it names, described in the changelog, by a named owner.
 releasable: package
 	@version=$$($(VENV)/bin/hatchling version); refuse() { echo "Not released: $$1"; exit 1; }; \
@@ -81,6 +86,10 @@ $(VENV)/.examples: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
 $(VENV)/.dev: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
 	$(VENV)/bin/$(PIP_INSTALL) $(CONSTRAINTS:%=-c %) -e '.[examples,dev]'
 	touch $@ $(VENV)/.examples
+
+$(VENV)/.trainers: $(VENV)/.dev
+	$(VENV)/bin/$(PIP_INSTALL) $(CONSTRAINTS:%=-c %) -e '.[examples,dev,trainers]'
+	touch $@
 
 $(OLDEST)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(OLDEST)
