@@ -336,9 +336,10 @@ def test_a_long_tensor_moves_like_the_reference_however_it_lies(
     assert same_bits([param.detach().contiguous()], [weight])
 
 
-def test_the_length_of_a_move_is_right_where_float32_sums_go_wrong():
+@pytest.mark.parametrize("shape", [(2500, 4000), (1, 2, 5_000_000)])
+def test_the_length_of_a_move_is_right_where_float32_sums_go_wrong(shape):
     """Summed one after the other in float32, ten million equal squares lose 0.8 % of the norm."""
-    weight = torch.full((2500, 4000), 0.1)
+    weight = torch.full(shape, 0.1)
     moved = perturbed(weight, torch.full_like(weight, 0.3), gamma=0.5)
     torch.testing.assert_close(moved, torch.full_like(weight, 0.15), rtol=2e-5, atol=0)
 

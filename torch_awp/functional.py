@@ -16,7 +16,6 @@ On the host memory traffic counts: long tensors are handled in pieces that fit i
 
 from collections.abc import Iterator, Sequence
 from functools import cache
-from itertools import chain
 
 import torch
 from torch import Tensor
@@ -51,8 +50,8 @@ def norms(tensors: Tensors) -> Tensor:
     """
     dtype = opmath_dtype(tensors[0].dtype)
     size = _piece_size(tensors[0])
-    pieces = [_cut(t, size) if t.numel() > size else (t,) for t in tensors]
-    parts = torch._foreach_norm(list(chain.from_iterable(pieces)), 2, dtype=dtype)
+    pieces = [_cut((tensor,), size) for tensor in tensors]
+    parts = torch._foreach_norm([piece for of_one in pieces for (piece,) in of_one], 2, dtype=dtype)
     found = _joined(parts, list(map(len, pieces)))
     if found.is_cpu:  # outside this range squares in float32 lose digits, underflow or overflow
         for i, norm in enumerate(found.tolist()):
@@ -255,11 +254,15 @@ def _piece_size(tensor: Tensor) -> int:
     return _HOST_PIECE if on_host(tensor) else _DEVICE_PIECE
 
 
-def _cut(tensor: Tensor, size: int) -> Sequence[Tensor]:
-    """A tensor of more than `size` elements in pieces along its first dimension."""
-    if tensor.numel() <= size:
-        return (tensor,)
-    return torch.split(tensor, max(1, size * len(tensor) // tensor.numel()))
+def _cut(tensors: tuple[Tensor, ...], size: int) -> list[tuple[Tensor, ...]]:
+    """Corresponding pieces of at most `size` elements, cut where the first tensor's lie apart."""
+    first = tensors[0]
+    if first.numel() <= size:
+        return [tensors]
+    dim = max(range(first.ndim), key=lambda d: (first.shape[d] > 1, first.stride(d)))
+    length = max(1, size * first.shape[dim] // first.numel())
+    parts = zip(*(torch.split(tensor, length, dim) for tensor in tensors), strict=True)
+    return [piece for part in parts for piece in _cut(part, size)]
 
 
 def _in_pieces(first: Tensors, second: Tensors) -> Iterator[tuple[list[int], Tensors, Tensors]]:
@@ -271,7 +274,7 @@ def _in_pieces(first: Tensors, second: Tensors) -> Iterator[tuple[list[int], Ten
     size = room = _piece_size(first[0])
     portion: list[tuple[int, Tensor, Tensor]] = []
     for owner, pair in enumerate(zip(first, second, strict=True)):
-        for one, other in zip(*(_cut(tensor, size) for tensor in pair), strict=True):
+        for one, other in _cut(pair, size):
             if portion and one.numel() > room:
                 yield _unzipped(portion)
                 portion, room = [], size
