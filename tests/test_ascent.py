@@ -107,6 +107,17 @@ def test_a_large_step_is_projected_back_onto_the_ball():
     torch.testing.assert_close(far, near, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("exponent", [-25, -22, 19, 30])
+def test_a_tiny_or_huge_weight_is_projected_onto_the_ball_too(exponent):
+    """The squares of its perturbation leave the range of float32."""
+    weight = torch.randn(5, 6) * 10.0**exponent
+    moved = perturbed(weight, torch.randn(5, 6), gamma=0.5, step_size=1.0)
+    v, home = moved.double() - weight.double(), weight.double()
+    torch.testing.assert_close(
+        v.norm() / home.norm(), torch.tensor(0.5).double(), rtol=1e-5, atol=0
+    )
+
+
 def test_a_large_step_with_the_element_constraint_fills_the_box():
     weight = torch.tensor([[1.0, -2.0], [3.0, 0.5]]).double()
     gradient = torch.tensor([[1.0, 1.0], [-1.0, -1.0]]).double()

@@ -52,7 +52,8 @@ def norms(tensors: Tensors) -> Tensor:
     size = _piece_size(tensors[0])
     pieces = [_cut((tensor,), size) for tensor in tensors]
     parts = torch._foreach_norm([piece for of_one in pieces for (piece,) in of_one], 2, dtype=dtype)
-    found = _joined(parts, list(map(len, pieces)))
+    found = torch.stack(list(parts))
+    found = _joined(found.double() if found.is_cpu else found, list(map(len, pieces)))
     if found.is_cpu:  # outside this range squares in float32 lose digits, underflow or overflow
         for i, norm in enumerate(found.tolist()):
             if not 1e-12 < norm < 1e18:
@@ -66,12 +67,12 @@ def distances(weights: Tensors, centers: Tensors) -> Tensor:
     >>> distances([torch.tensor([4.0, 3.0])], [torch.tensor([1.0, -1.0])])
     tensor([5.], dtype=torch.float64)
     """
-    counts, parts = [0] * len(weights), list[Tensor]()
+    counts, parts = [0] * len(weights), Tensors()
     for owners, moved, starts in _in_pieces(weights, centers):
-        parts += torch._foreach_norm(_differences(moved, starts), 2)
+        parts.append(norms(_differences(moved, starts)))
         for owner in owners:
             counts[owner] += 1
-    return _joined(parts, counts)
+    return _joined(torch.cat(parts), counts)
 
 
 def step_scales(
@@ -293,10 +294,8 @@ def _finite(numbers: Tensor) -> Tensor:
     return numbers.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def _joined(parts: Sequence[Tensor], counts: list[int]) -> Tensor:
+def _joined(parts: Tensor, counts: list[int]) -> Tensor:
     """The norms of tensors from those of their pieces, `counts` for each tensor."""
-    found = torch.stack(list(parts))
-    found = found.double() if found.is_cpu else found
     if len(parts) == len(counts):
-        return found
-    return torch.stack([torch.linalg.vector_norm(of_one) for of_one in torch.split(found, counts)])
+        return parts
+    return torch.stack([torch.linalg.vector_norm(of_one) for of_one in torch.split(parts, counts)])
