@@ -107,6 +107,17 @@ def test_a_large_step_is_projected_back_onto_the_ball():
     torch.testing.assert_close(far, near, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("exponent", [-25, -22, 19, 30])
+def test_a_tiny_or_huge_weight_is_projected_onto_the_ball_too(exponent):
+    """The squares of its perturbation leave the range of float32."""
+    weight = torch.randn(5, 6) * 10.0**exponent
+    moved = perturbed(weight, torch.randn(5, 6), gamma=0.5, step_size=1.0)
+    v, home = moved.double() - weight.double(), weight.double()
+    torch.testing.assert_close(
+        v.norm() / home.norm(), torch.tensor(0.5).double(), rtol=1e-5, atol=0
+    )
+
+
 def test_a_large_step_with_the_element_constraint_fills_the_box():
     weight = torch.tensor([[1.0, -2.0], [3.0, 0.5]]).double()
     gradient = torch.tensor([[1.0, 1.0], [-1.0, -1.0]]).double()
@@ -336,9 +347,10 @@ def test_a_long_tensor_moves_like_the_reference_however_it_lies(
     assert same_bits([param.detach().contiguous()], [weight])
 
 
-def test_the_length_of_a_move_is_right_where_float32_sums_go_wrong():
+@pytest.mark.parametrize("shape", [(2500, 4000), (1, 2, 5_000_000)])
+def test_the_length_of_a_move_is_right_where_float32_sums_go_wrong(shape):
     """Summed one after the other in float32, ten million equal squares lose 0.8 % of the norm."""
-    weight = torch.full((2500, 4000), 0.1)
+    weight = torch.full(shape, 0.1)
     moved = perturbed(weight, torch.full_like(weight, 0.3), gamma=0.5)
     torch.testing.assert_close(moved, torch.full_like(weight, 0.15), rtol=2e-5, atol=0)
 

@@ -16,7 +16,6 @@ On the host memory traffic counts: long tensors are handled in pieces that fit i
 
 from collections.abc import Iterator, Sequence
 from functools import cache
-from itertools import chain
 
 import torch
 from torch import Tensor
@@ -51,9 +50,10 @@ def norms(tensors: Tensors) -> Tensor:
     """
     dtype = opmath_dtype(tensors[0].dtype)
     size = _piece_size(tensors[0])
-    pieces = [_cut(t, size) if t.numel() > size else (t,) for t in tensors]
-    parts = torch._foreach_norm(list(chain.from_iterable(pieces)), 2, dtype=dtype)
-    found = _joined(parts, list(map(len, pieces)))
+    pieces = [_cut((tensor,), size) for tensor in tensors]
+    parts = torch._foreach_norm([piece for of_one in pieces for (piece,) in of_one], 2, dtype=dtype)
+    found = torch.stack(list(parts))
+    found = _joined(found.double() if found.is_cpu else found, list(map(len, pieces)))
     if found.is_cpu:  # outside this range squares in float32 lose digits, underflow or overflow
         for i, norm in enumerate(found.tolist()):
             if not 1e-12 < norm < 1e18:
@@ -67,12 +67,12 @@ def distances(weights: Tensors, centers: Tensors) -> Tensor:
     >>> distances([torch.tensor([4.0, 3.0])], [torch.tensor([1.0, -1.0])])
     tensor([5.], dtype=torch.float64)
     """
-    counts, parts = [0] * len(weights), list[Tensor]()
+    counts, parts = [0] * len(weights), Tensors()
     for owners, moved, starts in _in_pieces(weights, centers):
-        parts += torch._foreach_norm(_differences(moved, starts), 2)
+        parts.append(norms(_differences(moved, starts)))
         for owner in owners:
             counts[owner] += 1
-    return _joined(parts, counts)
+    return _joined(torch.cat(parts), counts)
 
 
 def step_scales(
@@ -255,11 +255,15 @@ def _piece_size(tensor: Tensor) -> int:
     return _HOST_PIECE if on_host(tensor) else _DEVICE_PIECE
 
 
-def _cut(tensor: Tensor, size: int) -> Sequence[Tensor]:
-    """A tensor of more than `size` elements in pieces along its first dimension."""
-    if tensor.numel() <= size:
-        return (tensor,)
-    return torch.split(tensor, max(1, size * len(tensor) // tensor.numel()))
+def _cut(tensors: tuple[Tensor, ...], size: int) -> list[tuple[Tensor, ...]]:
+    """Corresponding pieces of at most `size` elements, cut where the first tensor's lie apart."""
+    first = tensors[0]
+    if first.numel() <= size:
+        return [tensors]
+    dim = max(range(first.ndim), key=lambda d: (first.shape[d] > 1, first.stride(d)))
+    length = max(1, size * first.shape[dim] // first.numel())
+    parts = zip(*(torch.split(tensor, length, dim) for tensor in tensors), strict=True)
+    return [piece for part in parts for piece in _cut(part, size)]
 
 
 def _in_pieces(first: Tensors, second: Tensors) -> Iterator[tuple[list[int], Tensors, Tensors]]:
@@ -271,7 +275,7 @@ def _in_pieces(first: Tensors, second: Tensors) -> Iterator[tuple[list[int], Ten
     size = room = _piece_size(first[0])
     portion: list[tuple[int, Tensor, Tensor]] = []
     for owner, pair in enumerate(zip(first, second, strict=True)):
-        for one, other in zip(*(_cut(tensor, size) for tensor in pair), strict=True):
+        for one, other in _cut(pair, size):
             if portion and one.numel() > room:
                 yield _unzipped(portion)
                 portion, room = [], size
@@ -290,10 +294,8 @@ def _finite(numbers: Tensor) -> Tensor:
     return numbers.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def _joined(parts: Sequence[Tensor], counts: list[int]) -> Tensor:
+def _joined(parts: Tensor, counts: list[int]) -> Tensor:
     """The norms of tensors from those of their pieces, `counts` for each tensor."""
-    found = torch.stack(list(parts))
-    found = found.double() if found.is_cpu else found
     if len(parts) == len(counts):
-        return found
-    return torch.stack([torch.linalg.vector_norm(of_one) for of_one in torch.split(found, counts)])
+        return parts
+    return torch.stack([torch.linalg.vector_norm(of_one) for of_one in torch.split(parts, counts)])
