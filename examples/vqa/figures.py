@@ -5,6 +5,7 @@ Axes come from `matplotlib.figure.Figure().subplots()`, so that nothing depends 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -40,8 +41,9 @@ def draw_curves(
     >>> [line.get_label() for line in axes.lines]
     ['flat', 'sharp']
     """
-    styles = _styles(len(curves)) if colours is None else [(colour, "-") for colour in colours]
-    for (colour, line), (name, losses) in zip(styles, curves.items(), strict=True):
+    distinct = itertools.cycle((line, colour) for line in _LINES for colour in _COLOURS)
+    styles = distinct if colours is None else (("-", colour) for colour in colours)
+    for (line, colour), (name, losses) in zip(styles, curves.items(), strict=colours is not None):
         runs = losses.double().reshape(-1, len(alphas))
         axes.plot(alphas.tolist(), runs.mean(dim=0).tolist(), line, color=colour, label=name)
         if len(runs) > 1:
@@ -137,9 +139,3 @@ def draw_seeds(axes: Axes, values: Mapping[str, Sequence[float]], colours: Seque
 def _narrow(name: str) -> str:
     """Broken into lines, so that names beside one another have room."""
     return name.replace(", ", "\n").replace("=", "=\n").replace("plain ", "plain\n")
-
-
-def _styles(number: int) -> list[tuple[str, str]]:
-    """Colour and kind of line for each of some models."""
-    every = [(colour, line) for line in _LINES for colour in _COLOURS]
-    return [every[i % len(every)] for i in range(number)]
