@@ -68,7 +68,7 @@ def draw_contours(
 ) -> None:
     """A loss surface [A, B] from above, the model itself at the cross.
 
-    `limits` are the lowest and the highest loss of the colour scale, for surfaces side by side.
+    `limits` are the lowest and the highest loss of the scale, for surfaces side by side.
     """
     low, high = (float(losses.min()), float(losses.max())) if limits is None else limits
     filled = axes.contourf(
@@ -95,10 +95,7 @@ def draw_surface(
     losses: Tensor,
     limits: tuple[float, float] | None = None,
 ) -> None:
-    """A loss surface [A, B] in perspective; `axes` has `projection="3d"`.
-
-    `limits` are the lowest and the highest loss of height and colour, for surfaces side by side.
-    """
+    """The same in perspective, of height and colour; `axes` has `projection="3d"`."""
     low, high = (float(losses.min()), float(losses.max())) if limits is None else limits
     rows, columns = (grid.numpy() for grid in torch.meshgrid(alphas, betas, indexing="ij"))
     axes.plot_surface(

@@ -52,10 +52,8 @@ def build_extractor(
 ) -> MotionExtractor:
     """The extractor of that kind.
 
-    Args:
-        kind: which features.
-        weights: published `slowfast_r50` weights; only for that kind, which must have them.
-        device: where the network runs, by default the CPU.
+    `slowfast_r50` must have published weights, no other kind may; its network runs on the device,
+    by default the CPU.
 
     Raises:
         ValueError: weights are missing, unusable (`PublishedWeightsError`) or not needed.
@@ -71,12 +69,7 @@ def build_extractor(
 
 
 class SlowFastFeatures:
-    """2304 features of 32 frames: 2048 of the slow pathway, then 256 of the fast one.
-
-    Args:
-        network: the frozen network.
-        device: where it runs.
-    """
+    """2304 features of 32 frames: 2048 of the slow pathway, then 256 of the fast one."""
 
     size = SIZE
 

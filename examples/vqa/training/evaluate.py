@@ -66,16 +66,10 @@ def score_each(
 ) -> Iterator[tuple[int, float | str]]:
     """Number and predicted score, or what is wrong with its file, of this process's samples.
 
-    They come in their order. With batches of one a score depends on the file alone: not on the
-    files beside it, on how many processes share them, or on the number of workers.
-
-    Args:
-        model: in evaluation mode.
-        task: reads and scores.
-        samples: files; their opinion scores do not matter.
-        settings: workers, precision, and whether a bad file stops everything.
-        group: this process among its peers.
-        batch: files at a time.
+    They come in their order; their opinion scores do not matter. With batches of one a score
+    depends on the file alone: not on the files beside it, on how many processes share them, or on
+    the number of workers. The model is in evaluation mode. Of the settings, workers, precision and
+    whether a bad file stops everything count.
     """
     files = LabelledFiles(samples, task.read, settings.bad_files == "skip")
     draws = every_sample(len(samples), group.rank, group.world_size)
