@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vqa.datasets.annotations import NAME_COLUMNS
-from vqa.datasets.media import FolderListings
+from vqa.datasets.media import Listing, find_file, folder_listing
 from vqa.datasets.specs import SPECS, DatasetError
 from vqa.datasets.tables import BLANK, Line, Table, columns_without_header, divided
 from vqa.io.files import MediaKind, kind_by_name
@@ -123,8 +123,8 @@ def read_file_list(path: Path) -> list[Found]:
         raise DatasetError(f"{path}: expected a readable list of files ({error})") from error
     if "\0" in text:
         raise DatasetError(f"{path}: expected a list of files as UTF-8 text, got binary data")
-    listings = FolderListings()
-    listed = [_located(path, names, number, listings) for number, names in _names(path, text)]
+    listing = folder_listing()
+    listed = [_located(path, names, number, listing) for number, names in _names(path, text)]
     if not listed:
         raise DatasetError(f"{path}: expected at least one file name, the list is empty")
     return listed
@@ -161,7 +161,7 @@ def _column(path: Path, first: Line, separator: str) -> tuple[int, int]:
     return int(scored == 0) if named is None else named, 1
 
 
-def _located(path: Path, names: Sequence[str], number: int, listings: FolderListings) -> Found:
+def _located(path: Path, names: Sequence[str], number: int, listing: Listing) -> Found:
     """The file if there is one, otherwise where it was looked for first."""
     spec = SPECS["csv"]
     roots = [*(path.parent / folder for folder in spec.folders), Path()]
@@ -169,12 +169,12 @@ def _located(path: Path, names: Sequence[str], number: int, listings: FolderList
     tried = [root / name for name in names for root in roots]
     # As Windows writes them.
     tried += [root / name.replace("\\", "/") for name in names if "\\" in name for root in roots]
-    found = (_find(listings, file) for file in tried)
+    found = (_find(file, listing) for file in tried)
     return _checked(next(filter(None, found), tried[0]), f"{path}, row {number}: ")
 
 
-def _find(listings: FolderListings, file: Path) -> Path | None:
+def _find(file: Path, listing: Listing) -> Path | None:
     try:
-        return listings.find(file)
+        return find_file(file, listing)
     except OSError:  # a folder that must not be read, a line that is longer than names can be
         return None
