@@ -41,13 +41,10 @@ class Run:
 
 
 def run_of(settings: Settings, task: TaskOf, dataset: DataSet, source: object) -> Run:
-    """A run on the first split that the settings ask for.
+    """A run on the first split that the settings ask for, of the data set that they name.
 
-    Args:
-        settings: of the script; where the results go is decided by the store.
-        task: makes the task of such settings.
-        dataset: what the settings name, loaded.
-        source: what else decides a result, as plain values: code and versions.
+    Where the results go is decided by the store. `source` is what else decides a result, as plain
+    values: code and versions.
     """
     split = settings.splits[0]
     parts = parts_of(dataset, {}, settings, split)
@@ -61,13 +58,8 @@ def run_all(runs: Sequence[Run], task: TaskOf, store: Store, processes: int) -> 
     """The results of all runs, from the store where they are finished already.
 
     What a run prints is in its log. A small model gains nothing from a second thread, and with one
-    thread a result does not depend on how many runs go on beside it.
-
-    Args:
-        runs: what to do.
-        task: makes the task of a run's settings; a function that can be sent to a process.
-        store: where runs are kept.
-        processes: runs side by side, in processes of their own unless it is 1.
+    thread a result does not depend on how many runs go on beside it. They have processes of their
+    own, to which `task` can be sent, unless one goes on at a time.
     """
     missing = [run for run in runs if store.results(run) is None]
     with progress_bar("training", len(missing), "run") as bar:

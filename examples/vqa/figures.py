@@ -5,6 +5,7 @@ Axes come from `matplotlib.figure.Figure().subplots()`, so that nothing depends 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -40,8 +41,9 @@ def draw_curves(
     >>> [line.get_label() for line in axes.lines]
     ['flat', 'sharp']
     """
-    styles = _styles(len(curves)) if colours is None else [(colour, "-") for colour in colours]
-    for (colour, line), (name, losses) in zip(styles, curves.items(), strict=True):
+    distinct = itertools.cycle((line, colour) for line in _LINES for colour in _COLOURS)
+    styles = distinct if colours is None else (("-", colour) for colour in colours)
+    for (line, colour), (name, losses) in zip(styles, curves.items(), strict=colours is not None):
         runs = losses.double().reshape(-1, len(alphas))
         axes.plot(alphas.tolist(), runs.mean(dim=0).tolist(), line, color=colour, label=name)
         if len(runs) > 1:
@@ -66,7 +68,7 @@ def draw_contours(
 ) -> None:
     """A loss surface [A, B] from above, the model itself at the cross.
 
-    `limits` are the lowest and the highest loss of the colour scale, for surfaces side by side.
+    `limits` are the lowest and the highest loss of the scale, for surfaces side by side.
     """
     low, high = (float(losses.min()), float(losses.max())) if limits is None else limits
     filled = axes.contourf(
@@ -93,10 +95,7 @@ def draw_surface(
     losses: Tensor,
     limits: tuple[float, float] | None = None,
 ) -> None:
-    """A loss surface [A, B] in perspective; `axes` has `projection="3d"`.
-
-    `limits` are the lowest and the highest loss of height and colour, for surfaces side by side.
-    """
+    """The same in perspective, of height and colour; `axes` has `projection="3d"`."""
     low, high = (float(losses.min()), float(losses.max())) if limits is None else limits
     rows, columns = (grid.numpy() for grid in torch.meshgrid(alphas, betas, indexing="ij"))
     axes.plot_surface(
@@ -137,9 +136,3 @@ def draw_seeds(axes: Axes, values: Mapping[str, Sequence[float]], colours: Seque
 def _narrow(name: str) -> str:
     """Broken into lines, so that names beside one another have room."""
     return name.replace(", ", "\n").replace("=", "=\n").replace("plain ", "plain\n")
-
-
-def _styles(number: int) -> list[tuple[str, str]]:
-    """Colour and kind of line for each of some models."""
-    every = [(colour, line) for line in _LINES for colour in _COLOURS]
-    return [every[i % len(every)] for i in range(number)]

@@ -43,13 +43,9 @@ def _end_with_parent() -> None:
 
 
 def progress_bar(description: str, total: int, unit: str, **options: Any) -> tqdm[NoReturn]:
-    """A bar on stderr, to be used in a `with` block and moved by `update()`.
+    """A bar on stderr, to be used in a `with` block and moved by `update()`, `total` times in all.
 
-    Args:
-        description: what stands before it.
-        total: updates until it is full.
-        unit: what an update is.
-        options: of tqdm, such as `disable` in all processes but the first.
+    The options are those of tqdm, such as `disable` in all processes but the first.
     """
     # Every refresh of a bar is a new line in a log.
     seconds = 0.1 if sys.stderr.isatty() else 5.0

@@ -44,11 +44,9 @@ class Results:
         return math.nan if found is None else float(found)
 
     def score(self, part: str, metric: str) -> float:
-        """One score; NaN where it was not defined.
+        """One score, such as `srcc` of `train`, `gap` or a further data set.
 
-        Args:
-            part: `train`, `test`, `validation`, `gap`, or a further data set.
-            metric: `srcc`, `plcc`, `krcc` or `rmse`.
+        It is NaN where it was not defined.
 
         Raises:
             ValueError: there are no such scores.
@@ -77,11 +75,7 @@ class Named(Protocol):
 
 
 class Store:
-    """One folder for each run.
-
-    Args:
-        folder: where they lie.
-    """
+    """One folder for each run, in a folder of all."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

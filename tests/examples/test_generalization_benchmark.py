@@ -63,6 +63,16 @@ def small(
     return Biq2021(synthetic_table(), PlainTraining(epochs=2, batch=8), fitted=32, width=8)
 
 
+@cache
+def with_few_candidates(
+    name: str = "biq2021", mini_ugc: Path | None = None, videval: Path | None = None
+) -> Biq2021:
+    """The same, where every method has two values to choose from."""
+    ground = Biq2021(synthetic_table(), PlainTraining(epochs=1, batch=16), fitted=32, width=8)
+    ground.grids = {name: values[:2] for name, values in ground.grids.items()}
+    return ground
+
+
 def without_time(outcome: Outcome) -> Outcome:
     return replace(outcome, cpu_seconds=0.0)
 
@@ -295,12 +305,12 @@ def benchmark(tmp_path_factory) -> Generalization:
     settings = Generalization(
         grounds=("biq2021",), seeds=2, tuning_seeds=1, output=folder / "out", runs=folder / "runs"
     )
-    main(settings, small)
+    main(settings, with_few_candidates)
     return settings
 
 
 def test_every_method_is_in_table_and_document(benchmark, capsys):
-    main(benchmark, small)
+    main(benchmark, with_few_candidates)
 
     document = json.loads((benchmark.output / "generalization.json").read_text("utf-8"))["biq2021"]
     with (benchmark.output / "generalization.csv").open(encoding="utf-8", newline="") as file:
@@ -319,7 +329,7 @@ def test_a_second_time_costs_no_training(benchmark):
     kept = sorted(benchmark.runs.rglob("*.json"))
     times = [path.stat().st_mtime_ns for path in kept]
 
-    main(benchmark, small)
+    main(benchmark, with_few_candidates)
 
     assert sorted(benchmark.runs.rglob("*.json")) == kept
     assert [path.stat().st_mtime_ns for path in kept] == times
@@ -329,7 +339,7 @@ def test_choices_of_an_earlier_result_are_taken_without_tuning(benchmark, tmp_pa
     earlier = benchmark.output / "generalization.json"
     reused = replace(benchmark, chosen=earlier, seeds=2, output=tmp_path, runs=tmp_path / "runs")
 
-    main(reused, small)
+    main(reused, with_few_candidates)
 
     kept = [json.loads(path.read_text("utf-8")) for path in reused.runs.rglob("*.json")]
     assert {own["job"]["part"] for own in kept} == {"test"}
@@ -341,7 +351,7 @@ def test_other_grounds_keep_their_results(benchmark, tmp_path):
     document = json.loads((benchmark.output / "generalization.json").read_text("utf-8"))
     (tmp_path / "generalization.json").write_text(json.dumps({"digits": document["biq2021"]}))
 
-    main(replace(benchmark, output=tmp_path), small)
+    main(replace(benchmark, output=tmp_path), with_few_candidates)
 
     merged = json.loads((tmp_path / "generalization.json").read_text("utf-8"))
     assert merged["digits"] == document["biq2021"]
@@ -365,7 +375,7 @@ def test_methods_that_are_gone_stay_in_table_and_figures_as_history(benchmark, t
     document = json.loads(COMMITTED.read_text("utf-8"))
     (tmp_path / "generalization.json").write_text(json.dumps(document))
 
-    main(replace(benchmark, output=tmp_path), small)
+    main(replace(benchmark, output=tmp_path), with_few_candidates)
 
     with (tmp_path / "generalization.csv").open(encoding="utf-8", newline="") as file:
         kept = {line["ground"] for line in csv.DictReader(file) if line["method"] in GONE}

@@ -58,11 +58,15 @@ def clone(tmp_path_factory) -> Path:
     return write_clone(tmp_path_factory.mktemp("videval") / "clone")
 
 
-def small(clone: Path, tables: Mapping[str, VideoTable] | None = None) -> Videval:
-    plain = PlainTraining(epochs=2, batch=16, schedule="cosine")
+def small(
+    clone: Path,
+    tables: Mapping[str, VideoTable] | None = None,
+    epochs: int = 2,
+    candidates: int = 2,
+) -> Videval:
+    plain = PlainTraining(epochs=epochs, batch=16, schedule="cosine")
     ground = Videval("konvid-1k", tables or load_tables(clone), plain, width=8)
-    grids = {name: values[:2] for name, values in ground.grids.items()}
-    ground.grids = grids
+    ground.grids = {name: values[:candidates] for name, values in ground.grids.items()}
     return ground
 
 
@@ -256,7 +260,7 @@ def test_the_program_writes_every_score_and_the_figure_of_transfer(clone, tmp_pa
         output=tmp_path / "out", runs=tmp_path / "runs",
     )  # fmt: skip
 
-    main(settings, lambda name, mini_ugc, videval: small(videval))
+    main(settings, lambda name, mini_ugc, videval: small(videval, None, 1, 1))
 
     document = json.loads((tmp_path / "out" / "generalization.json").read_text("utf-8"))
     own = document["konvid-1k"]

@@ -69,13 +69,10 @@ class Label:
 def find_annotations(
     spec: DataSetSpec, root: Path, annotations: Path | None
 ) -> tuple[FoundAnnotation, ...]:
-    """The annotation files to read.
+    """The annotation files to read, looked for in `root`.
 
-    Args:
-        spec: the data set.
-        root: where its files are looked for.
-        annotations: a folder to look in instead, or the annotation file itself. Its companions
-            (the 1080p rows of LSVQ, the test rows of BIQ2021) are taken from beside it if there.
+    Or in the folder that is given as `annotations`, or that file itself. Its companions (the 1080p
+    rows of LSVQ, the test rows of BIQ2021) are taken from beside it if there.
 
     Raises:
         DatasetError: none is there; the message lists the names that were tried.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
@@ -14,27 +15,20 @@ from vqa.io.files import MediaKind, kind_by_name
 _SHOWN = 10
 
 
-class FolderListings:
-    """Which files are in a folder, asked once per folder rather than once per file."""
+Listing = Callable[[Path], Mapping[str, str]]
+"""The names of the files in a folder, by every name that they answer to."""
 
-    def __init__(self) -> None:
-        self._names: dict[Path, dict[str, str]] = {}
 
-    def find(self, path: Path) -> Path | None:
-        """The file itself, or the one that differs in the case of the extension only."""
-        names = self._listing(path.parent)
-        name = names.get(path.name) or names.get(_fold_extension(path.name))
-        return None if name is None else path.with_name(name)
+def folder_listing() -> Listing:
+    """Asks once per folder rather than once per file, for as long as it is kept."""
+    return cache(_list_files)
 
-    def has_other_form(self, path: Path) -> bool:
-        """Whether there is a file whose name differs in its Unicode form only (NFC, NFD)."""
-        form = normalize("NFC", path.name)
-        return any(normalize("NFC", name) == form for name in self._listing(path.parent))
 
-    def _listing(self, folder: Path) -> dict[str, str]:
-        if folder not in self._names:
-            self._names[folder] = _list_files(folder)
-        return self._names[folder]
+def find_file(path: Path, listing: Listing) -> Path | None:
+    """The file itself, or the one that differs in the case of the extension only."""
+    names = listing(path.parent)
+    name = names.get(path.name) or names.get(_fold_extension(path.name))
+    return None if name is None else path.with_name(name)
 
 
 def find_samples(
@@ -46,12 +40,13 @@ def find_samples(
         DatasetError: files are missing and `drop_missing` is false (all are counted, the first
             ones named), none is there, or two rows mean the same file.
     """
-    listings = FolderListings()
+    listing = folder_listing()
     tried = [[root / place for place in _candidates(spec, label.name)] for label in labels]
-    found = [next(filter(None, map(listings.find, places)), None) for places in tried]
+    files = ((find_file(path, listing) for path in paths) for paths in tried)
+    found = [next(filter(None, own), None) for own in files]
     missing = [label for label, path in zip(labels, found, strict=True) if path is None]
     if missing and (not drop_missing or len(missing) == len(labels)):
-        raise DatasetError(_missing_message(spec, root, missing, len(labels), listings))
+        raise DatasetError(_missing_message(spec, root, missing, len(labels), listing))
     rows: dict[Path, Label] = {}
     samples: list[Sample] = []
     for label, path in zip(labels, found, strict=True):
@@ -85,7 +80,7 @@ def _missing_message(
     root: Path,
     missing: Sequence[Label],
     listed: int,
-    listings: FolderListings,
+    listing: Listing,
 ) -> str:
     tried = " or ".join(dict.fromkeys(_candidates(spec, missing[0].name)))
     lines = [
@@ -94,12 +89,18 @@ def _missing_message(
     ]
     for label in missing[:_SHOWN]:
         places = _candidates(spec, label.name)
-        same = any(listings.has_other_form(root / place) for place in places)
+        same = any(_has_other_form(root / place, listing) for place in places)
         note = "; a file is there whose name differs only in its Unicode form" if same else ""
         lines.append(f"  {label.name} ({label.place}){note}")
     if len(missing) > _SHOWN:
         lines.append(f"  and {len(missing) - _SHOWN} more")
     return "\n".join(lines)
+
+
+def _has_other_form(path: Path, listing: Listing) -> bool:
+    """Whether there is a file whose name differs in its Unicode form only (NFC, NFD)."""
+    form = normalize("NFC", path.name)
+    return any(normalize("NFC", name) == form for name in listing(path.parent))
 
 
 def _list_files(folder: Path) -> dict[str, str]:

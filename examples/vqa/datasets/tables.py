@@ -170,12 +170,8 @@ def divided(path: Path, text: str) -> tuple[list[Line], str]:
     tried where nothing else does, since names may have some: they divide words below a header of as
     many words; otherwise a name with blanks is one cell, too.
 
-    Args:
-        path: for messages.
-        text: its content.
-
     Raises:
-        DatasetError: a cell that begins with a quotation mark never ends.
+        DatasetError: a cell that begins with a quotation mark never ends; names the path.
     """
     uneven = None
     for separator in _SEPARATORS:

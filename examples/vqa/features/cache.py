@@ -118,17 +118,11 @@ class FeatureCache:
     def read(
         self, video: Path, generator: torch.Generator | None, crop: int = 448
     ) -> tuple[Tensor, Tensor]:
-        """What SimpleVQA takes for one video.
-
-        Args:
-            video: the video, whose content must be what it was at the extraction.
-            generator: draws the place of every key frame's crop, also of repeated ones; `None`
-                crops the centre.
-            crop: height and width in pixels.
+        """What SimpleVQA takes for one video, whose content must be what it was at the extraction.
 
         Returns:
-            Key frames float32 [N, 3, crop, crop], normalised as for ImageNet, and motion features
-            float32 [N, M]; N is the settings' `key_frames`.
+            `cropped` key frames float32 [N, 3, crop, crop] and motion features float32 [N, M]; N is
+            the settings' `key_frames`.
 
         Raises:
             FeatureError: the video has no entry, or it is damaged.
@@ -185,7 +179,7 @@ def cropped(
     Args:
         key_frames: distinct ones, uint8 [3, H, W] each; beyond the last comes the last again.
         count: how many the model takes.
-        generator: draws the place of every crop; `None` crops the centre.
+        generator: draws the place of every crop, also of repeated ones; `None` crops the centre.
         crop: height and width in pixels.
 
     Raises:

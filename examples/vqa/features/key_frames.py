@@ -11,8 +11,8 @@ key frames, computes with 11-bit weights and may differ by a level.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -52,10 +52,8 @@ def build_extractor(
 ) -> MotionExtractor:
     """The extractor of that kind.
 
-    Args:
-        kind: which features.
-        weights: published `slowfast_r50` weights; only for that kind, which must have them.
-        device: where the network runs, by default the CPU.
+    `slowfast_r50` must have published weights, no other kind may; its network runs on the device,
+    by default the CPU.
 
     Raises:
         ValueError: weights are missing, unusable (`PublishedWeightsError`) or not needed.
@@ -71,12 +69,7 @@ def build_extractor(
 
 
 class SlowFastFeatures:
-    """2304 features of 32 frames: 2048 of the slow pathway, then 256 of the fast one.
-
-    Args:
-        network: the frozen network.
-        device: where it runs.
-    """
+    """2304 features of 32 frames: 2048 of the slow pathway, then 256 of the fast one."""
 
     size = SIZE
 
@@ -284,34 +277,15 @@ def read_chunks(
     with Video.open(path) as video:
         info = video.info()
         wanted = plan(info.frames, info.frame_rate, settings, video.times)
-        seen = _Seen(settings.short_side, size, wanted)
+        in_chunks = {number for chunk in wanted.chunks for number in chunk}
+        large: dict[int, Tensor] = {}
+        small: dict[int, Tensor] = {}
         for number, pixels in video.decode(wanted.frames, "rgb24"):
             # A copy, as turned frames are views with negative strides, which torch lacks.
-            seen.add(number, torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1))
-    chunks = (_in_order(seen.small, chunk) for chunk in wanted.chunks)
-    return _in_order(seen.large, wanted.key_frames), chunks
-
-
-@dataclass
-class _Seen:
-    """Decoded frames, each kept only in the sizes that are needed."""
-
-    short_side: int
-    size: int
-    wanted: ChosenFrames
-    large: dict[int, Tensor] = field(default_factory=dict)
-    small: dict[int, Tensor] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self._in_chunks = {number for chunk in self.wanted.chunks for number in chunk}
-
-    def add(self, number: int, frame: Tensor) -> None:
-        """Keep a frame, uint8 [3, H, W]."""
-        if number in self.wanted.key_frames:
-            self.large[number] = functional.resize(frame, [self.short_side], antialias=False)
-        if number in self._in_chunks:
-            self.small[number] = functional.resize(frame, [self.size, self.size], antialias=True)
-
-
-def _in_order(frames: dict[int, Tensor], numbers: Iterable[int]) -> Tensor:
-    return torch.stack([frames[number] for number in numbers])
+            frame = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+            if number in wanted.key_frames:
+                large[number] = functional.resize(frame, [settings.short_side], antialias=False)
+            if number in in_chunks:
+                small[number] = functional.resize(frame, [size, size], antialias=True)
+    chunks = (torch.stack([small[number] for number in chunk]) for chunk in wanted.chunks)
+    return torch.stack([large[number] for number in wanted.key_frames]), chunks

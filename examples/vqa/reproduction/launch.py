@@ -106,12 +106,7 @@ def execute(
 ) -> tuple[Failure, ...]:
     """Do runs, each after the one that it starts from; what fails does not stop the others.
 
-    Args:
-        runs: those to do.
-        sources: files that they read.
-        machine: how to share it among them.
-        store: where they write.
-        launcher: runs a command; as a process by default.
+    A launcher runs a command; as a process by default.
     """
     launcher = launcher or launch
     failures = _extract(runs, sources, store, launcher)

@@ -76,10 +76,7 @@ def needed_runs(
 ) -> tuple[PlannedRun, ...]:
     """Runs that tables and figures need, each once, after the one that it starts from.
 
-    Args:
-        exhibits: the tables and figures.
-        sweep: how to run them.
-        only: labels of rows and curves; every one if empty.
+    Without labels of rows and curves in `only`, those of all of them.
     """
     runs: dict[PlannedRun, None] = {}
     for exhibit in exhibits:
@@ -116,12 +113,9 @@ def make_plan(
     store: Store,
     missing: Callable[[PlannedRun], str | None] = lambda run: None,
 ) -> Plan:
-    """Look every run up.
+    """Look up every run, each after the one that it starts from.
 
-    Args:
-        runs: the runs, each after the one that it starts from.
-        store: where finished ones are.
-        missing: what a run lacks to be run.
+    `missing` says what a run lacks to be run.
     """
     recorded = _recorded_costs(store)
     items: dict[PlannedRun, Item] = {}

@@ -42,13 +42,7 @@ def write_report(
 ) -> list[Path]:
     """Write every table and figure into files of its own, and all of them into report.md.
 
-    Args:
-        folder: where to.
-        exhibits: what to report.
-        sweep: how it was run.
-        store: where finished runs are.
-        failures: runs that failed just now.
-        settings: of the command, for the JSON files.
+    With the runs that failed just now, and for the JSON files the settings of the command.
     """
     paths, sections = [], [_introduction(sweep)]
     for exhibit in exhibits:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vqa.datasets.annotations import NAME_COLUMNS
-from vqa.datasets.media import FolderListings
+from vqa.datasets.media import Listing, find_file, folder_listing
 from vqa.datasets.specs import SPECS, DatasetError
 from vqa.datasets.tables import BLANK, Line, Table, columns_without_header, divided
 from vqa.io.files import MediaKind, kind_by_name
@@ -61,8 +61,7 @@ def _lead_to(path: Path, kind: MediaKind, passed_over: Counter[str]) -> Iterator
     if path.is_dir():
         yield from _below(path, kind, passed_over, set())
     elif path.suffix.lower() in _LISTS and path.is_file():
-        for listed in read_file_list(path):
-            yield _checked(listed.path, f"{listed.place}: ")
+        yield from read_file_list(path)
     else:
         yield _checked(path)
 
@@ -89,14 +88,11 @@ def _below(
         elif kind_by_name(entry) == kind:
             yield _checked(entry)
         else:
-            passed_over[_sort(entry)] += 1
+            other = kind_by_name(entry)
+            sort = f"{other}s" if other else entry.suffix.lower() or "without ending"
+            passed_over[sort] += 1
     for below in folders:
         yield from _below(below, kind, passed_over, entered)
-
-
-def _sort(file: Path) -> str:
-    kind = kind_by_name(file)
-    return f"{kind}s" if kind else file.suffix.lower() or "without ending"
 
 
 def _checked(path: Path, place: str = "") -> Found:
@@ -108,17 +104,7 @@ def _checked(path: Path, place: str = "") -> Found:
     return Found(path, None if path.is_file() else f"{place}expected a file")
 
 
-@dataclass(frozen=True)
-class ListedFile:
-    """What one row of a list names."""
-
-    path: Path
-    """The file if there is one, otherwise where it was looked for first."""
-    place: str
-    """List and row, for messages."""
-
-
-def read_file_list(path: Path) -> list[ListedFile]:
+def read_file_list(path: Path) -> list[Found]:
     """The files that a list names, whether they are there or not.
 
     A list is a text with a name on every line, or a table of cells divided by commas, tabs,
@@ -137,8 +123,8 @@ def read_file_list(path: Path) -> list[ListedFile]:
         raise DatasetError(f"{path}: expected a readable list of files ({error})") from error
     if "\0" in text:
         raise DatasetError(f"{path}: expected a list of files as UTF-8 text, got binary data")
-    listings = FolderListings()
-    listed = [_located(path, names, number, listings) for number, names in _names(path, text)]
+    listing = folder_listing()
+    listed = [_located(path, names, number, listing) for number, names in _names(path, text)]
     if not listed:
         raise DatasetError(f"{path}: expected at least one file name, the list is empty")
     return listed
@@ -175,19 +161,20 @@ def _column(path: Path, first: Line, separator: str) -> tuple[int, int]:
     return int(scored == 0) if named is None else named, 1
 
 
-def _located(path: Path, names: Sequence[str], number: int, listings: FolderListings) -> ListedFile:
+def _located(path: Path, names: Sequence[str], number: int, listing: Listing) -> Found:
+    """The file if there is one, otherwise where it was looked for first."""
     spec = SPECS["csv"]
     roots = [*(path.parent / folder for folder in spec.folders), Path()]
     names = [os.path.expanduser(name) for name in names]
     tried = [root / name for name in names for root in roots]
     # As Windows writes them.
     tried += [root / name.replace("\\", "/") for name in names if "\\" in name for root in roots]
-    found = (_find(listings, file) for file in tried)
-    return ListedFile(next((file for file in found if file), tried[0]), f"{path}, row {number}")
+    found = (_find(file, listing) for file in tried)
+    return _checked(next(filter(None, found), tried[0]), f"{path}, row {number}: ")
 
 
-def _find(listings: FolderListings, file: Path) -> Path | None:
+def _find(file: Path, listing: Listing) -> Path | None:
     try:
-        return listings.find(file)
+        return find_file(file, listing)
     except OSError:  # a folder that must not be read, a line that is longer than names can be
         return None

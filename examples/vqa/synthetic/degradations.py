@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import av
@@ -211,14 +212,10 @@ def _encode_jpeg(image: Pixels, strength: float) -> bytes:
     return file.getvalue()
 
 
-def transcode(kind: Codec) -> Callable[[Pixels, float, np.random.Generator], Pixels]:
+def transcode(kind: Codec, clip: Pixels, strength: float, random: np.random.Generator) -> Pixels:
     """An encoding in the middle of a chain: what is uploaded is encoded again on delivery."""
-
-    def through_codec(clip: Pixels, strength: float, random: np.random.Generator) -> Pixels:
-        codec, quantiser = encoder_setting(Link(kind, strength))
-        return decode(encode(clip, codec, quantiser, FRAME_RATE))
-
-    return through_codec
+    codec, quantiser = encoder_setting(Link(kind, strength))
+    return decode(encode(clip, codec, quantiser, FRAME_RATE))
 
 
 def _to_pixels(values: NDArray[np.floating]) -> Pixels:
@@ -235,7 +232,7 @@ _DEGRADATIONS: dict[Kind, Callable[[Pixels, float, np.random.Generator], Pixels]
     "fading": fading,
     "frozen": frozen,
     "stutter": stutter,
-    "h264": transcode("h264"),
-    "mpeg4": transcode("mpeg4"),
+    "h264": partial(transcode, "h264"),
+    "mpeg4": partial(transcode, "mpeg4"),
     "jpeg": jpeg,
 }

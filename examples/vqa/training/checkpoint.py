@@ -82,14 +82,7 @@ def save_state(
 ) -> None:
     """Write a run's state; a process killed meanwhile leaves the old file or none.
 
-    Called by every process, written by the first.
-
-    Args:
-        path: where to.
-        config: all that decides the run's result.
-        state: how far it has come.
-        parts: what it consists of, by name.
-        group: this process among its peers, each of which has random states of its own.
+    Called by every process, each of which has random states of its own; written by the first.
     """
     mine = {"cpu": torch.get_rng_state()}
     if group.device.type == "cuda":
@@ -262,17 +255,11 @@ def run_config(
     samples: Mapping[str, Sequence[Sample]],
     files: Iterable[Path] = (),
 ) -> dict[str, Any]:
-    """Equal for two runs that must give the same result.
+    """Plain values that are equal for two runs that must give the same result.
 
-    Args:
-        settings: of the script.
-        split: number of the split.
-        samples: those that train and those that choose the epoch, by what they are for.
-        files: what else the model's inputs are made of.
-
-    Returns:
-        Plain values: settings with an effect, labels, sizes and times of change of the media files,
-        digests of weights and of the other files.
+    They are the settings with an effect; of the samples that train and those that choose the epoch,
+    by what they are for, labels, sizes and times of change of the media files; digests of weights
+    and of the files that the model's inputs are made of besides.
     """
     described: dict[str, Any] = {"split": split}
     for name, value in asdict(settings).items():

@@ -103,11 +103,7 @@ def own_device(device: DeviceName) -> torch.device:
 def process_group(device: DeviceName = "auto") -> Iterator[ProcessGroup]:
     """This process among its peers, for the length of the block, as torchrun announces them.
 
-    Args:
-        device: as of `own_device`.
-
-    Raises:
-        ValueError: as `own_device`.
+    The device, and the errors that are raised, are as of `own_device`.
     """
     own = own_device(device)
     on_gpu = own.type == "cuda"

@@ -33,8 +33,13 @@ def dry_run(task: Task, settings: Settings, parts: Parts, group: ProcessGroup) -
         flush=True,
     )
     step_seconds, step_wall = _time_steps(run)
-    test_seconds = _time_test(run, parts)
-    print(_describe_batch(run))
+    some = parts.test[: 2 * group.world_size]
+    began = time.perf_counter()
+    predict(run.tested_model, task, some, settings, group)
+    test_seconds = (time.perf_counter() - began) / max(1, len(some) // group.world_size)
+    batch = run.first_batch()
+    shapes = ", ".join(f"{list(tensor.shape)} {tensor.dtype}" for tensor in batch.inputs)
+    print(f"batch: {len(batch)} samples of this process, inputs {shapes}")
     memory = peak_memory(group.device)
     if memory is not None:
         print(f"memory: {memory / 2**30:.2f} GiB at most on {group.device}")
@@ -84,14 +89,6 @@ def _time_steps(run: TrainingRun) -> tuple[float, float]:
     return min(own), min(wall)
 
 
-def _time_test(run: TrainingRun, parts: Parts) -> float:
-    """Seconds per tested file and process."""
-    some = parts.test[: 2 * run.group.world_size]
-    began = time.perf_counter()
-    predict(run.tested_model, run.task, some, run.settings, run.group)
-    return (time.perf_counter() - began) / max(1, len(some) // run.group.world_size)
-
-
 def _describe_model(model: nn.Module) -> str:
     parameters = list(model.named_parameters())
     weights = [parameter for name, parameter in parameters if "weight" in name]
@@ -101,9 +98,3 @@ def _describe_model(model: nn.Module) -> str:
         f' tensors, of which {len(weights)} have "weight" in their name'
         f" ({sum(weight.numel() for weight in weights) / total:.1%} of the parameters)"
     )
-
-
-def _describe_batch(run: TrainingRun) -> str:
-    batch = run.first_batch()
-    shapes = ", ".join(f"{list(tensor.shape)} {tensor.dtype}" for tensor in batch.inputs)
-    return f"batch: {len(batch)} samples of this process, inputs {shapes}"

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,16 +67,10 @@ def score_each(
 ) -> Iterator[tuple[int, float | str]]:
     """Number and predicted score, or what is wrong with its file, of this process's samples.
 
-    They come in their order. With batches of one a score depends on the file alone: not on the
-    files beside it, on how many processes share them, or on the number of workers.
-
-    Args:
-        model: in evaluation mode.
-        task: reads and scores.
-        samples: files; their opinion scores do not matter.
-        settings: workers, precision, and whether a bad file stops everything.
-        group: this process among its peers.
-        batch: files at a time.
+    They come in their order; their opinion scores do not matter. With batches of one a score
+    depends on the file alone: not on the files beside it, on how many processes share them, or on
+    the number of workers. The model is in evaluation mode. Of the settings, workers, precision and
+    whether a bad file stops everything count.
     """
     files = LabelledFiles(samples, task.read, settings.bad_files == "skip")
     draws = every_sample(len(samples), group.rank, group.world_size)
@@ -203,24 +198,18 @@ def medians(results: Sequence[SplitResult]) -> dict[str, dict[str, float] | None
     >>> medians(splits)["test"]["srcc"]
     0.1
     """
-    parts: dict[str, list[Mapping[str, float] | None]] = {
-        part: [_plain(getattr(result, part)) for result in results]
-        for part in ("train", "validation", "test", "gap")
+    documents: list[dict[str, Any]] = [result.document() for result in results]
+    parts = {
+        part: [own[part] for own in documents] for part in ("train", "validation", "test", "gap")
     }
-    for name in results[0].also:
-        parts[name] = [_plain(result.also[name]) for result in results]
-    return {part: _median(scores) for part, scores in parts.items()}
-
-
-def _plain(scores: Agreement | Scores | None) -> Mapping[str, float] | None:
-    return asdict(scores) if isinstance(scores, Agreement) else scores
-
-
-def _median(scores: Sequence[Mapping[str, float] | None]) -> dict[str, float] | None:
-    known = [score for score in scores if score is not None]
-    if len(known) < len(scores):
-        return None
-    return {name: statistics.median(score[name] for score in known) for name in known[0]}
+    parts |= {name: [own["also"][name] for own in documents] for name in results[0].also}
+    found: dict[str, dict[str, float] | None] = {}
+    for part, scores in parts.items():
+        found[part] = None
+        if all(scores):
+            names = scores[0]
+            found[part] = {name: statistics.median(own[name] for own in scores) for name in names}
+    return found
 
 
 def table(results: Sequence[SplitResult]) -> str:

@@ -17,10 +17,8 @@ from vqa.io.files import write_csv, writing
 class RunLog:
     """log.csv with a row per epoch, and events with a point per step.
 
-    Args:
-        folder: where they go.
-        done: steps that were taken before. Events of later ones, which an interrupted session has
-            left, are hidden: they come again.
+    Events of steps after those `done`, which an interrupted session has left, are hidden: they come
+    again.
     """
 
     def __init__(self, folder: Path, done: int) -> None:

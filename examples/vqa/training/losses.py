@@ -2,6 +2,9 @@
 
 `quality_loss` and its terms train FAST-VQA (Wu et al. 2022) and SAMA, `l1_rank_loss` SimpleVQA (Sun
 et al. 2022). SAMA for images uses torch's own `smooth_l1_loss`.
+
+All take predicted scores and opinion scores of the same shape, floating [B] or [B, 1], and return a
+scalar of the dtype of the predicted ones.
 """
 
 from __future__ import annotations
@@ -14,14 +17,7 @@ def plcc_loss(predicted: Tensor, target: Tensor) -> Tensor:
     r"""Linearity: zero when the prediction is an increasing linear function of the target.
 
     With both z-scored by their population standard deviation and `rho = mean(p * q)`,
-    `loss = (MSE(p, q) / 4 + MSE(rho * p, q) / 4) / 2`.
-
-    Args:
-        predicted: scores, floating [B] or [B, 1].
-        target: opinion scores of the same shape.
-
-    Returns:
-        A scalar of the dtype of `predicted`; 0 for B = 1.
+    `loss = (MSE(p, q) / 4 + MSE(rho * p, q) / 4) / 2`; 0 for B = 1.
     """
     p, q = _standardise(predicted), _standardise(target)
     rho = (p * q).mean()
@@ -32,14 +28,7 @@ def rank_loss(predicted: Tensor, target: Tensor) -> Tensor:
     r"""Monotonicity: zero when the prediction orders every pair as the target does.
 
     `m_ij = max(0, (p_i - p_j) * sgn(q_j - q_i))`, summed over all ordered pairs and divided by
-    `B (B - 1) (1 + max m)`.
-
-    Args:
-        predicted: scores, floating [B] or [B, 1].
-        target: opinion scores of the same shape.
-
-    Returns:
-        A scalar of the dtype of `predicted`; NaN for B = 1, which has no pair.
+    `B (B - 1) (1 + max m)`; NaN for B = 1, which has no pair.
     """
     p, q = predicted.flatten(), target.flatten()
     disorder = torch.relu((p[:, None] - p) * torch.sign(q - q[:, None]))
@@ -48,7 +37,7 @@ def rank_loss(predicted: Tensor, target: Tensor) -> Tensor:
 
 
 def quality_loss(predicted: Tensor, target: Tensor, rank_weight: float = 0.3) -> Tensor:
-    """The loss of FAST-VQA and SAMA: `plcc_loss + rank_weight * rank_loss`; shapes as there."""
+    """The loss of FAST-VQA and SAMA: `plcc_loss + rank_weight * rank_loss`."""
     return plcc_loss(predicted, target) + rank_weight * rank_loss(predicted, target)
 
 
@@ -56,17 +45,11 @@ def l1_rank_loss(predicted: Tensor, target: Tensor, *, released_order: bool = Fa
     r"""Mean absolute error plus the disorder of the pairs whose opinion scores are close.
 
     `mean |p_i - q_i| + sum M_ij max(0, -sgn(q_i - q_j) (p_i - p_j)) / (sum M_ij + 1e-8)`, where
-    `M_ij = 1` for `0 < |q_i - q_j| < 1` and 0 otherwise.
+    `M_ij = 1` for `0 < |q_i - q_j| < 1` and 0 otherwise; the rank term is 0 where no pair is close.
 
-    Args:
-        predicted: scores, floating [B] or [B, 1].
-        target: opinion scores of the same shape.
-        released_order: exchange `p` and `q`, as SimpleVQA's training script does. The rank term
-            then depends on the predictions through signs only: it changes the value, but not the
-            gradient, which is that of the mean absolute error.
-
-    Returns:
-        A scalar of the dtype of `predicted`; the rank term is 0 where no pair is close.
+    `released_order` exchanges `p` and `q`, as SimpleVQA's training script does. The rank term then
+    depends on the predictions through signs only: it changes the value, but not the gradient, which
+    is that of the mean absolute error.
 
     >>> predicted, target = torch.tensor([2.0, 1.0]), torch.tensor([2.0, 2.5])
     >>> l1_rank_loss(predicted, target).item()  # 1.5 / 2 for the error, 1 for the wrong order

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -79,7 +79,7 @@ def run_script(settings: Settings, task: Task) -> Path | None:
             return None
         folder = output_folder(task, settings)
         with owned_folder(folder) if group.is_main else nullcontext():
-            return _run_splits(task, settings, dataset, by_split, folder, group)
+            return _Session(task, settings, group, folder).run(dataset, by_split)
 
 
 def output_folder(task: Task, settings: Settings) -> Path:
@@ -92,13 +92,12 @@ def output_folder(task: Task, settings: Settings) -> Path:
 def _load_data(settings: Settings, group: ProcessGroup) -> tuple[DataSet, dict[str, DataSet]]:
     if not group.is_main:  # what has to be built is built once
         group.barrier()
-    drop_missing = settings.missing_files == "skip"
     dataset = load_dataset(
         settings.dataset,
         settings.data_root,
         settings.annotations,
         score_column=settings.score_column,
-        drop_missing=drop_missing,
+        drop_missing=settings.missing_files == "skip",
     )
     also = load_also(settings)
     if group.is_main:
@@ -108,74 +107,119 @@ def _load_data(settings: Settings, group: ProcessGroup) -> tuple[DataSet, dict[s
     return dataset, also
 
 
-def _run_splits(
-    task: Task,
-    settings: Settings,
-    dataset: DataSet,
-    by_split: Mapping[int, Parts],
-    folder: Path,
-    group: ProcessGroup,
-) -> Path:
-    began = time.perf_counter()
-    path, scores = folder / "results.json", folder / "predictions.csv"
-    if group.is_main and settings.resume == "never":  # an older run's would lie beside this one's
-        path.unlink(missing_ok=True)
-        scores.unlink(missing_ok=True)
-    results = []
-    predictions: dict[int, list[Predictions]] = {}
-    for split, parts in by_split.items():
-        result, predictions[split] = _run_split(
-            task, settings, parts, split, folder / f"split-{split}", group
-        )
-        results.append(result)
-        print(f"split {split}:\n{table([result])}")
-        if result.bad_files:
-            print(f"left out: {len(result.bad_files)} files that cannot be read")
-            print("\n".join(f"  {message}" for message in result.bad_files[:_SHOWN]))
-    if group.is_main:
-        write_predictions(scores, predictions)
-        write_json(
-            path,
-            {
-                "script": task.script,
-                "dataset": dataset.name,
-                "opinion_scores": "synthetic" if dataset.synthetic else "human",
-                "settings": plain(settings),
-                "median": medians(results),
-                "splits": [result.document() for result in results],
-                "seconds": time.perf_counter() - began,
-                "processes": group.world_size,
-                "provenance": provenance(group.device),
-            },
-        )
-    if len(results) > 1:
-        print(f"median of {len(results)} splits:\n{table(results)}")
-    print(f"Predictions, the model's own scores: {scores}\nResults: {path}")
-    return path
+@dataclass(frozen=True)
+class _Session:
+    """All splits of one call."""
 
+    task: Task
+    settings: Settings
+    group: ProcessGroup
+    folder: Path
+    """Of the results."""
 
-def _run_split(
-    task: Task, settings: Settings, parts: Parts, split: int, folder: Path, group: ProcessGroup
-) -> tuple[SplitResult, list[Predictions]]:
-    if settings.evaluate is not None:
-        torch.manual_seed(settings.seed)
-        model = task.build().to(group.device)
-        print(load_weights(model, settings.evaluate))
-        for difference in _trained_otherwise(task, settings, settings.evaluate):
-            print(f"warning: {difference}")
-        return _score(task, settings, model, TrainerState(), parts, split, group)
-    run = TrainingRun(task, settings, parts.train, split, group, parts.chooses(settings))
-    fit(run, folder)
-    model = run.tested_model
-    result, predictions = _score(task, settings, model, run.state, parts, split, group)
-    scale = _scale(task, settings, model, parts, predictions, group)
-    if scale is None:
-        print(f"warning: {_NO_SCALE}")
-    best = folder / "best.pt"
-    if group.is_main and (checkpoint := load_checkpoint(best)).scale != scale:
-        save_checkpoint(best, replace(checkpoint, scale=scale))
-    kept = None if scale is None else scale._asdict()
-    return replace(result, scale=kept), predictions
+    def run(self, dataset: DataSet, by_split: Mapping[int, Parts]) -> Path:
+        """Train or load, and score, split by split; the results file."""
+        began, main = time.perf_counter(), self.group.is_main
+        path, scores = self.folder / "results.json", self.folder / "predictions.csv"
+        if main and self.settings.resume == "never":  # an older run's would lie beside this one's
+            path.unlink(missing_ok=True)
+            scores.unlink(missing_ok=True)
+        results = []
+        predictions: dict[int, list[Predictions]] = {}
+        for split, parts in by_split.items():
+            result, predictions[split] = self._run_split(parts, split)
+            results.append(result)
+            print(f"split {split}:\n{table([result])}")
+            if result.bad_files:
+                print(f"left out: {len(result.bad_files)} files that cannot be read")
+                print("\n".join(f"  {message}" for message in result.bad_files[:_SHOWN]))
+        if main:
+            write_predictions(scores, predictions)
+            write_json(
+                path,
+                {
+                    "script": self.task.script,
+                    "dataset": dataset.name,
+                    "opinion_scores": "synthetic" if dataset.synthetic else "human",
+                    "settings": plain(self.settings),
+                    "median": medians(results),
+                    "splits": [result.document() for result in results],
+                    "seconds": time.perf_counter() - began,
+                    "processes": self.group.world_size,
+                    "provenance": provenance(self.group.device),
+                },
+            )
+        if len(results) > 1:
+            print(f"median of {len(results)} splits:\n{table(results)}")
+        print(f"Predictions, the model's own scores: {scores}\nResults: {path}")
+        return path
+
+    def _run_split(self, parts: Parts, split: int) -> tuple[SplitResult, list[Predictions]]:
+        task, settings, group = self.task, self.settings, self.group
+        if settings.evaluate is not None:
+            torch.manual_seed(settings.seed)
+            model = task.build().to(group.device)
+            print(load_weights(model, settings.evaluate))
+            for difference in _trained_otherwise(task, settings, settings.evaluate):
+                print(f"warning: {difference}")
+            return self._score(model, TrainerState(), parts, split)
+        folder = self.folder / f"split-{split}"
+        run = TrainingRun(task, settings, parts.train, split, group, parts.chooses(settings))
+        fit(run, folder)
+        result, predictions = self._score(run.tested_model, run.state, parts, split)
+        scale = self._scale(run.tested_model, parts, predictions)
+        if scale is None:
+            print(f"warning: {_NO_SCALE}")
+        best = folder / "best.pt"
+        if group.is_main and (checkpoint := load_checkpoint(best)).scale != scale:
+            save_checkpoint(best, replace(checkpoint, scale=scale))
+        kept = None if scale is None else scale._asdict()
+        return replace(result, scale=kept), predictions
+
+    def _score(
+        self, model: nn.Module, state: TrainerState, parts: Parts, split: int
+    ) -> tuple[SplitResult, list[Predictions]]:
+        """The result, and the predictions behind it: of training and validation part first."""
+        settings, group = self.settings, self.group
+        wanted: dict[str, Samples] = {"test": parts.test, **parts.also}
+        if settings.select_on == "validation" and settings.part == "test":
+            wanted = {"validation": parts.validation, **wanted}
+        if settings.train_score and settings.part == "test":
+            wanted = {"train": parts.train, **wanted}
+        predictions = [self._predict(model, own, name) for name, own in wanted.items()]
+        scores = {own.part: measured(own, settings) for own in predictions}
+        bad_files = {*group.all_gather(state.bad_files)}
+        result = SplitResult(
+            split=split,
+            test=scores["test"],
+            train=scores.get("train"),
+            validation=scores.get("validation"),
+            also={name: scores[name] for name in parts.also},
+            best_epoch=state.best_epoch or None,
+            steps=state.step,
+            seconds=state.seconds,
+            median_step_seconds=(
+                statistics.median(state.step_seconds) if state.step_seconds else None
+            ),
+            peak_memory_bytes=peak_memory(group.device),
+            sizes={own.part: len(own.samples) for own in predictions},
+            bad_files=sorted(bad_files.union(*(own.bad_files for own in predictions))),
+            landscape=landscape_of(model, self.task, settings, parts.train, group),
+        )
+        return result, predictions
+
+    def _scale(
+        self, model: nn.Module, parts: Parts, predictions: Sequence[Predictions]
+    ) -> Scale | None:
+        """Of the predictions of the training part, or of some of it where none were asked for."""
+        found = next((own for own in predictions if own.part == "train"), None)
+        if found is None:
+            some = parts.train[:: -(-len(parts.train) // _ENOUGH)]  # lists are often sorted
+            found = self._predict(model, some, "scale")
+        return scale_of(found.predicted, found.scores)
+
+    def _predict(self, model: nn.Module, samples: Samples, title: str) -> Predictions:
+        return predict(model, self.task, samples, self.settings, self.group, title)
 
 
 def _trained_otherwise(task: Task, settings: Settings, weights: Path) -> Iterator[str]:
@@ -192,57 +236,3 @@ def _trained_otherwise(task: Task, settings: Settings, weights: Path) -> Iterato
         before = checkpoint.settings[name]
         if before != own[name]:
             yield f"{weights} was trained with {name} {before!r}, it is tested with {own[name]!r}"
-
-
-def _scale(
-    task: Task,
-    settings: Settings,
-    model: nn.Module,
-    parts: Parts,
-    predictions: Sequence[Predictions],
-    group: ProcessGroup,
-) -> Scale | None:
-    """Of the predictions of the training part, or of a sample of it where none were asked for."""
-    found = next((own for own in predictions if own.part == "train"), None)
-    if found is None:
-        some = parts.train[:: -(-len(parts.train) // _ENOUGH)]  # lists are often sorted
-        found = predict(model, task, some, settings, group, "scale")
-    return scale_of(found.predicted, found.scores)
-
-
-def _score(
-    task: Task,
-    settings: Settings,
-    model: nn.Module,
-    state: TrainerState,
-    parts: Parts,
-    split: int,
-    group: ProcessGroup,
-) -> tuple[SplitResult, list[Predictions]]:
-    """The result, and the predictions behind it: of training and validation part first."""
-    wanted: dict[str, Samples] = {"test": parts.test, **parts.also}
-    if settings.select_on == "validation" and settings.part == "test":
-        wanted = {"validation": parts.validation, **wanted}
-    if settings.train_score and settings.part == "test":
-        wanted = {"train": parts.train, **wanted}
-    predictions = [
-        predict(model, task, samples, settings, group, name) for name, samples in wanted.items()
-    ]
-    scores = {own.part: measured(own, settings) for own in predictions}
-    bad_files = {*group.all_gather(state.bad_files)}.union(*(own.bad_files for own in predictions))
-    result = SplitResult(
-        split=split,
-        test=scores["test"],
-        train=scores.get("train"),
-        validation=scores.get("validation"),
-        also={name: scores[name] for name in parts.also},
-        best_epoch=state.best_epoch or None,
-        steps=state.step,
-        seconds=state.seconds,
-        median_step_seconds=(statistics.median(state.step_seconds) if state.step_seconds else None),
-        peak_memory_bytes=peak_memory(group.device),
-        sizes={own.part: len(own.samples) for own in predictions},
-        bad_files=sorted(bad_files),
-        landscape=landscape_of(model, task, settings, parts.train, group),
-    )
-    return result, predictions

@@ -82,12 +82,9 @@ def published_cosine(step: int, steps: int, warm_up: int) -> float:
     `k / w` for `k <= w`, then `(1 + cos(pi (k - w) / M)) / 2`, for w steps of warm-up out of M.
 
     The first update has a rate of 0 and so changes nothing. And because the cosine takes M steps
-    beginning after the warm-up, it never reaches 0; `warm_up_cosine` mends both.
-
-    Args:
-        step: number of the step.
-        steps: M, all steps of the training including any with a frozen backbone.
-        warm_up: w, `int(2.5 * steps per epoch)` as published.
+    beginning after the warm-up, it never reaches 0; `warm_up_cosine` mends both. M counts all steps
+    of the training including any with a frozen backbone; w is `int(2.5 * steps per epoch)` as
+    published.
 
     >>> [round(published_cosine(step, 3000, 250), 3) for step in (0, 125, 250, 2999)]
     [0.0, 0.5, 1.0, 0.017]
@@ -100,12 +97,8 @@ def published_cosine(step: int, steps: int, warm_up: int) -> float:
 def warm_up_cosine(step: int, steps: int, warm_up: int) -> float:
     """A linear rise that moves from the first step on, then a cosine that ends at 0.
 
-    `(k + 1) / w` for `k < w`, then `(1 + cos(pi (k - w) / (M - w))) / 2`.
-
-    Args:
-        step: number of the step; from `steps` on the multiplier is 0.
-        steps: M, all steps of the training.
-        warm_up: w, steps of warm-up; 0 for none.
+    `(k + 1) / w` for `k < w`, then `(1 + cos(pi (k - w) / (M - w))) / 2`, and 0 from M on, for w
+    steps of warm-up (0 for none) out of M.
 
     >>> [round(warm_up_cosine(step, 10, 2), 2) for step in (0, 1, 2, 6, 9, 10)]
     [0.5, 1.0, 1.0, 0.5, 0.04, 0.0]
@@ -118,11 +111,7 @@ def warm_up_cosine(step: int, steps: int, warm_up: int) -> float:
 
 
 def warm_up_constant(step: int, warm_up: int) -> float:
-    """SAMA for images: `max(0.01, k / w)` up to step w, then 1 for good.
-
-    Args:
-        step: number of the step.
-        warm_up: w, five epochs as published.
+    """SAMA for images: `max(0.01, k / w)` up to step w, five epochs as published, then 1 for good.
 
     >>> [warm_up_constant(step, 500) for step in (0, 250, 500, 9999)]
     [0.01, 0.5, 1.0, 1.0]
@@ -133,10 +122,7 @@ def warm_up_constant(step: int, warm_up: int) -> float:
 def step_decay(epoch: int, factor: float = 0.95, every: int = 2) -> float:
     """SimpleVQA: `factor ** (epoch // every)`.
 
-    Args:
-        epoch: number of the epoch.
-        factor: 0.95 in the paper's code, 0.9 in SimpleVQA's original script.
-        every: epochs between two decays.
+    The factor is 0.95 in the paper's code, 0.9 in SimpleVQA's original script.
 
     >>> [round(step_decay(epoch), 6) for epoch in range(5)]
     [1.0, 1.0, 0.95, 0.95, 0.9025]
@@ -203,11 +189,8 @@ def load_initial_weights(
 ) -> nn.Module:
     """Load `pretrained`, then `finetune_from`, as far as given, and print what became of each.
 
-    Args:
-        model: the freshly built model; it is what is returned.
-        settings: of the script.
-        copy_missing: as in `load_published`, for `pretrained`.
-        allow_shape_mismatch: as in `load_published`, for `pretrained`.
+    The freshly built model is what is returned; `copy_missing` and `allow_shape_mismatch` are those
+    of `load_published`, for `pretrained`.
 
     Raises:
         PublishedWeightsError: a file cannot be used.

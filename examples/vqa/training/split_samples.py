@@ -65,7 +65,10 @@ def parts_of(
         return Parts((), (), everything, {name: own.samples for name, own in also.items()})
     official = {sample.part for sample in dataset.samples} - {None}
     if official and settings.official_parts == "use":
-        by_part = {part: _of(dataset, part) for part in sorted(filter(None, official))}
+        by_part = {
+            part: tuple(sample for sample in dataset.samples if sample.part == part)
+            for part in sorted(filter(None, official))
+        }
         train, test = by_part.pop("train", ()), by_part.pop("test", ())
         validation = by_part.pop("validation", ())
     else:
@@ -101,10 +104,6 @@ def parts_of_splits(
             f" ignore to draw them), got {settings.splits}"
         )
     return {number: parts_of(dataset, also, settings, number) for number in settings.splits}
-
-
-def _of(dataset: DataSet, part: str) -> Samples:
-    return tuple(sample for sample in dataset.samples if sample.part == part)
 
 
 def load_also(settings: Settings) -> dict[str, DataSet]:
