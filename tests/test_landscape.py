@@ -358,7 +358,9 @@ def test_a_loss_must_be_a_scalar(loss):
 def test_a_direction_must_fit_the_model():
     model = nn.Linear(2, 2)
     curve = partial(loss_curve, model, lambda _: 0.0)
-    with pytest.raises(ValueError, match=r"direction has 'nose', which model\.named_parameters"):
+    with pytest.raises(
+        ValueError, match=r"direction has 'nose', which is not in model\.named_parameters"
+    ):
         curve({"nose": torch.ones(2)}, [0.0])
     with pytest.raises(ValueError, match=r"direction\['bias'\] .* \(2,\), got \(3,\)"):
         curve({"bias": torch.ones(3)}, [0.0])

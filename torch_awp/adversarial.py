@@ -28,8 +28,8 @@ from torch_awp.sharding import is_sharded, local_part
 class AdversarialWeightPerturbation(WeightPerturbation):
     """Wrap an optimizer so that it steps on gradients taken at adversarially perturbed weights.
 
-    Each selected tensor `w` climbs the loss inside a ball relative to its own norm `W = ||w||`,
-    `steps` times (Eq. 10 to 12 of Yue et al. 2024):
+    Each selected tensor `w` is moved up the loss `steps` times, inside a ball relative to its norm
+    `W = ||w||` (Eq. 10 to 12 of Yue et al. 2024):
 
         v <- project(v + step_size * W * g / ||g||)
 
@@ -37,8 +37,8 @@ class AdversarialWeightPerturbation(WeightPerturbation):
 
     Args:
         optimizer: any constructed `torch.optim.Optimizer`.
-        gamma: magnitude relative to each layer, `||v|| <= gamma * W`. A parameter group may bring
-            its own as `"perturb_gamma"`, which is also the live value.
+        gamma: magnitude relative to each layer, `||v|| <= gamma * W`. A parameter group may have
+            its own as `"perturb_gamma"`; assign that to change it while training.
         steps: ascent steps; a step takes `steps + 1` passes.
         step_size: length of one ascent step relative to `W`; default `gamma / steps`.
         constraint: `"layer"` projects onto the ball, `"element"` onto `|v_i| <= gamma * |w_i|`.
@@ -48,10 +48,10 @@ class AdversarialWeightPerturbation(WeightPerturbation):
         interval: perturb every `interval`-th step.
         start_step: the first step (counted from 0) that perturbs; beyond the last one, none does.
         ascent: `"current"` climbs along the gradient at the current weights, which costs a forward
-            and a backward pass. `"update"` (with `steps=1`) costs none, but a copy of the perturbed
-            tensors between steps: it goes on along the change that the last `step()` made, whatever
-            the base (the idea of Becker, Altrock and Risse 2024, "Momentum-SAM", for any
-            optimizer). Its first step is unperturbed.
+            and a backward pass. `"update"` (with `steps=1`) costs no pass, but a copy of the
+            perturbed tensors between steps: it moves along the change that the last `step()` made
+            (the idea of Becker, Altrock and Risse 2024, "Momentum-SAM", for any optimizer). Its
+            first step is unperturbed.
         epsilon: added to both norms, `1e-6` in the paper's released code. Leave it at 0 unless you
             reproduce that: it makes the direction depend on the scale of the loss.
 
@@ -59,8 +59,8 @@ class AdversarialWeightPerturbation(WeightPerturbation):
         TypeError: `optimizer` is not an optimizer instance.
         ValueError: any other bad value; the message names argument and value.
 
-    "Adversarial" is what the base calls worse: with `maximize=True` the climb is along `-g`. A
-    tensor does not move where its weight or direction is zero or not finite, or has no direction.
+    With a base that has `maximize=True` the ascent is along `-g`. A tensor is not perturbed if it
+    has no direction, or if its weight or direction is zero or not finite.
 
     >>> import torch
     >>> from torch_awp import AdversarialWeightPerturbation
@@ -98,7 +98,7 @@ class AdversarialWeightPerturbation(WeightPerturbation):
         super().__init__(optimizer, gamma, constraint, select, interval, start_step, epsilon)
 
     def ascend(self) -> None:
-        """Climb once more, along the current gradients; inside a :meth:`perturb` block.
+        """Take one more ascent step along the current gradients, inside a :meth:`perturb` block.
 
         Raises:
             RuntimeError: outside a block.
@@ -128,8 +128,8 @@ class AdversarialWeightPerturbation(WeightPerturbation):
         elif not self._keeps_update and not (moves and moved):
             self._warn_once(
                 "gradients",
-                "no tensor is perturbed: none that is selected has a gradient other than zero. Was "
-                "it cleared between backward() and perturb(), or computed elsewhere?",
+                "no tensor is perturbed: no selected tensor has a gradient other than zero. Were "
+                "gradients cleared between backward() and perturb(), or computed elsewhere?",
             )
 
     def _would_move(self) -> bool:

@@ -1,7 +1,7 @@
-"""A loop that knows nothing of perturbation trains perturbed: hooks of a module do what it lacks.
+"""Perturb and restore from the hooks of a module, so that a training loop needs no change.
 
-A forward pass in training perturbs before it begins. Hooks on what it returns notice the backward
-pass, and a callback at the end of that restores, as torch's own data parallel modules do it.
+A hook before the forward pass perturbs the weights. Hooks on the gradients of its output queue a
+callback for the end of the backward pass, which restores, as torch's data parallel modules do it.
 """
 
 from __future__ import annotations
@@ -33,20 +33,24 @@ _gone: Any = weakref.ref(type("Gone", (), {})())
 # Hooks are not to be compiled; torch offers this form, which does not import its compiler.
 _eager: Any = torch._disable_dynamo  # type: ignore[attr-defined]
 _queue = torch.autograd.Variable._execution_engine.queue_callback
-_AGAIN = "several forward passes before one backward pass: the climb followed the loss of the first"
-_CHECKPOINT = "an attached module needs checkpoints with use_reentrant=False, and backward() once"
-_FSDP2 = "FSDP2 gives a climb no gradients: use a loop over passes(), or a mode of one pass"
-_NEVER_CALLED = "its forward was never called (its parts alone? compiled before attach()?)"
-_NO_GRADIENT = (
-    "an attached module returned nothing that gradients come through: nothing is perturbed"
+_AGAIN = "several forward passes before one backward pass: v comes from the loss of the first only"
+_CHECKPOINT = (
+    "activation checkpointing in an attached module needs use_reentrant=False, and one backward() "
+    "for each forward pass"
 )
+_FSDP2 = (
+    "FSDP2 gives AWP in an attached module no gradients: use a loop over passes(), or a mode of "
+    "one pass"
+)
+_NEVER_CALLED = "its forward was never called (only its parts were? compiled before attach()?)"
+_NO_GRADIENT = "an attached module returned no tensor with a gradient: nothing is perturbed"
 _OTHER_WEIGHTS = (
-    "a backward pass through an attached module at other weights than its forward pass had: a "
+    "backward() through an attached module at other weights than in its forward pass: either a "
     "second backward pass (add up the losses, or use a loop over passes()), or one through an "
-    "evaluation while the weights are at w + v (call backward() of the training loss before)"
+    "evaluation while the weights are at w + v (call backward() of the training loss first)"
 )
 _UNSCALED = (
-    "small gradients of the climb's loss vanish in float16: scale it as the training does, "
+    "small gradients become zero in float16: scale the loss as in training, "
     "attach(model, loss=lambda output, *_, **__: scaler.scale(output.loss))"
 )
 
@@ -92,12 +96,16 @@ class Attachment:
     def __init__(self, optimizer: WeightPerturbation, module: Any, loss: Any) -> None:
         _refuse(module, loss)
         if optimizer._attached:
-            raise RuntimeError("attach() of an optimizer that is attached: handle.remove() first")
+            raise RuntimeError(
+                "attach() of an optimizer that is attached already: call handle.remove() first"
+            )
         self._find_tensors(optimizer, module)
         for other in list(_attachments):
             if other.alive and not other.tensors.isdisjoint(self.tensors):
                 if not other._optimizer()._is_replaced:
-                    raise RuntimeError("attach(): another optimizer that is attached moves these")
+                    raise RuntimeError(
+                        "attach(): another optimizer that is attached perturbs the same tensors"
+                    )
                 other.remove()
         # Those of parts, too: whoever saves a model may have unwrapped it.
         kinds = ("register_state_dict_pre_hook", "register_load_state_dict_pre_hook")
@@ -134,8 +142,8 @@ class Attachment:
     def paused(self) -> Iterator[None]:
         """Context in which forward passes perturb nothing.
 
-        With gradients, between a perturbed forward pass and its backward pass, they see
-        `w + v`; otherwise `w`.
+        With gradients, between a perturbed forward pass and its backward pass, they run at
+        `w + v`; otherwise at `w`.
         """
         self._paused += 1
         try:
@@ -178,8 +186,9 @@ class Attachment:
         if self._perturbed is not None:
             self._call_again(optimizer, module, trains)
         elif not trains or self._paused:
-            mode = "paused, or without gradients" if module.training else "in evaluation mode"
-            self.missed = f"its forward passes were {mode} (model.train(), handle.paused())"
+            training = "without gradients (torch.no_grad(), handle.paused())"
+            mode = training if module.training else "in evaluation mode (call model.train())"
+            self.missed = f"its forward passes were {mode}"
         elif optimizer._is_due():
             gathered = late and hasattr(module, "unshard")  # by FSDP2, before the weights move
             if gathered:
@@ -191,7 +200,11 @@ class Attachment:
     def _refuse_other_threads(self, module: nn.Module) -> None:
         replica = getattr(module, "_is_replica", False)
         if replica or self._thread not in (None, threading.get_ident()):
-            kind = "by nn.DataParallel: use DDP" if replica else "in a thread, perturbed in another"
+            kind = (
+                "by nn.DataParallel: use DDP"
+                if replica
+                else "in another thread than it was perturbed"
+            )
             raise RuntimeError(f"an attached module is called {kind}")
 
     def _begin_call(self, module: nn.Module) -> None:
@@ -260,7 +273,7 @@ class Attachment:
     def _perturb(self, optimizer: WeightPerturbation, module: nn.Module, *call: Any) -> None:
         perturbed = self._perturbed = _PerturbedPass()
         self._thread = threading.get_ident()
-        self.missed = "no backward pass went through what its forward returned"
+        self.missed = "no backward pass went through its output"
         before = _random_states() if _saving_is_watched() else None
         try:
             self._find_tensors(optimizer, module)
@@ -315,7 +328,9 @@ class Attachment:
     def _look(self, optimizer: WeightPerturbation, graph: list[Any]) -> None:
         self._looked = True
         if any("CheckpointFunction" in node.name() for node in graph):
-            raise RuntimeError("a climb does not see into checkpoints: take use_reentrant=False")
+            raise RuntimeError(
+                "AWP gets no gradients from reentrant checkpoints: set use_reentrant=False"
+            )
         half = any(t.dtype == torch.float16 for node in graph for t in node._input_metadata)
         if half and self._loss is None:
             optimizer._warn_once("float16", _UNSCALED)
@@ -396,9 +411,10 @@ def _loss_in(output: Any, *_: Any, **__: Any) -> Any:
 def _check_loss(loss: Any, output: Any) -> None:
     if not isinstance(loss, Tensor) or loss.ndim > 0:
         raise RuntimeError(
-            f"no scalar loss to climb in the {type(output).__name__} of an attached module: give "
-            "attach(module, loss=lambda output, *args, **kwargs: ...), attach one that ends in its "
-            'loss, or take a mode of one pass (ascent="update", RandomWeightPerturbation)'
+            f"no scalar loss in the {type(output).__name__} that an attached module returned: "
+            "call attach(module, loss=lambda output, *args, **kwargs: ...), attach a module that "
+            'ends in its loss, or use a mode of one pass (ascent="update", '
+            "RandomWeightPerturbation)"
         )
 
 

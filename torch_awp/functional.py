@@ -119,7 +119,7 @@ def add_scaled_(weights: Tensors, directions: Tensors, scales: Tensor) -> None:
 
 
 def project_layer_(weights: Tensors, centers: Tensors, radii: Tensor, distances: Tensor) -> None:
-    """Project each weight onto the ball `||w - c|| <= radius`; those inside stay.
+    """Project each weight onto the ball `||w - c|| <= radius`; those inside do not change.
 
     Args:
         weights: `L` tensors.

@@ -234,7 +234,7 @@ def _checked_direction(argument: str, direction: Direction, model: nn.Module) ->
     params, fitting = dict(model.named_parameters()), {}
     for name, vector in direction.items():
         if name not in params:
-            raise ValueError(f"{argument} has {name!r}, which model.named_parameters() has not")
+            raise ValueError(f"{argument} has {name!r}, which is not in model.named_parameters()")
         if vector.shape != params[name].shape:
             shapes = f"{tuple(params[name].shape)}, got {tuple(vector.shape)}"
             raise ValueError(f"{argument}[{name!r}] must have the parameter's shape {shapes}")

@@ -35,8 +35,8 @@ UPDATE_KEY = "perturb_update"  # in a checkpoint, beside the base's state of a t
 ATTACHMENT = "perturb_attachment"  # in a copy
 BLOCK = "a perturb() block"
 _UNPERTURBED = (
-    "none was computed in a loop over passes(), a perturb() block or a closure, as in a trainer's "
-    "own loop. Say optimizer.attach(model) before it (README, recipes), or set gamma to 0"
+    "they were computed outside a loop over passes(), a perturb() block or a closure. For a "
+    "trainer's own loop call optimizer.attach(model) first; for no perturbation set gamma to 0"
 )
 
 # Below half the spacing between numbers most moves of a weight relative to itself round away.
@@ -49,10 +49,10 @@ class Pass:
 
     Attributes:
         index: 0, 1, ... within the step.
-        climbs: its gradient only serves to climb: another pass follows.
+        climbs: its gradient is used to compute `v` only: another pass follows.
         perturbed: the weights are at `w + v`.
-        inputs: the tensors whose gradient this pass is needed for, as `backward(inputs=...)` takes
-            them: those that may move, in a pass that climbs; otherwise `None`, for all.
+        inputs: the tensors whose gradients this pass has to compute, for
+            `backward(inputs=p.inputs)`: those that may move if it climbs, otherwise `None` (all).
     """
 
     index: int
@@ -101,14 +101,14 @@ def _of_base(name: str) -> Any:
 
 
 class WeightPerturbation(Optimizer):
-    """An optimizer that is its base in everything but the weights its gradients are taken at.
+    """An optimizer that does what its base does, with gradients of perturbed weights.
 
     Use :class:`~torch_awp.AdversarialWeightPerturbation` or
     :class:`~torch_awp.RandomWeightPerturbation`.
 
     Attributes:
-        base: the wrapped optimizer. `param_groups`, `state`, `defaults` and all hooks of the
-            wrapper are the base's own objects, attributes that `Optimizer` does not have too.
+        base: the wrapped optimizer. `param_groups`, `state`, `defaults`, all hooks and further
+            attributes of the wrapper are the base's own objects.
     """
 
     param_groups: list[dict[str, Any]] = _of_base("param_groups")
@@ -129,7 +129,7 @@ class WeightPerturbation(Optimizer):
     ) -> None:
         # Optimizer.__init__ is left out: it would make groups, state and hooks beside the base's.
         if isinstance(optimizer, WeightPerturbation):
-            raise ValueError(f"optimizer must not be a weight perturbation, got {optimizer!r}")
+            raise ValueError(f"optimizer must not be wrapped already, got {optimizer!r}")
         if not isinstance(optimizer, Optimizer):
             expected = "a constructed torch.optim.Optimizer (SGD(model.parameters(), lr=0.1))"
             raise TypeError(f"optimizer must be {expected}, got {optimizer!r}")
@@ -165,14 +165,14 @@ class WeightPerturbation(Optimizer):
     # -- the three forms -------------------------------------------------------------------------
 
     def passes(self) -> Passes:
-        """Return the forward and backward passes of this step, to be gone through by `for`.
+        """Return the forward and backward passes of this step, to iterate over with `for`.
 
-        Clear the gradients and compute new ones in each pass; `step()` belongs after the loop,
-        where the weights are restored bit for bit, in the same storage, however the loop is left.
-        Every mode takes the same loop, a step that does not perturb too.
+        Clear the gradients and compute new ones in each pass, and call `step()` after the loop.
+        When the loop ends, by `break` or an exception too, the weights are restored bit for bit,
+        in the same storage. The same loop works in every mode and on steps that do not perturb.
 
         Raises:
-            RuntimeError: inside another loop or block of this optimizer, and where a pass of a step
+            RuntimeError: inside another loop or block of this optimizer, or if a pass of a step
                 that perturbs adds to older gradients.
 
         >>> import torch
@@ -203,10 +203,11 @@ class WeightPerturbation(Optimizer):
                     yield p
 
     def perturb(self) -> AbstractContextManager[None]:
-        """Return a context in which the weights are at `w + v`; it restores them bit for bit.
+        """Return a context in which the weights are at `w + v`.
 
-        They are in the same storage, also after an exception or KeyboardInterrupt. On a step that
-        does not perturb (`interval`, `start_step`, gamma 0) nothing moves.
+        It restores them bit for bit, in the same storage, also after an exception or
+        KeyboardInterrupt. On a step that does not perturb (`interval`, `start_step`, gamma 0) it
+        changes nothing.
 
         Raises:
             RuntimeError: inside another block or loop of this optimizer.
@@ -223,28 +224,27 @@ class WeightPerturbation(Optimizer):
                 yield
 
     def attach(self, module: nn.Module, loss: Callable[..., Tensor] | None = None) -> "Attachment":
-        """Perturb in the forward passes of a module, for a loop that knows nothing of it.
+        """Perturb in the forward passes of a module, for a training loop that does not change.
 
-        A forward pass in training mode with gradients enabled, on a step that is due, begins at
-        `w + v`; when the backward pass through what it returned has ended, the weights are at `w`.
-        Only tensors that belong to the module move. A mode that climbs calls the module once more
-        for each climb, at the weights before it, and takes the gradients of its loss by
-        `torch.autograd.grad`; running statistics move in the first call alone. What a loop logs is
-        the loss at `w + v`.
+        On a step that perturbs, a forward pass in training mode with gradients enabled runs at
+        `w + v`. The weights are restored when the backward pass through its output has ended.
+        Only tensors of the module are perturbed. AWP calls the module once more for each ascent
+        step, to compute the gradients of its loss with `torch.autograd.grad`; only the first call
+        updates running statistics. The loss that the loop logs is that at `w + v`.
 
         Args:
             module: the model that a trainer calls, or its end.
-            loss: `loss(output, *args, **kwargs)` gives the scalar to climb from what `module(*args,
-                **kwargs)` returned. Without it: that itself, its `.loss`, its `["loss"]`, its first
-                element, or the sum of its scalars that need a gradient. Modes of one pass need
-                none.
+            loss: `loss(output, *args, **kwargs)` returns the scalar loss of `output =
+                module(*args, **kwargs)`. Without it: the output itself, its `.loss`, its
+                `["loss"]`, its first element, or the sum of its scalars that need a gradient.
+                Modes of one pass do not need it.
 
         Returns:
             A handle: `handle.remove()` detaches, `with handle.paused():` perturbs nothing.
 
         Raises:
-            RuntimeError: already attached, or the module is to another optimizer; no tensor of the
-                module is the optimizer's.
+            RuntimeError: the optimizer or the module is attached already, or the optimizer has no
+                tensor of the module.
             TypeError, ValueError: a module that cannot be attached.
 
         >>> import torch
@@ -297,7 +297,7 @@ class WeightPerturbation(Optimizer):
             shape = tuple(perturbation.overwritten[0].shape)
             self._warn_once(
                 "overwritten",
-                f"a parameter of shape {shape} was written to while it was perturbed, and that is "
+                f"a parameter of shape {shape} was written to while it was perturbed, which is "
                 "undone: write before the loop or block, or after step()",
             )
 
@@ -332,7 +332,7 @@ class WeightPerturbation(Optimizer):
             if "modified by an inplace operation" in str(error):
                 raise RuntimeError(
                     f"{type(self.base).__name__}.step() differentiates gradients of weights that "
-                    "are restored by then: a second-order base cannot be perturbed"
+                    "have been restored: an optimizer of second order cannot be wrapped"
                 ) from error
             raise
         finally:
@@ -416,7 +416,7 @@ class WeightPerturbation(Optimizer):
 
     @property
     def gamma(self) -> float:
-        """The magnitude of groups that are added; the live value is a group's `perturb_gamma`."""
+        """The gamma of groups that have none; the one in use is the group's `"perturb_gamma"`."""
         return self.default_gamma
 
     def _gammas(self) -> list[float]:
@@ -505,9 +505,9 @@ class WeightPerturbation(Optimizer):
             run.current_pass, run.versions = None, []
         if any(added):
             raise RuntimeError(
-                "a pass added to older gradients: clear them as each pass begins, and let one pass "
-                "go over all batches that a step accumulates (a trainer that accumulates by itself "
-                "shows only the last). To add on purpose use perturb()"
+                "a pass added to older gradients: call zero_grad() first in each pass, and go over "
+                "all accumulated batches in each pass (a closure of a trainer that accumulates "
+                "has the last one only). To add on purpose use perturb()"
             )
 
     def _watch_adding(self, param: Tensor, added: list[bool]) -> list[RemovableHandle]:
@@ -535,15 +535,15 @@ class WeightPerturbation(Optimizer):
     def _refuse_while_open(self, what: str, *, by_hand: bool = False) -> None:
         run, perturbation = self._run, self._run.perturbation()
         if self._is_replaced:
-            raise RuntimeError(f"{what}(): the base was wrapped anew, use the newer wrapper")
+            raise RuntimeError(f"{what}(): the base was wrapped again, use the newer wrapper")
         if by_hand and self._attached:
             raise RuntimeError(
                 f"{what}() of an attached optimizer, whose module perturbs in its forward passes: "
-                "call backward() and step() alone, or handle.remove() first"
+                "call only backward() and step(), or call handle.remove() first"
             )
         inside = run.inside
         if inside is None and perturbation is not None and perturbation.active:
-            inside = "a block or loop that could not be left"
+            inside = "a block or loop that the traceback of an exception keeps open"
         if inside is not None:
             raise RuntimeError(f"{what}() inside {inside}: leave it first")
 
@@ -566,26 +566,26 @@ class WeightPerturbation(Optimizer):
             self._warn_once(
                 "gamma",
                 f"gamma={gamma:g}{steps} is below {smallest:g}, half the relative spacing of "
-                f"{dtype}: most of it rounds away. Use a larger one, or float32 parameters",
+                f"{dtype}: most of it is lost to rounding. Use a larger one, or float32 parameters",
             )
 
     def _warn_if_nothing_is_selected(self) -> None:
         groups = zip(self.param_groups, self._gammas(), strict=True)
         params = [param for group, gamma in groups if gamma > 0 for param in group["params"]]
         if any(param.requires_grad and param.numel() for param in params):
-            flat = "all have one dimension (flat parameters?): select=... can take those"
-            reason = "select picks none: look at its names" if self.select else flat
+            flat = "all have one dimension (flat parameters?): choose some by select=..."
+            reason = "select picks none: check the names it is given" if self.select else flat
             self._warn_once("select", f"no tensor is perturbed: {reason}")
 
     # -- being the base --------------------------------------------------------------------------
 
     def zero_grad(self, *args: Any, **kwargs: Any) -> None:
-        """The base's, whatever arguments it takes."""
+        """Call the base's `zero_grad`, with its arguments."""
         self._run.cleared = True
         self.base.zero_grad(*args, **kwargs)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """The base's; the group may bring its own `"perturb_gamma"`."""
+        """Call the base's `add_param_group`; the group may have its own `"perturb_gamma"`."""
         self.base.add_param_group(param_group)
         self._fill_groups()
 
@@ -670,8 +670,8 @@ class WeightPerturbation(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint of a wrapper or of the plain base.
 
-        From that of a plain base gammas and generator stay as they are, and steps count from 0
-        again. Names of parameters stay.
+        After one of a plain base, gammas and generator are as before, and steps are counted from 0
+        again. Parameter names are not loaded.
         """
         self._restore_attached()
         self._refuse_while_open("load_state_dict")

@@ -27,7 +27,7 @@ class Move(NamedTuple):
 
 @dataclass(eq=False)
 class Saved:
-    """A parameter with a backup: `local` is its memory here, `weight` a real view of that."""
+    """A parameter with a backup: `local` is its part here, `weight` a real view of that."""
 
     param: Tensor
     local: Tensor
@@ -173,7 +173,7 @@ class Perturbation:
             elif not saved.is_in_place():
                 raise RuntimeError(
                     f"a parameter of shape {tuple(saved.local.shape)} was given other memory while "
-                    "it was perturbed: it cannot be moved on"
+                    "it was perturbed: it cannot be perturbed further"
                 )
         for weights, backups in functional.alike([s.weight for s in new], [s.backup for s in new]):
             torch._foreach_copy_(backups, weights)

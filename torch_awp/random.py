@@ -29,12 +29,12 @@ class RandomWeightPerturbation(WeightPerturbation):
 
     whether it has a gradient or not. A step costs one forward and backward pass.
 
-    Everything that is not said here is as in :class:`~torch_awp.AdversarialWeightPerturbation`.
+    Everything else is as in :class:`~torch_awp.AdversarialWeightPerturbation`.
 
     Args:
         optimizer: any constructed `torch.optim.Optimizer`.
-        gamma: magnitude relative to each layer, `||v|| = gamma * W`. A parameter group may bring
-            its own as `"perturb_gamma"`, which is also the live value.
+        gamma: magnitude relative to each layer, `||v|| = gamma * W`. A parameter group may have
+            its own as `"perturb_gamma"`; assign that to change it while training.
         constraint: `"element"` also keeps `|v_i| <= gamma * |w_i|`.
         select: which tensors move, as there.
         interval: perturb every `interval`-th step.
@@ -113,16 +113,16 @@ class RandomWeightPerturbation(WeightPerturbation):
             del first[GENERATOR_KEY], first[SEED_KEY]  # soon out of date, and saved again
             self._warn_once(
                 "generator",
-                "the checkpoint has the state of a generator and this wrapper has none, so its "
-                "noise does not go on where it stopped: give it generator=torch.Generator()",
+                "the checkpoint has the state of a generator and this wrapper has no generator, so "
+                "the noise is not that of before: give it generator=torch.Generator()",
             )
         elif state is not None and self.generator is not None:
             own = self.generator.initial_seed()
             if seed not in (own, None):  # checkpoints of before have none
                 self._warn_once(
                     "seed",
-                    f"the generator goes on as the checkpoint's, of seed {seed}, and not {own}. "
-                    "Where each process has a seed of its own, load in each what it saved",
+                    f"the generator now has the checkpoint's state, of seed {seed}, and not {own}. "
+                    "If each process has its own seed, load in each the checkpoint that it saved",
                 )
             self.generator.set_state(state.cpu())
 

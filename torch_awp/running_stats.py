@@ -1,4 +1,4 @@
-"""Keep running statistics still during an extra forward pass."""
+"""Freeze running statistics during an extra forward pass."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,7 +10,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 @contextmanager
 def freeze_running_stats(model: nn.Module, enabled: bool = True) -> Iterator[None]:
-    """Context in which running statistics do not move, while layers still normalise by the batch.
+    """Context in which running statistics do not change; layers still normalise by the batch.
 
     BatchNorm and SyncBatchNorm of any dimension do not update theirs inside. Every other buffer
     has its old values back after the context: InstanceNorm's statistics, those of layers derived
@@ -20,7 +20,7 @@ def freeze_running_stats(model: nn.Module, enabled: bool = True) -> Iterator[Non
     Args:
         model: a module that may contain such layers, or be one.
         enabled: False for a context that does nothing: `freeze_running_stats(model, p.index > 0)`
-            lets only the first pass of a step move statistics.
+            lets only the first pass of a step update statistics.
 
     >>> import torch
     >>> model = nn.BatchNorm1d(2)
