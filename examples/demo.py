@@ -1,9 +1,9 @@
-"""Watch adversarial weight perturbation shrink the train-test gap of a small FAST-VQA.
+"""Train a small FAST-VQA with and without weight perturbation, and compare train-test gaps.
 
 Builds mini-UGC (real .mp4 files, synthetic opinion scores, no download), trains the model of
-`fast_vqa.py tiny` by several methods from several seeds, all to the last epoch, and reports what
-came out. Run `python examples/demo.py --help` for the settings. An interrupted demo goes on where
-it stopped.
+`fast_vqa.py tiny` by several methods from several seeds, all to the last epoch, and reports the
+results. Run `python examples/demo.py --help` for the settings. An interrupted demo resumes when it
+is started again.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _TINY = fast_vqa.PRESETS["tiny"][1]
 
 @dataclass(frozen=True)
 class Gammas:
-    """Size of each method's weight perturbation, relative to each weight tensor.
+    """Norm of each method's weight perturbation, relative to each weight tensor.
 
-    Chosen among 0.01 and 0.02 on seeds 100 to 103 as the best mean test score. The reported seeds
-    are others, the clips are the same.
+    Of 0.01 and 0.02 the one with the best mean test score on seeds 100 to 103. The reported seeds
+    are others; the clips are the same.
     """
 
     rwp: float = 0.02
@@ -57,15 +57,15 @@ class Demo:
     """Settings of the demo."""
 
     data_dir: Path = DEFAULT_FOLDER
-    """Where the data set is built and kept."""
+    """Folder of the data set, which is built there once."""
     output: Path = _REPOSITORY / "runs" / "demo"
-    """Where results.json, results.csv, figure.png and the finished runs with checkpoints go."""
+    """Folder for results.json, results.csv, figure.png and the finished runs with checkpoints."""
     methods: tuple[Method, ...] = ("plain", "rwp", "awp", "awp-update")
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
     processes: int = 2
-    """Runs side by side, one core each; the results do not depend on it."""
+    """Runs at the same time, one core each; the results do not depend on it."""
     epochs: int = 45
-    """Of every run; 8 steps each."""
+    """Epochs of every run, of 8 steps each."""
     gammas: Gammas = field(default_factory=Gammas)
     data: MiniUgcSettings = field(default_factory=MiniUgcSettings)
 

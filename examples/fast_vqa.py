@@ -39,19 +39,19 @@ class FastVqa(Settings):
 
     model: Literal["fast_vqa", "fast_vqa_m", "tiny_fast_vqa"] = "fast_vqa"
     sampling: Literal["fixed", "released"] = "fixed"
-    """How fragments are cut: the released way is random in testing, too, and cuts enlarged videos
-    from a part of their frames. The tiny model knows one way only."""
+    """How fragments are cut. `released` cuts at random in testing too, and cuts enlarged videos
+    from a part of each frame. The tiny model has one way only."""
     frames: int | None = None
-    """Frames of a clip; as many as the model is made for if not given."""
+    """Frames of a clip. Default: the number that the model was made for."""
     augmentation: Literal["none", "auto", "rand", "trivial"] = "none"
-    """Of whole frames in training: AutoAugment, RandAugment, TrivialAugment."""
+    """Augmentation of whole frames in training: AutoAugment, RandAugment or TrivialAugment."""
     test_clips: int = 4
     """Clips over which a test score is the mean."""
     rank_weight: float = 0.3
     """Weight of the rank loss beside the PLCC loss."""
     relative_tables: Literal["keep", "copy"] = "keep"
-    """`copy` fills the fragments' position tables from the relative ones of `pretrained`; in the
-    paper's runs they begin at zero."""
+    """`copy` sets the fragments' position tables to the relative ones of `pretrained`. In the
+    paper's runs they start at zero."""
     checkpoint_activations: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
 

@@ -1,8 +1,8 @@
-"""Draw the loss around the weights of trained models, and say how sharp it is.
+"""Draw the loss around the weights of trained models, and measure its sharpness.
 
-Takes checkpoints that the training scripts or the demo wrote (`best.pt`) and draws the loss of all
-models along the same random directions in one axes, on request over a plane too. The loss is that
-of their training, on samples as they are tested. Run `python examples/landscape.py --help` for the
+Reads checkpoints of the training scripts or the demo (`best.pt`) and draws the loss of all models
+along the same random directions in one figure; with `--surface` also over a plane. The loss is that
+of their training, on samples read as in testing. Run `python examples/landscape.py --help` for the
 settings.
 """
 
@@ -58,12 +58,12 @@ class Landscape:
     """Settings of the drawing."""
 
     checkpoint: tuple[Path, ...]
-    """Checkpoint files of the models to compare, each once, of one script and one loss."""
+    """Checkpoints to compare, each once, all of the same script with the same loss."""
     dataset: str | None = None
-    """Name of the data set, or `list` or `csv` for one of your own. That of the first checkpoint's
-    training if not given, and so for what follows."""
+    """Name of the data set, or `list` or `csv` for one of your own. Default, also of the next two:
+    as in the training of the first checkpoint."""
     data_root: Path | None = None
-    """Where it lies."""
+    """Folder of the data set."""
     annotations: Path | None = None
     """Its annotation file."""
     part: str = "train"
@@ -74,13 +74,13 @@ class Landscape:
     device: DeviceName = "auto"
     """`auto` is a GPU where there is one."""
     output: Path = _REPOSITORY / "runs" / "landscape"
-    """Where landscape.json, curves.png and surfaces.png go."""
+    """Folder for landscape.json, curves.png and surfaces.png."""
     directions: int = 1
-    """Random directions; with several, the line is the mean and the band the range over them."""
+    """Random directions. With several, the line is their mean and the band their range."""
     seed: int = 0
-    """Decides the directions; the demo's own curves have 0."""
+    """Seed of the directions; the demo's curves have 0."""
     samples: int = 10
-    """Random places over which the average-case sharpness is the mean."""
+    """Random perturbations over which the average-case sharpness is the mean."""
     surface: bool = False
     """Draw the loss over a plane, too: `points` times `points` losses for each checkpoint."""
     landscape: LandscapeSettings = field(default_factory=LandscapeSettings)

@@ -1,13 +1,13 @@
-"""Reproduce the paper's tables and figures: one command runs what is missing and reports.
+"""Reproduce the paper's tables and figures: run what is missing, and report.
 
     python examples/reproduce.py table5 --data-root DATA --weights fast_vqa=swin_tiny.pth --dry-run
     python examples/reproduce.py table5 table9 --data-root DATA --weights fast_vqa=swin_tiny.pth
     python examples/reproduce.py all --data mini-ugc --jobs 2
 
-The plan comes first; `--dry-run` stops there. Runs are kept under a name that says what they are,
-so a command given again, or with more tables, seeds or splits, runs only what is new. DATA holds
-one folder for each data set, of its name. `mini-ugc` needs no data: tiny models on generated clips
-with synthetic opinion scores, which show that everything works and do not compare with the paper.
+The plan is printed first; `--dry-run` stops after it. Finished runs are kept, so the same command,
+or one with more tables, seeds or splits, runs only what is new. DATA has one folder for each data
+set, with its name. `mini-ugc` needs no data: it trains tiny models on generated clips
+with synthetic opinion scores. That tests the scripts; the numbers do not compare with the paper.
 """
 
 from __future__ import annotations
@@ -48,32 +48,32 @@ class Reproduce:
     """What models start from: fast_vqa=FILE, sama_vqa=FILE, sama_iqa=FILE, simple_vqa=FILE,
     slowfast=FILE."""
     features: Path | None = None
-    """Folder for what SimpleVQA extracts from videos, hundreds of gigabytes for LSVQ; by default
-    beside the runs."""
+    """Folder for the features of SimpleVQA, hundreds of gigabytes for LSVQ. Default: beside the
+    runs."""
     from_scratch: bool = False
-    """Start from random weights where none are given, which the paper does not."""
+    """Start from random weights if none are given (the paper never does)."""
     only: tuple[str, ...] = ()
-    """Run only what these rows or curves need; by their labels in the report."""
+    """Run only these rows or curves, given by their labels in the report."""
     seeds: tuple[int, ...] = (42,)
     splits: tuple[int, ...] | None = None
-    """Instead of every table's own: the first of the data set, ten in Table 8."""
+    """Splits to run. Default: the first of each data set, ten for Table 8."""
     select_on: Selection | None = None
-    """Which scores choose the epoch. By default `test` for the paper's data, as in the published
-    code, which flatters, and `validation` for mini-ugc."""
+    """Scores that choose the epoch. Default: `test` for the paper's data, as in the published code,
+    which overestimates test scores; `validation` for mini-ugc."""
     settings: str = ""
     """More settings of every run, in one string: --settings="--epochs 5"."""
     machine: str = ""
-    """The same for settings that change no result: --machine="--workers 8 --amp none"."""
+    """Settings of every run that do not change results: --machine="--workers 8 --amp none"."""
     jobs: int = 1
-    """Runs side by side."""
+    """Runs at the same time."""
     gpus: tuple[str, ...] = ()
-    """GPUs that the jobs divide among themselves, by number."""
+    """Numbers of the GPUs, which the jobs share."""
     torchrun: int = 0
     """Processes (GPUs) of every run; 0: one, without torchrun."""
     shard: str = "1/1"
     """I/N: the share of machine I of N with the same output folder."""
     output: Path = _REPOSITORY / "runs" / "reproduce"
-    """Where runs and reports go, into a folder for each choice of data."""
+    """Folder for runs and reports, with a subfolder for each choice of `data`."""
     dry_run: bool = False
     """Show the plan and stop."""
     report_only: bool = False

@@ -5,7 +5,7 @@
     python examples/sama_iqa.py tiny
 
 `tiny` runs anywhere: it trains a small model on mini-IQA, whose opinion scores are synthetic. The
-paper reports images, but its code has no training for them: `paper` is SAMA's own with AWP.
+paper's code cannot train on images: the preset `paper` is SAMA's own training with AWP.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
     python examples/sama_vqa.py finetune --data-root KoNViD-1k --finetune-from best.pt
     python examples/sama_vqa.py tiny
 
-The model is FAST-VQA's; what differs is how a clip is sampled, and the scale of the scores in
-training. `tiny` runs anywhere: it trains a small model on mini-UGC, whose opinion scores are
+The model is FAST-VQA's; the sampling of clips, and the scale of the scores in training, are SAMA's.
+`tiny` runs anywhere: it trains a small model on mini-UGC, whose opinion scores are
 synthetic.
 """
 
@@ -48,8 +48,8 @@ class SamaVqa(Settings):
     rank_weight: float = 0.3
     """Weight of the rank loss beside the PLCC loss."""
     relative_tables: Literal["keep", "copy"] = "keep"
-    """`copy` fills the fragments' position tables from the relative ones of `pretrained`; in the
-    paper's runs they begin at zero."""
+    """`copy` sets the fragments' position tables to the relative ones of `pretrained`. In the
+    paper's runs they start at zero."""
     checkpoint_activations: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
 

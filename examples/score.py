@@ -1,4 +1,4 @@
-"""Score videos or images that nobody has rated, with a model that is trained already.
+"""Score your own videos or images with a trained model.
 
     python examples/score.py runs/fast_vqa/mini-ugc-awp-seed-42/split-0/best.pt my_videos
     python examples/score.py runs/finetune_image_quality/best.pt my_photographs
@@ -88,29 +88,29 @@ class Score:
     """What to score, with which model."""
 
     checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
-    """A best.pt that a training script wrote; with --model a file of published weights."""
+    """A best.pt of a training script; with --model a file of published weights."""
     paths: Annotated[
         tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="PATH [PATH ...]")
     ]
     """Videos or images, folders of them (searched below), or lists (.txt, .csv, .tsv)."""
     output: Path = Path("scores.csv")
-    """The table; an older one is replaced at the end."""
+    """File of the table. An older one is replaced at the end."""
     per_clip: Path | None = None
     """A second table with the score of every clip (of SimpleVQA: key frame) of a video."""
     per_folder: Path | None = None
     """A second table with the mean score of every folder."""
     resume: Literal["auto", "never"] = "auto"
-    """Go on where an interrupted scoring with the same model stopped, or begin again."""
+    """Continue an interrupted scoring with the same model, or start again."""
     model: PublishedModel | None = None
-    """Whose published weights `checkpoint` holds."""
+    """Model whose published weights CHECKPOINT has."""
     raw: bool = False
     """The model's own scores instead of those on the scale of the opinion scores."""
     slowfast_weights: Path | None = None
-    """The published slowfast_r50 of PyTorchVideo, for SimpleVQA's motion features."""
+    """File of the published slowfast_r50 of PyTorchVideo, for SimpleVQA's motion features."""
     device: DeviceName = "auto"
     """`auto` (a GPU where there is one), `cpu`, `cuda`, or `cuda:1` for one GPU of several."""
     workers: int | None = None
-    """Processes that read files; by default up to 4 for many files. Scores do not depend on it."""
+    """Processes that read files. Default: up to 4, by the number of files. Scores are the same."""
 
 
 def score_files(

@@ -5,8 +5,8 @@
     python examples/simple_vqa.py finetune --data-root KoNViD-1k --finetune-from best.pt
     python examples/simple_vqa.py tiny
 
-The first command extracts once what the others read. `tiny` runs anywhere: it extracts simple
-motion features itself and trains a small model on mini-UGC, whose opinion scores are synthetic.
+The first command extracts, once, the features that the others read. `tiny` runs anywhere: it makes
+simple motion features itself and trains a small model on mini-UGC, whose scores are synthetic.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ class SimpleVqa(Settings):
 
     model: Literal["simple_vqa", "tiny_simple_vqa"] = "simple_vqa"
     features: Path = simple_vqa_features.DATA / "features"
-    """Folder of what simple_vqa_features.py extracted."""
+    """Folder of the features that simple_vqa_features.py extracted."""
     crop: int = 448
     """Pixels of a key frame's square crop: anywhere in training, the centre in testing."""
     loss: Literal["fixed", "released"] = "fixed"
     """The paper's L1 + rank loss, or the released code's, whose exchanged arguments leave the rank
     term without a gradient."""
     batch_statistics: Literal["fixed", "released"] = "fixed"
-    """Passes of a step that move BatchNorm's running statistics: the first one, or every one, as in
-    the released code."""
+    """Passes of a step that update BatchNorm's running statistics: the first one, or every one as
+    in the released code."""
     decay: float = 0.95
-    """Of the learning rate, every two epochs; SimpleVQA's own script has 0.9."""
+    """Decay of the learning rate every two epochs; SimpleVQA's own script has 0.9."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

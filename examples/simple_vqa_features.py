@@ -1,12 +1,12 @@
-"""Extract what SimpleVQA reads from the videos of a data set, once before training.
+"""Extract the features of SimpleVQA from the videos of a data set, once before training.
 
     python examples/simple_vqa_features.py paper --dataset konvid-1k --data-root KoNViD-1k \
         --output features --slowfast-weights SLOWFAST_8x8_R50.pyth --processes 8
     python examples/simple_vqa_features.py tiny
 
-Key frames and motion features of every video go into the output folder, which serves any number of
-data sets. Run it again after an interruption or when videos changed: what is there is kept. `tiny`
-is for mini-UGC and needs no weights.
+Writes key frames and motion features of every video to the output folder, for any number of data
+sets. After an interruption, or when videos have changed, run it again: it keeps what is done.
+`tiny` is for mini-UGC and needs no weights.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class ExtractFeatures:
     dataset: str = "konvid-1k"
     """Name of the data set, or `list` or `csv` for one of your own."""
     data_root: Path = Path("KoNViD-1k")
-    """Where it lies."""
+    """Folder of the data set."""
     annotations: Path | None = None
     """Its annotation file; looked for in the usual places if not given."""
     score_column: str | None = None
-    """As of the training scripts, where the usual columns have no score."""
+    """Column of the score, as in the training scripts, if it has no usual name."""
     missing_files: Literal["stop", "skip"] = "stop"
     """Stop when annotated files are missing, or go on without them."""
     bad_files: Literal["stop", "skip"] = "stop"
@@ -51,7 +51,7 @@ class ExtractFeatures:
     slowfast_weights: Path | None = None
     """The published slowfast_r50 of PyTorchVideo, trained on Kinetics-400."""
     processes: int = os.cpu_count() or 1
-    """Videos worked on at a time."""
+    """Videos at the same time."""
     device: DeviceName = "auto"
     """Where the motion network runs: `auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`."""
 
