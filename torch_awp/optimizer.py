@@ -581,7 +581,11 @@ class WeightPerturbation(Optimizer):
 
     def _has_computed(self) -> bool:
         """Whether this pass has computed any gradient (or one was written by other means)."""
-        return any(_is_new(param.grad, version) for param, version in self._run.versions)
+        return any(
+            # On an accelerator a CUDA graph may have, which leaves no trace.
+            _is_new(grad, version) or (grad is not None and not on_host(grad))
+            for grad, version in ((param.grad, version) for param, version in self._run.versions)
+        )
 
     def _refuse_while_open(self, what: str) -> None:
         if self._run.replaced:
