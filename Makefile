@@ -4,6 +4,7 @@
 # make test-trainers: fastai, skorch, ignite and others, which nothing else here needs.
 # make test-gpu: the contract on your accelerator, in at most ten minutes on one GPU.
 # make benchmark-gpu: what it costs there.
+# make test-xla: the contract on a device of torch_xla, without a TPU its CPU device; 7 GB.
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
@@ -13,10 +14,12 @@ EVERY_TIER = -m ''
 SCHEMA = $(VENV)/bin/check-jsonschema --builtin-schema vendor.
 OLDEST_TORCH = 2.6.0
 OLDEST = .venv-oldest
+XLA_TORCH = 2.9.0
+XLA = .venv-xla
 PIP_INSTALL = pip install --quiet --disable-pip-version-check
 
 .PHONY: help demo test test-all lint types package releasable tests test-gpu \
-	benchmark-gpu test-oldest test-trainers clean
+	benchmark-gpu test-oldest test-trainers test-xla clean
 
 help:
 	@grep -E '^# make' $(MAKEFILE_LIST) | sed 's/^# //'
@@ -56,7 +59,7 @@ package: $(VENV)/.dev
 	$(VENV)/bin/check-wheel-contents dist
 
 tests: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest --quiet --quiet --collect-only tests/gpu
+	$(VENV)/bin/python -m pytest --quiet --quiet --collect-only tests/gpu tests/xla
 	$(VENV)/bin/$(PYTEST)
 
 # The library's own tests on the lowest torch that it supports; the newest is in `make test`.
@@ -67,6 +70,10 @@ test-oldest: $(OLDEST)/.installed
 # Recipes of examples/TRAINERS.md and more; what is pinned for the other tests stays.
 test-trainers: $(VENV)/.trainers
 	$(VENV)/bin/python -m pytest tests/more_trainers $(EVERY_TIER) $(PYTEST_FLAGS)
+
+# One process, since a TPU belongs to one. Collected in `make test`, as tests/gpu is.
+test-xla: $(XLA)/.installed
+	$(XLA)/bin/python -m pytest --durations 5 tests/xla $(EVERY_TIER) $(PYTEST_FLAGS)
 
 # What a tag may publish: the version that it names, described in the changelog, by a named owner.
 releasable: package
@@ -96,5 +103,10 @@ $(OLDEST)/.installed: pyproject.toml
 	$(OLDEST)/bin/$(PIP_INSTALL) torch==$(OLDEST_TORCH) -e '.[test]'
 	touch $@
 
+$(XLA)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(XLA)
+	$(XLA)/bin/$(PIP_INSTALL) torch==$(XLA_TORCH) torch_xla==$(XLA_TORCH) -e '.[test]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(OLDEST) build dist data runs
+	rm -rf $(VENV) $(OLDEST) $(XLA) build dist data runs

@@ -2,13 +2,18 @@
 
 import copy
 import gc
+import weakref
 
 import pytest
 import torch
 from launches import Launches
+from on_device import COPIES
+from on_device import MODES as ON_DEVICE
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
 from torch_awp import AdversarialWeightPerturbation, RandomWeightPerturbation
 
@@ -44,6 +49,11 @@ MODES = {
         48,
     ),
     "random": (lambda base: RandomWeightPerturbation(base, 0.1), 130, 51),
+    "random, element": (
+        lambda base: RandomWeightPerturbation(base, 0.1, constraint="element"),
+        180,
+        51,
+    ),
 }
 
 
@@ -184,6 +194,82 @@ def test_the_update_costs_one_copy_between_steps_and_a_second_inside_a_step(cons
         assert PERTURBED <= bytes_alive() - before <= 1.05 * PERTURBED
         optimizer.step()
     assert PERTURBED <= max(in_step) <= 2.05 * PERTURBED
+
+
+class Memory(TorchDispatchMode):
+    """Bytes held by what operations make: now, and at most. On `meta` it is the sizes alone."""
+
+    now = peak = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        for tensor in self._tensors((args, kwargs)):
+            self._known[tensor.untyped_storage()] = True
+        result = func(*args, **(kwargs or {}))
+        for tensor in self._tensors(result):
+            storage = tensor.untyped_storage()
+            if storage not in self._known:
+                self._known[storage] = True
+                self._add(storage.nbytes())
+                weakref.finalize(storage, self._add, -storage.nbytes())
+        return result
+
+    def _tensors(self, tree):
+        return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+    def _add(self, size: int) -> None:
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mode", MODES)
+def test_while_tensors_move_an_accelerator_holds_little_beside_the_backups(mode, dtype):
+    """Two copies in float32 of 2 ** 26 elements, whatever the sizes and the number of tensors."""
+    shapes = [(2**13, 2**13)] * 2 + [(2**12, 2**12)] * 6 + [(64, 64)] * 40
+    if not mode.startswith("random"):  # the noise of one tensor is drawn at once
+        shapes += [(2**14, 2**13)]
+    params = parameters(shapes, "meta", dtype)
+    backups = sum(param.numel() * param.itemsize for param in params)
+    optimizer = MODES[mode][0](torch.optim.SGD(params, lr=0.1))
+    for _ in range(2):
+        with Memory() as memory, optimizer.perturb():
+            assert backups <= memory.now <= 1.01 * backups
+        assert memory.peak <= backups + 2 * 4 * 2**26 * 1.01
+
+
+@pytest.mark.parametrize("mode", COPIES)
+def test_an_accelerator_holds_the_copies_that_are_to_be_found_on_one(mode):
+    """As `tests/gpu` measures them there, of tensors below the size at which they are cut."""
+    params = parameters([(1024, 1024)] * 4 + [(4096,)], "meta")
+    one = sum(param.nbytes for param in params[:-1])
+    optimizer = ON_DEVICE[mode](torch.optim.SGD(params, lr=0.1, foreach=True))
+    if mode.startswith("rwp"):
+        optimizer.generator = None  # of the device, since `meta` has no generators
+    between, away, peak = COPIES[mode]
+    with Memory() as memory:
+        for _ in range(3):
+            for p in optimizer.passes():
+                renew_gradients(params)
+                assert not p.perturbed or memory.now == pytest.approx(away * one, rel=0.01)
+            optimizer.step()
+            assert memory.now == pytest.approx(between * one, rel=0.01, abs=0.01 * one)
+    assert memory.peak == pytest.approx(peak * one, rel=0.01)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("mode", MODES)
+def test_copies_of_views_hold_the_views_alone(mode, device):
+    flat = torch.ones(40 * 64 * 64, device=device)
+    params = [nn.Parameter(part.view(64, 64)) for part in flat.split(64 * 64)]
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer = MODES[mode][0](torch.optim.SGD(params, lr=0.1))
+    with Memory() as memory, optimizer.perturb():
+        assert flat.nbytes <= memory.now <= 1.05 * flat.nbytes
 
 
 class Allocations(TorchDispatchMode):

@@ -219,6 +219,24 @@ def test_a_copy_continues_like_the_original_and_is_independent(copied, wrapper):
     assert repr(twin) == repr(optimizer)
 
 
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_the_state_to_copy_has_what_torchs_own_has(wrapper):
+    """torch_xla's `reduce_gradients` takes the groups from there."""
+    base = torch.optim.Adam(small_net().parameters())
+    optimizer = wrapper(base, 0.1)
+    for values in (optimizer.__getstate__(), copy.deepcopy(optimizer).__getstate__()):
+        assert base.__getstate__().keys() <= values.keys()
+    for name, value in base.__getstate__().items():
+        assert optimizer.__getstate__()[name] is value
+
+
+def test_a_copy_goes_on_with_the_groups_of_its_base():
+    _, _, optimizer = pair()
+    twin = copy.deepcopy(optimizer)
+    twin.base.param_groups = [dict(group) for group in twin.param_groups]
+    assert twin.__getstate__()["param_groups"] is twin.param_groups is twin.base.param_groups
+
+
 def test_a_copy_has_live_hooks_of_its_own():
     model, _, optimizer = pair()
     twin_model, twin = copy.deepcopy((model, optimizer))

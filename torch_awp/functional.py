@@ -20,8 +20,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-# Elements at a time: on the host 512 KiB in float32, elsewhere 128 MiB for each of the buffers.
-_HOST_PIECE, _DEVICE_PIECE = 2**17, 2**25
+# Elements at a time: on the host 512 KiB in float32, elsewhere 64 MiB for each of the buffers.
+_HOST_PIECE, _DEVICE_PIECE = 2**17, 2**24
 # A tensor begins a row of its own in a buffer, so that a row has one scale.
 _ROW = 1024
 

@@ -530,7 +530,11 @@ class WeightPerturbation(Optimizer):
 
     def _has_computed(self) -> bool:
         """Whether this pass has computed any gradient (or one was written by other means)."""
-        return any(_is_new(param.grad, version) for param, version in self._run.versions)
+        return any(
+            # On an accelerator a CUDA graph may have, which leaves no trace.
+            _is_new(grad, version) or (grad is not None and not on_host(grad))
+            for grad, version in ((param.grad, version) for param, version in self._run.versions)
+        )
 
     def _refuse_while_open(self, what: str, *, by_hand: bool = False) -> None:
         run, perturbation = self._run, self._run.perturbation()
@@ -615,13 +619,15 @@ class WeightPerturbation(Optimizer):
         # the instance, which would step the original of a copy.
         self._refuse_while_perturbed("copying or pickling")
         own = {k: v for k, v in vars(self).items() if not k.startswith("_") and k != "step"}
-        return {**own, UPDATE_KEY: self._run.update, ATTACHMENT: self._run.attachment}
+        own |= {UPDATE_KEY: self._run.update, ATTACHMENT: self._run.attachment}
+        return {**super().__getstate__(), **own}  # torch_xla takes the groups from here
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "base" not in state:  # the usual reset of an optimizer's state
             self.base.__setstate__(state)
             return
-        self.__dict__.update(state)
+        of_base = ("defaults", "state", "param_groups")
+        self.__dict__.update({key: v for key, v in state.items() if key not in of_base})
         update = self.__dict__.pop(UPDATE_KEY)
         attachment = self.__dict__.pop(ATTACHMENT, None)
         self._connect()

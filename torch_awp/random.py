@@ -16,7 +16,7 @@ from torch_awp.sharding import part_like
 
 GENERATOR_KEY, SEED_KEY = "perturb_generator", "perturb_seed"
 # Elements of noise that exist at a time.
-_HOST_PORTION, _DEVICE_PORTION = 2**18, 2**25
+_HOST_PORTION, _DEVICE_PORTION = 2**18, 2**24
 
 
 class RandomWeightPerturbation(WeightPerturbation):
@@ -97,7 +97,8 @@ class RandomWeightPerturbation(WeightPerturbation):
         options: dict[str, Any] = {"dtype": dtype, "device": source, "generator": self.generator}
         draws = [torch.randn(size, **options) for size in sizes]
         if not on_host(params[0]):  # one kernel or one transfer for all
-            draws = list(torch.split(torch.cat(draws).to(params[0].device), numels))
+            drawn = torch.cat(draws) if len(draws) > 1 else draws[0]
+            draws = list(torch.split(drawn.to(params[0].device), numels))
         for param, draw in zip(params, draws, strict=True):
             yield param, part_like(draw.view(param.shape), param)
 

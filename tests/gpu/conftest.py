@@ -1,5 +1,6 @@
 """The contract once more, on an accelerator: `make test-gpu`. Elsewhere it is only collected."""
 
+import importlib
 import os
 
 import pytest
@@ -18,6 +19,8 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.device = str(torch.accelerator.current_accelerator())
     if config.option.device is None and not config.option.collectonly:
         raise pytest.UsageError("torch sees no accelerator here: tests/gpu needs one to run on")
+    if (config.option.device or "").startswith("xla"):  # which torch knows by its package alone
+        importlib.import_module("torch_xla")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
