@@ -36,6 +36,7 @@ class Saved:
     shards: sharding.Groups
     memory: tuple[object, ...]
     version: int = 0  # of the weight, as we left it
+    path: float = 0.0  # length of its moves so far, relative to the weight's norm
 
     def is_in_place(self) -> bool:
         """Whether the parameter still has the memory that it had."""
@@ -75,7 +76,6 @@ class Perturbation:
         self._earlier = {} if earlier is None else earlier
         self._saved: dict[Tensor, Saved] = {}
         self._copies: list[tuple[list[Tensor], list[Tensor]]] = []  # what restoring copies back
-        self._moves = 0  # of each tensor, so far
 
     def __enter__(self) -> Perturbation:
         return self
@@ -118,7 +118,6 @@ class Perturbation:
             portions: the moves, which are made one by one.
         """
         self._note_writes()
-        self._moves += 1
         params, found = list(params), []
         try:
             self._save(params)
@@ -143,14 +142,14 @@ class Perturbation:
             [shards for *_, shards in groups for _ in range(2)],
         )
         for i, (kind, (weights, backups, directions)) in enumerate(groups.items()):
-            *_, gamma, step_size, shards = kind
+            *_, gamma, step_size, path, shards = kind
             weight_norms, direction_norms = norms[2 * i : 2 * i + 2]
             scales = functional.step_scales(weight_norms, direction_norms, step_size, self.epsilon)
             functional.add_scaled_(weights, directions, scales)
             if self.constraint == "element":
                 functional.project_element_(weights, backups, gamma)
             # A path no longer than the radius cannot leave the ball, unless epsilon stretched it.
-            elif self.epsilon > 0 or self._moves * abs(step_size) > gamma * _ROUNDING:
+            elif self.epsilon > 0 or path > gamma * _ROUNDING:
                 here = functional.distances(weights, backups)
                 (distances,) = sharding.whole_norms([here], [shards])
                 functional.project_layer_(weights, backups, gamma * weight_norms, distances)
@@ -179,7 +178,7 @@ class Perturbation:
             torch._foreach_copy_(backups, weights)
             self._copies.append((weights, backups))
         for saved in new:
-            saved.version = saved.weight._version
+            saved.version, saved.path = saved.weight._version, 0.0
 
     def _grouped(self, moves: Sequence[Move]) -> dict[tuple[Any, ...], tuple[list[Tensor], ...]]:
         """Weights, backups and directions that one call can take: the key says what they share."""
@@ -190,7 +189,8 @@ class Perturbation:
                 direction = sharding.part_placed_like(direction, param)
             direction = _as_real(direction)
             shared = saved.weight.device, saved.weight.dtype, direction.dtype
-            kind = (*shared, gamma, step_size, saved.shards)
+            saved.path += abs(step_size)
+            kind = (*shared, gamma, step_size, saved.path, saved.shards)
             group = groups.get(kind) or groups.setdefault(kind, ([], [], []))
             group[0].append(saved.weight)
             group[1].append(saved.backup)
