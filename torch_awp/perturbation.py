@@ -160,25 +160,26 @@ class Perturbation:
 
     def _save(self, params: list[Tensor]) -> None:
         """Back up what is not yet."""
-        new = []
+        new = {}
         for param in params:
             saved = self._saved.get(param)
             if saved is None:
                 saved = self._earlier.get(param)
                 if saved is None or not saved.is_in_place():
                     saved = _saved(param)
-                self._saved[param] = saved
-                new.append(saved)
+                new[param] = saved
             elif not saved.is_in_place():
                 raise RuntimeError(
                     f"a parameter of shape {tuple(saved.local.shape)} was given other memory while "
                     "it was perturbed: it cannot be moved on"
                 )
-        for weights, backups in functional.alike([s.weight for s in new], [s.backup for s in new]):
+        pairs = [s.weight for s in new.values()], [s.backup for s in new.values()]
+        for weights, backups in functional.alike(*pairs):
             torch._foreach_copy_(backups, weights)
             self._copies.append((weights, backups))
-        for saved in new:
+        for saved in new.values():
             saved.version, saved.path = saved.weight._version, 0.0
+        self._saved |= new  # not before: one that is in it has a backup
 
     def _grouped(self, moves: Sequence[Move]) -> dict[tuple[Any, ...], tuple[list[Tensor], ...]]:
         """Weights, backups and directions that one call can take: the key says what they share."""
