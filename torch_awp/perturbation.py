@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from torch_awp import functional, sharding
+from torch_awp.running_stats import is_writable
 
 # Three thirds of a radius may come out above it.
 _ROUNDING = 1 + 1e-12
@@ -249,6 +250,10 @@ def _saved(param: Tensor) -> Saved:
         raise RuntimeError(
             f"a parameter of shape {tuple(param.shape)} has the layout {local.layout} or is a "
             "lazy conjugate: only strided tensors can be perturbed, leave it out with select"
+        )
+    if not is_writable(local):
+        raise RuntimeError(
+            f"a parameter of shape {tuple(param.shape)} is expanded: its elements share memory"
         )
     weight = _as_real(local)
     return Saved(param, local, weight, torch.empty_like(weight), shards, _memory(local))
