@@ -107,6 +107,21 @@ def test_a_large_step_is_projected_back_onto_the_ball():
     torch.testing.assert_close(far, near, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("first_step_size", [0.45, 0.3])
+@pytest.mark.parametrize("later", [{"step_size": 0.1}, {"gamma": 0.25}])
+def test_a_block_in_which_settings_change_ends_inside_the_ball(first_step_size, later):
+    param = nn.Parameter(torch.randn(6, 7))
+    param.grad, home = torch.randn(6, 7), param.detach().clone()
+    base = torch.optim.SGD([param], lr=0.1)
+    optimizer = AdversarialWeightPerturbation(base, 0.35, steps=2, step_size=first_step_size)
+    with optimizer.perturb():
+        optimizer.step_size = later.get("step_size")
+        gamma = base.param_groups[0]["perturb_gamma"] = later.get("gamma", 0.35)
+        optimizer.ascend()
+        length = (param.detach() - home).norm() / home.norm()
+    torch.testing.assert_close(length, torch.tensor(gamma))
+
+
 @pytest.mark.parametrize("exponent", [-25, -22, 19, 30])
 def test_a_tiny_or_huge_weight_is_projected_onto_the_ball_too(exponent):
     """The squares of its perturbation leave the range of float32."""

@@ -11,6 +11,7 @@ from on_device import COPIES
 from on_device import MODES as ON_DEVICE
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
@@ -65,6 +66,27 @@ def test_four_hundred_tensors_start_few_kernels(mode, dtype, factor):
     for tensors, bound in ((400, for_400), (10, for_10)):
         params = parameters([(64, 64)] * tensors, "meta", dtype)
         assert launches(wrap, params).total <= factor * bound
+
+
+class Calls(TorchFunctionMode):
+    """Counts what is asked of tensors."""
+
+    count = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_work_on_the_host_grows_with_the_number_of_tensors_and_not_with_its_square(mode):
+    def calls(tensors: int) -> int:
+        optimizer = MODES[mode][0](torch.optim.SGD(parameters([(2, 2)] * tensors), lr=0.1))
+        with Calls() as counted, optimizer.perturb():
+            pass
+        return counted.count
+
+    assert calls(400) < 5 * calls(100)
 
 
 def test_tensors_that_lie_otherwise_do_not_slow_down_the_others():

@@ -239,6 +239,22 @@ def test_parameters_sharing_memory_that_first_move_at_different_times_come_back(
     assert same_bits([early], [before])
 
 
+def test_what_moves_after_an_ascent_that_was_refused():
+    early, late = (nn.Parameter(torch.randn(3, 3)) for _ in range(2))
+    refused = nn.Parameter(torch.randn(3, 3).to_sparse())
+    before = weights_of(nn.ParameterList([early, late]))
+    optimizer = AdversarialWeightPerturbation(torch.optim.SGD([early, late, refused], lr=0.1), 0.1)
+    early.grad = torch.ones(3, 3)
+    with optimizer.perturb():
+        late.grad, refused.grad = torch.ones(3, 3), torch.ones(3, 3).to_sparse()
+        with pytest.raises(RuntimeError, match="only strided tensors"):
+            optimizer.ascend()
+        refused.grad = None
+        optimizer.ascend()
+        assert not torch.equal(late, before[1])
+    assert same_bits([early, late], before)
+
+
 def test_a_block_can_be_entered_again():
     model, data = small_net(), batch()
     optimizer = AdversarialWeightPerturbation(torch.optim.SGD(model.parameters(), lr=0.1), 0.1)

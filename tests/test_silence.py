@@ -440,6 +440,18 @@ def test_a_parameter_of_another_layout_is_named():
         pass
 
 
+@pytest.mark.parametrize("wrap", [AdversarialWeightPerturbation, RandomWeightPerturbation])
+def test_an_expanded_parameter_is_named_before_anything_moves(wrap):
+    usual = nn.Parameter(torch.randn(3, 3))
+    expanded = nn.Parameter(torch.randn(1, 4).expand(3, 4))
+    home = usual.detach().clone()
+    usual.grad, expanded.grad = torch.ones(3, 3), torch.ones(3, 4)
+    optimizer = wrap(torch.optim.SGD([usual, expanded], lr=0.1), 0.1)
+    with pytest.raises(RuntimeError, match="is expanded"):
+        optimizer.perturb().__enter__()
+    assert torch.equal(usual, home)
+
+
 def test_memory_replaced_inside_a_block_is_restored():
     model = small_net()
     optimizer = awp(model)

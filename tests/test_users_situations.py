@@ -346,6 +346,36 @@ def test_of_two_wrappers_of_a_base_the_older_is_an_error(wrap, use):
         USES[use](older)
 
 
+class Around(torch.optim.Optimizer):
+    """An optimizer around another, as Accelerate's and Lookahead are."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self.inner, self.state, self.defaults = inner, inner.state, inner.defaults
+        self.param_groups = inner.param_groups
+
+    def step(self, closure=None):
+        return self.inner.step(closure)
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["held", "dropped"])
+def test_a_base_that_is_wrapped_again_inside_another_counts_each_step_once(kept):
+    param = a_matrix()
+    inner = torch.optim.SGD([param], lr=0.1)
+    older = RandomWeightPerturbation(inner, 0.1)
+    newer = RandomWeightPerturbation(Around(inner), 0.1)
+    if not kept:
+        del older
+    for _ in range(2):
+        for _ in newer.passes():
+            param.grad = torch.ones_like(param)
+        newer.step()
+    assert hooks_of(inner) == (1, 1)
+    assert inner.param_groups[0]["perturb_step"] == 2
+    if kept:
+        with pytest.raises(RuntimeError, match="use the newer wrapper"):
+            older.perturb()
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
 def test_a_copy_has_one_pair_of_hooks_and_leaves_the_original_its_own(copied):
     param = a_matrix()

@@ -646,10 +646,11 @@ class WeightPerturbation(Optimizer):
             name = type(self.base).__name__
             raise TypeError(f"optimizer must call torch's step hooks, which {name} does not")
         self.__dict__.update(hooks)
-        for handle in _hooked.get(self.base, ())[1:]:
+        self._stepping = optimizer
+        for handle in _hooked.get(optimizer, ())[1:]:
             handle.remove()
         pre, post = map(weakref.WeakMethod, (self._before_base_step, self._after_base_step))
-        _hooked[self.base] = (
+        _hooked[optimizer] = (
             weakref.ref(self._run),  # which a trainer's shallow copy of the wrapper shares
             optimizer.register_step_pre_hook(partial(_call, pre)),
             optimizer.register_step_post_hook(partial(_call, post)),
@@ -657,8 +658,8 @@ class WeightPerturbation(Optimizer):
 
     @property
     def _is_replaced(self) -> bool:
-        """Whether a newer wrapper has the base."""
-        return _hooked[self.base][0]() is not self._run
+        """Whether a newer wrapper has the base, or the optimizer inside it that steps."""
+        return _hooked[self._stepping][0]() is not self._run
 
     # -- state -----------------------------------------------------------------------------------
 
@@ -700,7 +701,7 @@ class WeightPerturbation(Optimizer):
             group.setdefault(DEFAULT_KEY, self.default_gamma)
 
 
-# Of a base the state of its newest wrapper, and the handles of the hooks by which it steps that.
+# Of an optimizer that steps, the state of its newest wrapper and the handles of that one's hooks.
 _hooked: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from torch_awp import functional, sharding
+from torch_awp.running_stats import is_writable
 
 # Three thirds of a radius may come out above it.
 _ROUNDING = 1 + 1e-12
@@ -36,6 +37,7 @@ class Saved:
     shards: sharding.Groups
     memory: tuple[object, ...]
     version: int = 0  # of the weight, as we left it
+    path: float = 0.0  # length of its moves so far, relative to the weight's norm
 
     def is_in_place(self) -> bool:
         """Whether the parameter still has the memory that it had."""
@@ -75,7 +77,6 @@ class Perturbation:
         self._earlier = {} if earlier is None else earlier
         self._saved: dict[Tensor, Saved] = {}
         self._copies: list[tuple[list[Tensor], list[Tensor]]] = []  # what restoring copies back
-        self._moves = 0  # of each tensor, so far
 
     def __enter__(self) -> Perturbation:
         return self
@@ -118,7 +119,6 @@ class Perturbation:
             portions: the moves, which are made one by one.
         """
         self._note_writes()
-        self._moves += 1
         params, found = list(params), []
         try:
             self._save(params)
@@ -143,14 +143,14 @@ class Perturbation:
             [shards for *_, shards in groups for _ in range(2)],
         )
         for i, (kind, (weights, backups, directions)) in enumerate(groups.items()):
-            *_, gamma, step_size, shards = kind
+            *_, gamma, step_size, path, shards = kind
             weight_norms, direction_norms = norms[2 * i : 2 * i + 2]
             scales = functional.step_scales(weight_norms, direction_norms, step_size, self.epsilon)
             functional.add_scaled_(weights, directions, scales)
             if self.constraint == "element":
                 functional.project_element_(weights, backups, gamma)
             # A path no longer than the radius cannot leave the ball, unless epsilon stretched it.
-            elif self.epsilon > 0 or self._moves * abs(step_size) > gamma * _ROUNDING:
+            elif self.epsilon > 0 or path > gamma * _ROUNDING:
                 here = functional.distances(weights, backups)
                 (distances,) = sharding.whole_norms([here], [shards])
                 functional.project_layer_(weights, backups, gamma * weight_norms, distances)
@@ -161,25 +161,26 @@ class Perturbation:
 
     def _save(self, params: list[Tensor]) -> None:
         """Back up what is not yet."""
-        new = []
+        new = {}
         for param in params:
             saved = self._saved.get(param)
             if saved is None:
                 saved = self._earlier.get(param)
                 if saved is None or not saved.is_in_place():
                     saved = _saved(param)
-                self._saved[param] = saved
-                new.append(saved)
+                new[param] = saved
             elif not saved.is_in_place():
                 raise RuntimeError(
                     f"a parameter of shape {tuple(saved.local.shape)} was given other memory while "
                     "it was perturbed: it cannot be perturbed further"
                 )
-        for weights, backups in functional.alike([s.weight for s in new], [s.backup for s in new]):
+        pairs = [s.weight for s in new.values()], [s.backup for s in new.values()]
+        for weights, backups in functional.alike(*pairs):
             torch._foreach_copy_(backups, weights)
             self._copies.append((weights, backups))
-        for saved in new:
-            saved.version = saved.weight._version
+        for saved in new.values():
+            saved.version, saved.path = saved.weight._version, 0.0
+        self._saved |= new  # not before: one that is in it has a backup
 
     def _grouped(self, moves: Sequence[Move]) -> dict[tuple[Any, ...], tuple[list[Tensor], ...]]:
         """Weights, backups and directions that one call can take: the key says what they share."""
@@ -190,7 +191,8 @@ class Perturbation:
                 direction = sharding.part_placed_like(direction, param)
             direction = _as_real(direction)
             shared = saved.weight.device, saved.weight.dtype, direction.dtype
-            kind = (*shared, gamma, step_size, saved.shards)
+            saved.path += abs(step_size)
+            kind = (*shared, gamma, step_size, saved.path, saved.shards)
             group = groups.get(kind) or groups.setdefault(kind, ([], [], []))
             group[0].append(saved.weight)
             group[1].append(saved.backup)
@@ -248,6 +250,10 @@ def _saved(param: Tensor) -> Saved:
         raise RuntimeError(
             f"a parameter of shape {tuple(param.shape)} has the layout {local.layout} or is a "
             "lazy conjugate: only strided tensors can be perturbed, leave it out with select"
+        )
+    if not is_writable(local):
+        raise RuntimeError(
+            f"a parameter of shape {tuple(param.shape)} is expanded: its elements share memory"
         )
     weight = _as_real(local)
     return Saved(param, local, weight, torch.empty_like(weight), shards, _memory(local))

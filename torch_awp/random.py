@@ -149,11 +149,11 @@ class RandomWeightPerturbation(WeightPerturbation):
 def _portions(params: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     """Tensors of one device, so few that the noise of all never exists at once."""
     for _, alike in groupby(params, lambda param: (param.device, param.is_complex())):
-        portion: list[Tensor] = []
+        portion, numel = list[Tensor](), 0
         for param in alike:
-            numel = sum(param.numel() for param in [*portion, param])
+            numel += param.numel()
             if portion and numel > (_HOST_PORTION if on_host(param) else _DEVICE_PORTION):
                 yield portion
-                portion = []
+                portion, numel = [], param.numel()
             portion.append(param)
         yield portion

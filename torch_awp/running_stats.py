@@ -49,9 +49,9 @@ def freeze_running_stats(model: nn.Module, enabled: bool = True) -> Iterator[Non
         yield
 
 
-def is_writable(buffer: Tensor) -> bool:
+def is_writable(tensor: Tensor) -> bool:
     """Whether it can be written in place: one whose elements share memory (expanded) cannot."""
-    return buffer.numel() <= 1 or 0 not in buffer.stride()
+    return all(n <= 1 or by > 0 for n, by in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def _set(stack: ExitStack, module: nn.Module, name: str, value: object) -> None:
