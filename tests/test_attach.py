@@ -1378,3 +1378,19 @@ def test_an_optimizer_that_loads_a_checkpoint_while_weights_are_away_goes_on():
     assert same_bits(weights_of(model), home)
     del loss
     plainly(model, optimizer, batches(1))
+
+
+def test_a_copied_pair_keeps_the_update_of_a_step_before_one_that_is_due():
+    model, data = nn.Linear(4, 3), torch.randn(6, 4)
+    base = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = AdversarialWeightPerturbation(base, 0.3, ascent="update", interval=3)
+    optimizer.attach(model)
+    pairs = [(model, optimizer)]
+    for step in range(7):
+        if step == 5:
+            pairs.append(copy.deepcopy((model, optimizer)))
+        for net, stepping in pairs:
+            stepping.zero_grad()
+            net(data).square().mean().backward()
+            stepping.step()
+    assert torch.equal(pairs[0][0].weight, pairs[1][0].weight)

@@ -216,6 +216,7 @@ class Attachment:
         self._frame = next(calling, None)
         if self._module() is None:  # of a copied pair
             self._module = weakref.ref(module)
+            self._find_tensors(self._optimizer(), module)
 
     def _put_first(self, module: nn.Module) -> bool:
         """Come before the hooks of others; whether one came before this.
