@@ -54,9 +54,10 @@ def norms(tensors: Tensors) -> Tensor:
     parts = torch._foreach_norm([piece for of_one in pieces for (piece,) in of_one], 2, dtype=dtype)
     found = torch.stack(list(parts))
     found = _joined(found.double() if found.is_cpu else found, list(map(len, pieces)))
-    if found.is_cpu:  # outside this range squares in float32 lose digits, underflow or overflow
+    if found.is_cpu:
         for i, norm in enumerate(found.tolist()):
-            if not 1e-12 < norm < 1e18:
+            # Squares in float32 lose digits outside this range; where elements lie apart, many do.
+            if not 1e-12 < norm < 1e18 or (len(pieces[i]) > 1 and _has_gaps(tensors[i])):
                 found[i] = torch.linalg.vector_norm(tensors[i], dtype=torch.float64)
     return found
 
@@ -292,6 +293,11 @@ def _unzipped(portion: list[tuple[int, Tensor, Tensor]]) -> tuple[list[int], Ten
 
 def _finite(numbers: Tensor) -> Tensor:
     return numbers.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _has_gaps(tensor: Tensor) -> bool:
+    last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return last >= tensor.numel()
 
 
 def _joined(parts: Tensor, counts: list[int]) -> Tensor:
