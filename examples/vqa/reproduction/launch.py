@@ -122,8 +122,8 @@ def execute(
         finally:
             environments.put(environment)
 
-    starts = set(ready)
-    order = TopologicalSorter({run: {run.start} & starts for run in ready})
+    others = set(ready)
+    order = TopologicalSorter({run: others.intersection(run.chain[:-1]) for run in ready})
     order.prepare()
     pool = ThreadPoolExecutor(machine.jobs)
     with progress_bar("runs", len(ready), "run") as bar:
