@@ -7,12 +7,12 @@ import time
 import pytest
 from command_line import IMPORTABLE
 
-from vqa.io.ownership import InUseError, owned_file, owned_folder
+from vqa.io.files import InUseError, owned_file, owned_folder
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from vqa.io.ownership import owned_folder
+from vqa.io.files import owned_folder
 with owned_folder(Path(sys.argv[1])):
     Path(sys.argv[1], "held").touch()
     time.sleep(60)

@@ -24,7 +24,7 @@ import score
 import simple_vqa
 from score import main, score_files
 from vqa.features.key_frames import FrameDifferences
-from vqa.io.ownership import InUseError
+from vqa.io.files import InUseError
 from vqa.models import build_model, other_owner
 from vqa.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from vqa.training.distributed import own_device

@@ -18,7 +18,7 @@ from toy_task import toy_samples, toy_task, with_settings
 import sama_vqa
 from vqa.datasets import load_dataset
 from vqa.datasets.splits import split
-from vqa.io.ownership import InUseError
+from vqa.io.files import InUseError
 from vqa.metrics import agreement
 from vqa.training import main
 from vqa.training.checkpoint import (

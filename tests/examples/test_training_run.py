@@ -172,7 +172,7 @@ def test_the_number_of_workers_does_not_show(workers):
     assert train(new_run(with_settings(workers=workers)), 2) == alone
 
 
-def test_a_run_with_other_settings_or_labels_is_not_gone_on_from(tmp_path):
+def test_a_run_with_other_settings_or_labels_is_not_resumed(tmp_path):
     new_run().save(tmp_path / "last.pt")
 
     for other in (
@@ -187,7 +187,7 @@ def test_a_run_with_other_settings_or_labels_is_not_gone_on_from(tmp_path):
     new_run(with_settings(workers=1, output=tmp_path)).load(tmp_path / "last.pt")
 
 
-def test_a_run_of_another_number_of_processes_or_device_is_not_gone_on_from(tmp_path):
+def test_a_run_of_another_number_of_processes_or_device_is_not_resumed(tmp_path):
     path = tmp_path / "last.pt"
     new_run().save(path)
     values = torch.load(path, weights_only=True)

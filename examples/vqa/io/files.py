@@ -1,6 +1,7 @@
-"""Files that are there completely or not at all, and what they are called.
+"""Files that are there completely or not at all, belong to one command, and what they are called.
 
-What a file holds is decided by decoding it; its name decides what a search of folders tries.
+What a running command writes belongs to it alone, until it ends, however it ends. What a file holds
+is decided by decoding it; its name decides what a search of folders tries.
 """
 
 from __future__ import annotations
@@ -10,11 +11,17 @@ import hashlib
 import json
 import math
 import os
+import platform
+import shlex
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import Literal, TextIO
 from uuid import uuid4
+
+from filelock import FileLock, Timeout
 
 _LONGEST_NAME = 255  # bytes that file systems take
 
@@ -155,3 +162,51 @@ def kind_by_name(path: Path) -> MediaKind | None:
     """
     ending = path.suffix.lower().removeprefix(".")
     return next((kind for kind, endings in _ENDINGS.items() if ending in endings), None)
+
+
+class InUseError(ValueError):
+    """Another command that is still running writes there; the message names it."""
+
+
+def owned_folder(folder: Path) -> AbstractContextManager[None]:
+    """A folder that belongs to this process for the length of the block; made if it is not there.
+
+    Raises:
+        InUseError: it belongs to another one.
+    """
+    return _owned(folder, folder / ".lock")
+
+
+def owned_file(path: Path) -> AbstractContextManager[None]:
+    """The same for a file, whose folder is made if it is not there."""
+    return _owned(path, path.with_name(f".{path.name}.lock"))
+
+
+@contextmanager
+def _owned(place: Path, file: Path) -> Iterator[None]:
+    """The system frees the lock when a process ends; the file that is locked stays."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock, owner = FileLock(file), file.with_suffix(".owner")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        try:
+            told = owner.read_text(encoding="utf-8")
+        except OSError:  # it may not be there yet
+            told = "another one"
+        raise InUseError(
+            f"{shown(place)}: expected that no other command writes there, {told} does:"
+            " wait for its end, or choose another --output"
+        ) from None
+    try:
+        with writing(place, owner):
+            owner.write_text(
+                f"{shorten(shlex.join(sys.argv), 200)!r} (process {os.getpid()} on"
+                f" {platform.node()})",
+                encoding="utf-8",
+                errors="backslashreplace",
+            )
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()

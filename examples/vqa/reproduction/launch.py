@@ -122,8 +122,8 @@ def execute(
         finally:
             environments.put(environment)
 
-    starts = set(ready)
-    order = TopologicalSorter({run: {run.start} & starts for run in ready})
+    others = set(ready)
+    order = TopologicalSorter({run: others.intersection(run.chain[:-1]) for run in ready})
     order.prepare()
     pool = ThreadPoolExecutor(machine.jobs)
     with progress_bar("runs", len(ready), "run") as bar:
@@ -146,11 +146,11 @@ def _extract(
     """Extract features; the runs that will not have them."""
     failures: dict[PlannedRun, Failure] = {}
     script = str(EXAMPLES / "simple_vqa_features.py")
-    for extraction in extractions(runs):
-        log = store.folder_of_logs() / f"features-{extraction.dataset}.txt"
-        if launcher([sys.executable, script, *extraction.options(sources)], log, {}) != 0:
-            why = f"no features of {extraction.dataset}"
-            lacking = [run for run in runs if extraction in extractions([run])]
+    for dataset in extractions(runs):
+        log = store.folder_of_logs() / f"features-{dataset}.txt"
+        if launcher([sys.executable, script, *sources.extraction_options(dataset)], log, {}) != 0:
+            why = f"no features of {dataset}"
+            lacking = [run for run in runs if dataset in extractions([run])]
             failures |= {run: Failure(run, why, tail(log)) for run in lacking}
     return [failures[run] for run in runs if run in failures]
 

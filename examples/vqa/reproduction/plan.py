@@ -10,7 +10,7 @@ from typing import Literal
 
 from vqa.reproduction.catalogue import Exhibit
 from vqa.reproduction.runs import PlannedRun, Sweep
-from vqa.reproduction.sources import extractions, sizes
+from vqa.reproduction.sources import describe_extraction, extractions, sizes
 from vqa.store import Store
 
 State = Literal["finished", "interrupted", "to do", "impossible"]
@@ -179,9 +179,8 @@ def describe_plan(
     for item in plan.items:
         cost = "" if item.state == "finished" else f" {item.estimate.hours:8.2f} h"
         lines.append(f"  {item.state:<11}{cost:<11} {item.run.name}  {item.run.describe()}")
-    lines += [
-        f"Before them, SimpleVQA's features: {own.describe()}" for own in extractions(plan.to_run)
-    ]
+    extracted = map(describe_extraction, extractions(plan.to_run))
+    lines += [f"Before them, SimpleVQA's features: {cost}" for cost in extracted]
     reasons = Counter(item.why for item in plan.items if item.why)
     lines += [f"Impossible, {number} runs: {why}" for why, number in reasons.items()]
     return "\n".join([*lines, *_summary(plan, sweep)])

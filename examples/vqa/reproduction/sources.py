@@ -62,6 +62,13 @@ class Sources:
             options += ["--annotations", str(self.annotations[dataset])]
         return options
 
+    def extraction_options(self, dataset: str) -> list[str]:
+        """Preset and settings of simple_vqa_features.py."""
+        options = [dataset if dataset in _OF_ITS_OWN else "paper", *self.dataset_options(dataset)]
+        if "slowfast" in self.weights:
+            options += ["--slowfast-weights", str(self.weights["slowfast"])]
+        return [*options, "--output", str(self.features_folder(dataset))]
+
     def missing(self, run: PlannedRun) -> str | None:
         """What a run lacks, the run that it starts from aside; None if it lacks nothing."""
         for dataset in run.datasets:
@@ -99,36 +106,20 @@ class Sources:
         return digest([str(root.resolve()), labels, media])[:16]
 
 
-@dataclass(frozen=True)
-class Extraction:
-    """SimpleVQA's features of one data set, extracted once before the runs that read them."""
-
-    dataset: str
-
-    def options(self, sources: Sources) -> list[str]:
-        """Preset and settings of simple_vqa_features.py."""
-        options = [self.dataset if self.dataset in _OF_ITS_OWN else "paper"]
-        options += sources.dataset_options(self.dataset)
-        if "slowfast" in sources.weights:
-            options += ["--slowfast-weights", str(sources.weights["slowfast"])]
-        return [*options, "--output", str(sources.features_folder(self.dataset))]
-
-    def describe(self) -> str:
-        """What it will cost if nothing of it is there."""
-        videos = sizes(self.dataset).total()
-        size = videos * _OF_ITS_OWN.get(self.dataset, _KEY_FRAMES) * _BYTES
-        hours = videos * _SECONDS / 3600
-        return (
-            f"{self.dataset}, {videos} videos, about {hours:.3g} h and {size / 1e9:.3g} GB"
-            " (assumed, not measured; what is there already is kept)"
-        )
-
-
-def extractions(runs: Iterable[PlannedRun]) -> tuple[Extraction, ...]:
-    """What runs need; the tiny preset extracts its own."""
+def extractions(runs: Iterable[PlannedRun]) -> tuple[str, ...]:
+    """Data sets whose features SimpleVQA reads in runs; the tiny preset extracts its own."""
     readers = [run for run in runs if run.script == "simple_vqa" and run.preset != "tiny"]
-    datasets = dict.fromkeys(dataset for run in readers for dataset in run.datasets)
-    return tuple(Extraction(dataset) for dataset in datasets)
+    return tuple(dict.fromkeys(dataset for run in readers for dataset in run.datasets))
+
+
+def describe_extraction(dataset: str) -> str:
+    """What extracting features will cost if nothing of them is there."""
+    videos = sizes(dataset).total()
+    size = videos * _OF_ITS_OWN.get(dataset, _KEY_FRAMES) * _BYTES
+    return (
+        f"{dataset}, {videos} videos, about {videos * _SECONDS / 3600:.3g} h and"
+        f" {size / 1e9:.3g} GB (assumed, not measured; what is there already is kept)"
+    )
 
 
 def sizes(dataset: str) -> Counter[str]:

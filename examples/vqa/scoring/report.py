@@ -10,8 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vqa.datasets.annotations import PREDICTED
-from vqa.io.files import file_state, open_csv, shown, write_csv, writing
-from vqa.io.ownership import owned_file
+from vqa.io.files import file_state, open_csv, owned_file, shown, write_csv, writing
 from vqa.io.video import is_hdr
 from vqa.scoring.finding import Found
 from vqa.scoring.scorer import FileScore

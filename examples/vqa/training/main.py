@@ -14,8 +14,7 @@ import torch
 from torch import nn
 
 from vqa.datasets import DataSet, load_dataset, summary
-from vqa.io.files import write_json
-from vqa.io.ownership import owned_folder
+from vqa.io.files import owned_folder, write_json
 from vqa.models import other_owner
 from vqa.provenance import provenance
 from vqa.training.checkpoint import (
