@@ -1,5 +1,6 @@
 """fastai: its optimizer wrapper around ours, its learner around an attached model."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from fastai.optimizer import OptimWrapper
 from reference import same_bits
 from torch import Tensor, nn
 from trainers.plain_loop import BATCH, WRAPS, build, by_hand, loader, network, weights
+
+from torch_awp import AdversarialWeightPerturbation
 
 mse = nn.functional.mse_loss
 
@@ -46,3 +49,30 @@ def test_it_accumulates_and_clips_like_a_loop_by_hand(wrap):
     measured = learned(wrap, 2, GradientAccumulation(2 * BATCH), GradientClip(0.05))
     expected = by_hand(wrap, pieces=2, clip=0.05, scheduled=False)
     torch.testing.assert_close(measured, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_names_for_select_where_its_splitter_builds_the_groups():
+    model = network()
+    names = {param: name for name, param in model.named_parameters()}
+
+    def built(parameters: Any, **settings: Any) -> torch.optim.Optimizer:
+        base = torch.optim.AdamW(parameters, **settings)
+        for group in base.param_groups:
+            group["param_names"] = [names[param] for param in group["params"]]
+        return AdversarialWeightPerturbation(base, 0.1, select=lambda name, _: name == "2.weight")
+
+    learn = Learner(
+        DataLoaders(loader(), loader()),
+        model,
+        loss_func=mse,
+        opt_func=partial(OptimWrapper, opt=built),
+        splitter=lambda net: [list(net[0].parameters()), list(net[2].parameters())],
+    )
+    learn.create_opt()
+    optimizer = learn.opt.opt
+    home = {name: param.detach().clone() for name, param in model.named_parameters()}
+    x, y = next(iter(loader()))
+    mse(model(x), y).backward()
+    with optimizer.perturb():
+        moved = {name for name, param in model.named_parameters() if not param.equal(home[name])}
+    assert moved == {"2.weight"}

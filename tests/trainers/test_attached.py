@@ -1,5 +1,6 @@
 """Trainers that nobody rewrote: two lines before them, and each equals a loop written by hand."""
 
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,16 @@ from reference import same_bits
 from tiers import first_fast
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
-from transformers import PretrainedConfig, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    PretrainedConfig,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from torch_awp import AdversarialWeightPerturbation
 
 pytestmark = [
     # torch's DataLoader about memory that Trainer pins for an accelerator it does not find.
@@ -122,6 +132,62 @@ def test_a_trainer_that_computes_the_loss_outside_is_an_error_that_names_the_cur
 def test_label_smoothing_is_an_error_that_names_the_cure(tmp_path):
     with pytest.raises(RuntimeError, match="ends in its loss"):
         trained(tmp_path, "awp", label_smoothing_factor=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*is deprecated")
+@pytest.mark.parametrize("wrap", ["awp", "rwp"])
+def test_trainers_own_flag_compiles_and_equals_a_loop_by_hand(wrap, tmp_path):
+    measured = trained(tmp_path, wrap, torch_compile=True, torch_compile_backend="eager")
+    torch.testing.assert_close(measured, by_hand(wrap), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrap", ["awp", "rwp"])
+def test_trainers_activation_checkpointing_changes_nothing(wrap, tmp_path):
+    runs = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model = Qwen2ForCausalLM(
+            Qwen2Config(
+                vocab_size=20, hidden_size=8, intermediate_size=16, num_hidden_layers=2,
+                num_attention_heads=2, num_key_value_heads=2,
+            )
+        )  # fmt: skip
+        optimizer = WRAPS[wrap](torch.optim.AdamW(model.parameters(), lr=0.05))
+        optimizer.attach(model)
+        rows = [{"input_ids": row, "labels": row} for row in torch.randint(20, (12, 6))]
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path),
+            per_device_train_batch_size=BATCH,
+            num_train_epochs=1,
+            activation_checkpointing=checkpointing,
+            save_strategy="no",
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+        )
+        InOrder(model, arguments, train_dataset=rows, optimizers=(optimizer, None)).train()
+        runs.append(weights(model))
+    assert same_bits(*runs)
+
+
+def test_trainers_own_optimizer_gets_names_for_select(tmp_path):
+    model = WithConfig()
+    arguments = TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True)
+    base = Trainer(model, arguments, train_dataset=[]).create_optimizer()
+    names = {param: name for name, param in model.named_parameters()}
+    for group in base.param_groups:
+        group["param_names"] = [names[param] for param in group["params"]]
+    optimizer = AdversarialWeightPerturbation(
+        base, gamma=0.1, select=lambda name, _: name == "net.2.weight"
+    )
+    optimizer.attach(model)
+    home = copy.deepcopy(dict(model.named_parameters()))
+    loss = model(*next(iter(loader())))["loss"]
+    moved = {name for name, param in model.named_parameters() if not param.equal(home[name])}
+    assert moved == {"net.2.weight"}
+    loss.backward()
 
 
 # -- Lightning -----------------------------------------------------------------------------------
