@@ -31,6 +31,8 @@ class Recipe:
     """Share of the steps that come before the first perturbed one."""
     climb_share: float = 1.0
     """Share of a batch whose gradient AWP climbs."""
+    last: int | None = None
+    """How many weight tensors AWP moves, from the end; None: all."""
     learner: Learner = "network"
 
     @property
@@ -94,6 +96,8 @@ INDEPENDENT: dict[str, Method] = {
     "awp-element": Method(
         "AWP, element constraint", Recipe("awp", constraint="element"), "magnitude", "element"
     ),
+    "awp-last-2": Method("AWP on the last two layers", Recipe("awp", last=2), "magnitude", "end"),
+    "awp-last-1": Method("AWP on the last layer", Recipe("awp", last=1), "magnitude", "end"),
     "ridge": Method("ridge regression", Recipe(learner="ridge"), "magnitude", "ridge"),
     "svr": Method("support vector regression", Recipe(learner="svr"), "magnitude", "svr"),
 }

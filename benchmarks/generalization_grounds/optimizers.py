@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from pytorch_optimizer import SAM
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.generalization_grounds.methods import Recipe
 from torch_awp import AdversarialWeightPerturbation, RandomWeightPerturbation
@@ -75,7 +75,7 @@ def build_optimizer(
             **_SETTINGS[base],
         )
     plain: torch.optim.Optimizer = _BASES[base](
-        model.parameters(), lr=learning_rate, weight_decay=decay, **_SETTINGS[base]
+        model.named_parameters(), lr=learning_rate, weight_decay=decay, **_SETTINGS[base]
     )
     if recipe.perturbation == "rwp":
         generator = torch.Generator().manual_seed(seed)
@@ -91,5 +91,12 @@ def build_optimizer(
             interval=recipe.interval,
             ascent=recipe.ascent,
             constraint=recipe.constraint,
+            select=None if recipe.last is None else _among_the_last(model, recipe.last),
         )
     return plain
+
+
+def _among_the_last(model: nn.Module, count: int) -> Callable[[str, Tensor], bool]:
+    """Whether a tensor is one of the last `count` that have more than one dimension."""
+    names = [name for name, own in model.named_parameters() if own.ndim > 1][-count:]
+    return lambda name, _: name in names

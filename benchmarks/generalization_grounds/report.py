@@ -36,6 +36,8 @@ _STYLES: Mapping[str, tuple[str, str]] = {
     "awp-every-4": (_BLUE, "D"),
     "awp-every-8": (_BLUE, "v"),
     "awp-element": (_BLUE, "P"),
+    "awp-last-2": (_BLUE, "1"),
+    "awp-last-1": (_BLUE, "2"),
     "awp-late": (_BLUE, "x"),
     "awp-quarter": (_BLUE, ">"),
     "awp-previous": (_SKY, "o"),  # of earlier results, as "ordinary+previous": it is gone

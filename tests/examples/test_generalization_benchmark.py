@@ -40,6 +40,7 @@ PERTURBED = [
     Recipe("awp", 0.3, start=0.5),
     Recipe("awp", 0.3, climb_share=0.5),
     Recipe("awp", 0.3, constraint="element"),
+    Recipe("awp", 0.3, last=1),
 ]
 RECIPES = [
     *PERTURBED,
@@ -95,6 +96,15 @@ def test_every_recipe_changes_the_training(recipe):
     plain = trained_weights(small(), Recipe(), 0)
 
     assert not trained_weights(small(), recipe, 0).equal(plain)
+
+
+def test_of_three_layers_the_last_three_are_all():
+    every, three, one = (
+        trained_weights(small(), Recipe("awp", 0.3, last=count), 0) for count in (None, 3, 1)
+    )
+
+    assert three.equal(every)
+    assert not one.equal(every)
 
 
 @pytest.mark.parametrize("recipe", PERTURBED, ids=str)
