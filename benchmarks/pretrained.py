@@ -260,8 +260,13 @@ def result(benchmark: Pretrained, study: Study) -> dict[str, object]:
         name: [seed for seed in study.seeds_of(way) if seed not in found[name]]
         for name, way in ways.items()
     }
+    candidates = {own.file: own for way in ways.values() for own in tuning(benchmark, study, way)}
+    tuned = sum(load_run(benchmark.runs, own) is not None for own in candidates.values())
+    planned = len(candidates) + sum(len(study.seeds_of(way)) for way in ways.values())
     return {
         "asks": study.asks,
+        "finished_runs": tuned + sum(map(len, found.values())),
+        "planned_runs": planned,
         "settings": Training(benchmark.plain(study), "test", study.photographs).described,
         "tuning": {
             name: [

@@ -165,6 +165,7 @@ def test_everything_runs_once_and_every_way_has_a_row(benchmark, capsys):
     assert [row["method"] for row in told["methods"]] == list(STUDY.every_way)
     assert [row["seeds"] for row in told["methods"]] == [[2, 3]] * 3 + [[2]]
     assert told["missing_seeds"] == {}
+    assert told["finished_runs"] == told["planned_runs"] == 3 + 7
     by_name = {row["method"]: row for row in told["methods"]}
     assert by_name["awp, last 25 %"]["values"]["perturb_last"] == 0.25
     assert by_name["dropout"]["values"]["epochs"] == 2
@@ -240,6 +241,7 @@ def test_every_run_that_is_kept_is_asked_for_and_says_what_it_said(tmp_path):
     assert list(told) == list(STUDIES)
     own = result(benchmark, STUDIES["methods"])
     assert own["missing_seeds"] == {}
+    assert own["finished_runs"] == own["planned_runs"] == 66
     for row, before in zip(own["methods"], told["methods"]["methods"], strict=True):
         assert row["method"] == before["method"]
         assert row["test_srcc"] == pytest.approx(before["test_srcc"])
@@ -309,6 +311,7 @@ def test_methods_are_compared_on_the_seeds_that_both_have(benchmark):
 
     plain, awp = told["methods"]
     assert told["missing_seeds"] == {"awp": [4]}
+    assert (told["finished_runs"], told["planned_runs"]) == (5, 6)
     assert (plain["seeds"], awp["seeds"]) == ([2, 3, 4], [2, 3])
     wanted = [stats.spearmanr(orders[s], range(4)).statistic for s in (2, 3)]
     assert awp["test_srcc"] == pytest.approx(wanted)
