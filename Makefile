@@ -59,7 +59,8 @@ package: $(VENV)/.dev
 	$(VENV)/bin/check-wheel-contents dist
 
 tests: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest --quiet --quiet --collect-only tests/gpu tests/xla
+	$(VENV)/bin/python -m pytest --quiet --quiet --collect-only tests/gpu
+	$(VENV)/bin/python -m pytest --quiet --quiet --collect-only tests/xla
 	$(VENV)/bin/$(PYTEST)
 
 # The library's own tests on the lowest torch that it supports; the newest is in `make test`.
