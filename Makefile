@@ -74,7 +74,7 @@ test-trainers: $(VENV)/.trainers
 
 # One process, since a TPU belongs to one. Collected in `make test`, as tests/gpu is.
 test-xla: $(XLA)/.installed
-	$(XLA)/bin/python -m pytest --durations 5 tests/xla $(EVERY_TIER) $(PYTEST_FLAGS)
+	$(XLA)/bin/python -m pytest --durations 5 tests/xla $(TIER) $(PYTEST_FLAGS)
 
 # What a tag may publish: the version that it names, described in the changelog, by a named owner.
 releasable: package
