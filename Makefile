@@ -59,7 +59,8 @@ package: $(VENV)/.dev
 	$(VENV)/bin/check-wheel-contents dist
 
 tests: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest --quiet --quiet --collect-only tests/gpu tests/xla
+	$(VENV)/bin/python -m pytest --quiet --quiet --collect-only tests/gpu
+	$(VENV)/bin/python -m pytest --quiet --quiet --collect-only tests/xla
 	$(VENV)/bin/$(PYTEST)
 
 # The library's own tests on the lowest torch that it supports; the newest is in `make test`.
@@ -73,7 +74,7 @@ test-trainers: $(VENV)/.trainers
 
 # One process, since a TPU belongs to one. Collected in `make test`, as tests/gpu is.
 test-xla: $(XLA)/.installed
-	$(XLA)/bin/python -m pytest --durations 5 tests/xla $(EVERY_TIER) $(PYTEST_FLAGS)
+	$(XLA)/bin/python -m pytest --durations 5 tests/xla $(TIER) $(PYTEST_FLAGS)
 
 # What a tag may publish: the version that it names, described in the changelog, by a named owner.
 releasable: package
