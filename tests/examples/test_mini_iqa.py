@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vqa.datasets import load_dataset
+from vqa.datasets import load_dataset, specs
 from vqa.synthetic.degradations import Chain, Link, degrade_still, jpeg
 from vqa.synthetic.mini_iqa import MiniIqaSettings, build_mini_iqa, is_mini_iqa
 
@@ -98,6 +98,14 @@ def test_the_image_adapters_read_it(built, name):
         (row["image_name"], float(row["mos"]), row["split"]) for row in rows(built)
     ]
     assert dataset.synthetic == (name == "mini-iqa")
+
+
+def test_it_is_built_where_it_is_asked_for_and_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(specs, "MiniIqaSettings", lambda: SMALL)
+
+    dataset = load_dataset("mini-iqa", tmp_path / "mini-iqa")
+
+    assert [sample.part for sample in dataset.samples] == ["train"] * 10 + ["test"] * 6
 
 
 def test_jpeg_gets_worse_with_strength_and_keeps_the_shape():
