@@ -31,7 +31,7 @@ class Settings:
     dataset: str = "mini-ugc"
     """Name of the data set, or `list` or `csv` for one of your own."""
     data_root: Path = DEFAULT_FOLDER
-    """Where it lies."""
+    """Folder of the data set."""
     annotations: Path | None = None
     """Its annotation file; looked for in the usual places if not given."""
     score_column: str | None = None
@@ -46,8 +46,8 @@ class Settings:
     splits: tuple[int, ...] = (0,)
     """Which splits to run, one after the other; the medians are reported with every one."""
     select_on: Literal["validation", "test", "last"] = "validation"
-    """Which scores choose the reported epoch. The published scripts choose on the test part, which
-    flatters; `last` does not choose."""
+    """Which scores choose the reported epoch. The published scripts choose on the test part, so
+    their test scores are too high; `last` takes the last epoch."""
     validation_share: float = 0.1
     """Part of the training samples set aside to choose on."""
     logistic_fit: bool = False
