@@ -355,6 +355,16 @@ OUTPUTS = {
 }
 
 
+LOSS_OF = {
+    "scalar": lambda output: output,
+    "attribute": lambda output: output.loss,
+    "named tuple": lambda output: output.loss,
+    "key": lambda output: output["loss"],
+    "first of a tuple": lambda output: output[0],
+    "sum of a dictionary": lambda output: output["a"] + output["b"],
+}
+
+
 class Returning(nn.Module):
     def __init__(self, output: Any) -> None:
         super().__init__()
@@ -365,18 +375,12 @@ class Returning(nn.Module):
         return self.output(nn.functional.mse_loss(logits, y), logits)
 
 
-@pytest.mark.parametrize("output", OUTPUTS.values(), ids=OUTPUTS)
+@pytest.mark.parametrize("output", OUTPUTS)
 def test_the_loss_is_found_in_what_the_module_returns(output):
-    (model, optimizer), (twin, by_passes) = twins(WRAPS["awp"], Returning(output))
+    (model, optimizer), (twin, by_passes) = twins(WRAPS["awp"], Returning(OUTPUTS[output]))
     optimizer.attach(model)
     x, y = batches(1)[0]
-    losses = []
-    hook = model.net.register_forward_hook(
-        lambda module, args, logits: losses.append(nn.functional.mse_loss(logits, y))
-    )
-    model(x, y)
-    losses[-1].backward()
-    hook.remove()
+    LOSS_OF[output](model(x, y)).backward()
     optimizer.step()
     for _ in by_passes.passes():
         by_passes.zero_grad()
@@ -384,6 +388,28 @@ def test_the_loss_is_found_in_what_the_module_returns(output):
     by_passes.step()
     for measured, expected in zip(weights_of(model), weights_of(twin), strict=True):
         torch.testing.assert_close(measured, expected)
+
+
+@pytest.mark.parametrize("output", ["attribute", "named tuple", "key", "first of a tuple"])
+def test_a_training_with_another_loss_than_that_of_the_output_warns_once(output):
+    """As TRL's preference trainers have it: the model returns a loss, another is trained."""
+    model, optimizer, handle = build(model=Returning(OUTPUTS[output]))
+    logits = []
+    model.net.register_forward_hook(lambda module, args, output: logits.append(output))
+
+    def train() -> None:
+        for x, y in batches(2):
+            optimizer.zero_grad()
+            model(x, y)
+            logits[-1].abs().sum().backward()
+            optimizer.step()
+
+    with pytest.warns(UserWarning, match="the training has another loss") as caught:
+        train()
+    assert len(caught) == 1
+    handle.remove()
+    optimizer.attach(model, loss=lambda *_: logits[-1].abs().sum())
+    train()
 
 
 @pytest.mark.parametrize(

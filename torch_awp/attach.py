@@ -49,6 +49,10 @@ _OTHER_WEIGHTS = (
     "second backward pass (add up the losses, or use a loop over passes()), or one through an "
     "evaluation while the weights are at w + v (call backward() of the training loss first)"
 )
+_OTHER_LOSS = (
+    "v comes from the loss in what an attached module returned, but backward() did not go through "
+    "it: the training has another loss. Give that one, attach(model, loss=lambda output, ...: ...)"
+)
 _UNSCALED = (
     "small gradients become zero in float16: scale the loss as in training, "
     "attach(model, loss=lambda output, *_, **__: scaler.scale(output.loss))"
@@ -64,6 +68,7 @@ class _PerturbedPass:
     graphs: list[weakref.ref[Any]] = field(default_factory=list)  # hooks that only a graph holds
     reached: bool = False  # by a backward pass
     ended: bool = False
+    other_loss: bool = False  # the backward pass has not gone through the loss that was climbed
     random: list[list[Tensor]] | None = None  # states of generators before and after moving
 
     def is_pending(self) -> bool:
@@ -350,9 +355,17 @@ class Attachment:
                 # Twice: after what others have queued for the end, as DDP and FSDP do.
                 _queue(partial(_queue, partial(self._end, perturbed)))
 
-        _hook(output, reached)
+        tensors = _tensors_in(output)
+        for tensor in tensors:
+            tensor.register_hook(reached)  # type: ignore[no-untyped-call]
         if evaluated:
             return
+        if self._loss is None and self._optimizer()._ascent_steps:
+            loss = _loss_in(output)
+            if any(loss is tensor for tensor in tensors):
+                perturbed.other_loss = True
+                loss.register_hook(lambda _: setattr(perturbed, "other_loss", False))
+        del tensors
         perturbed.graphs.append(weakref.ref(reached))
         del reached
         if not perturbed.is_pending():
@@ -362,6 +375,8 @@ class Attachment:
 
     def _end(self, perturbed: _PerturbedPass) -> None:
         if not perturbed.ended:
+            if perturbed.other_loss:
+                self._optimizer()._warn_once("loss", _OTHER_LOSS)
             self.restore()
 
     # -- whose, and copies -----------------------------------------------------------------------
@@ -413,7 +428,7 @@ def _check_loss(loss: Any, output: Any) -> None:
     if not isinstance(loss, Tensor) or loss.ndim > 0:
         raise RuntimeError(
             f"no scalar loss in the {type(output).__name__} that an attached module returned: "
-            "call attach(module, loss=lambda output, *args, **kwargs: ...), attach a module that "
+            "call attach(module, loss=lambda output, *_: loss_fn(output, y)), attach a module that "
             'ends in its loss, or use a mode of one pass (ascent="update", '
             "RandomWeightPerturbation)"
         )
@@ -443,8 +458,8 @@ def _random_states() -> list[Tensor]:
     return [source.get_rng_state() for source in _random_sources()]
 
 
-def _hook(output: Any, hook: Callable[[Tensor], None]) -> None:
-    """Hook the gradients of the tensors in an output, also in objects, one level deep."""
+def _tensors_in(output: Any) -> list[Tensor]:
+    """The tensors with a graph in an output, also in objects, one level deep."""
     held: list[Any] = []
     for leaf in tree_leaves(output):
         inside = [
@@ -452,9 +467,7 @@ def _hook(output: Any, hook: Callable[[Tensor], None]) -> None:
             getattr(leaf, "__dict__", {}),
         ]
         held += [leaf] if isinstance(leaf, Tensor) else tree_leaves(inside)
-    for tensor in held:
-        if isinstance(tensor, Tensor) and tensor.grad_fn is not None:
-            tensor.register_hook(hook)  # type: ignore[no-untyped-call]
+    return [t for t in held if isinstance(t, Tensor) and t.grad_fn is not None]
 
 
 @contextmanager

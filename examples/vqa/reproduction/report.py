@@ -27,7 +27,7 @@ _WIDTH, _HEIGHT = 4.4, 4.6  # inches of a figure's panel
 _NOT_COMPARABLE = "mini-UGC, synthetic scores: not comparable with the paper's column."
 _CHOSEN = {
     "validation": "Epochs are chosen on a validation part of the training samples.",
-    "test": "Epochs are chosen on the test part, as in the published code: their scores are too high.",
+    "test": "Epochs are chosen on the test part, as in the published code, so scores are too high.",
     "last": "Every score is that of the last epoch.",
 }
 
