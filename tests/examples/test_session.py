@@ -107,6 +107,16 @@ def test_other_data_sets_are_tested_too(data, tmp_path):
     assert set(results["median"]["list"]) == {"srcc", "plcc", "krcc", "rmse"}
 
 
+def test_another_data_sets_own_annotations_count(data, tmp_path):
+    few = tmp_path / "few.txt"
+    lines = (data / "labels.txt").read_text("utf-8").splitlines(keepends=True)
+    few.write_text("".join(lines[:12]), "utf-8")
+
+    results = run(settings_for(data, tmp_path, also_test=(f"list={data},{few}",)))
+
+    assert results["splits"][0]["sizes"]["list"] == 12
+
+
 @pytest.mark.parametrize("entry", ["live-vqc", "=x", "live-vqc=", "list=a,"])
 def test_another_data_set_must_be_named_and_placed(data, tmp_path, entry):
     with pytest.raises(ValueError, match="also_test: expected NAME=ROOT"):
