@@ -365,7 +365,6 @@ class Attachment:
             if any(loss is tensor for tensor in tensors):
                 perturbed.other_loss = True
                 loss.register_hook(lambda _: setattr(perturbed, "other_loss", False))
-        del tensors
         perturbed.graphs.append(weakref.ref(reached))
         del reached
         if not perturbed.is_pending():
