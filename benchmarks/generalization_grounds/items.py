@@ -38,7 +38,7 @@ def interval(differences: NDArray[np.float64]) -> tuple[float, float]:
 
 def _standardised_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Ranks [samples, N] with mean 0 and norm 1."""
-    ranks = stats.rankdata(values, axis=1)
+    ranks: NDArray[np.float64] = np.asarray(stats.rankdata(values, axis=1), np.float64)
     ranks -= ranks.mean(axis=1, keepdims=True)
     with np.errstate(invalid="ignore"):  # NaN where all values are equal
         standardised: NDArray[np.float64] = ranks / np.linalg.norm(ranks, axis=1, keepdims=True)

@@ -70,7 +70,8 @@ def fit_logistic(
         raise LogisticFitError(
             f"expected scores that a logistic curve fits (at least {_PARAMETERS}, all finite)"
         )
-    x, y = stats.zscore(p), stats.zscore(q)
+    x: NDArray[np.float64] = np.asarray(stats.zscore(p), np.float64)
+    y: NDArray[np.float64] = np.asarray(stats.zscore(q), np.float64)
     line = float(np.mean(x * y)) * x
     try:
         curve = _fitted(x, y, 0.0, 1.0)

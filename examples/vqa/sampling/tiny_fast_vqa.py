@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -134,7 +135,9 @@ class _SmallVideo:
         grid, patch = self._sampling.grid, self._sampling.patch
         large = enlarge(self._luma[None], (grid * patch, grid * patch))[0]
         planes: NDArray[np.float16] = quality_planes(large).half().numpy()
-        return sliding_window_view(planes, (patch, patch), axis=(2, 3))
+        windows: Any = sliding_window_view  # numpy's older annotations know one axis only
+        patches: NDArray[np.float16] = windows(planes, (patch, patch), axis=(2, 3))
+        return patches
 
     def view(self, generator: torch.Generator) -> Tensor:
         """A training view."""
