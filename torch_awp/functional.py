@@ -30,7 +30,7 @@ Tensors = list[Tensor]
 
 def on_host(tensor: Tensor) -> bool:
     """Whether the values lie in the host's memory; reading an accelerator's would wait."""
-    return tensor.device.type == "cpu"
+    return tensor.is_cpu
 
 
 @cache
@@ -50,7 +50,7 @@ def norms(tensors: Tensors) -> Tensor:
     """
     dtype = opmath_dtype(tensors[0].dtype)
     size = _piece_size(tensors[0])
-    pieces = [_cut((tensor,), size) for tensor in tensors]
+    pieces = [_cut((t,), size) if t.numel() > size else [(t,)] for t in tensors]
     parts = torch._foreach_norm([piece for of_one in pieces for (piece,) in of_one], 2, dtype=dtype)
     found = torch.stack(list(parts))
     found = _joined(found.double() if found.is_cpu else found, list(map(len, pieces)))

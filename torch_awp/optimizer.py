@@ -158,10 +158,6 @@ class WeightPerturbation(Optimizer):
         """Whether a tensor would move if weights were perturbed now."""
         return bool(self._selected())
 
-    def _step_size_of(self, gamma: float) -> float:
-        """How far one move of a tensor with this gamma goes, relative to its norm."""
-        return gamma
-
     # -- the three forms -------------------------------------------------------------------------
 
     def passes(self) -> Passes:
@@ -293,6 +289,8 @@ class WeightPerturbation(Optimizer):
             run.inside = run.current_pass = None
             if run.update:  # one copy between steps is enough
                 run.saved.clear()
+        for kind in perturbation.kinds:
+            self._warn_if_too_small(*kind)
         if perturbation.overwritten:
             shape = tuple(perturbation.overwritten[0].shape)
             self._warn_once(
@@ -469,8 +467,6 @@ class WeightPerturbation(Optimizer):
                 inside = attached is None or param in attached.tensors
                 if inside and chosen and gamma > 0 and param.requires_grad:
                     selected.setdefault(param, (param, gamma, group))
-        for gamma, dtype in dict.fromkeys((g, p.dtype) for p, g, _ in selected.values()):
-            self._warn_if_too_small(gamma, dtype)
         return list(selected.values())
 
     def _inputs(self) -> list[Tensor] | None:
@@ -562,10 +558,9 @@ class WeightPerturbation(Optimizer):
             self._run.warned.add(about)
             warnings.warn(message, stacklevel=3)
 
-    def _warn_if_too_small(self, gamma: float, dtype: torch.dtype) -> None:
+    def _warn_if_too_small(self, dtype: torch.dtype, gamma: float, step_size: float) -> None:
         smallest = _SMALLEST_GAMMA.get(dtype)
-        step_size = min(gamma, self._step_size_of(gamma))
-        if smallest is not None and step_size < smallest:
+        if smallest is not None and min(gamma, step_size) < smallest:
             steps = f" in steps of {step_size:g}" if step_size < gamma else ""
             self._warn_once(
                 "gamma",

@@ -64,6 +64,7 @@ class Perturbation:
     Attributes:
         overwritten: the parameters into which others wrote while they were perturbed: that is
             undone.
+        kinds: dtype, gamma and size of the steps that were made.
     """
 
     def __init__(
@@ -74,9 +75,11 @@ class Perturbation:
     ) -> None:
         self.constraint, self.epsilon = constraint, epsilon
         self.overwritten: list[Tensor] = []
+        self.kinds: set[tuple[torch.dtype, float, float]] = set()
         self._earlier = {} if earlier is None else earlier
         self._saved: dict[Tensor, Saved] = {}
         self._copies: list[tuple[list[Tensor], list[Tensor]]] = []  # what restoring copies back
+        self._norms: dict[tuple[int, ...], Tensor] = {}
 
     def __enter__(self) -> Perturbation:
         return self
@@ -139,11 +142,16 @@ class Perturbation:
         groups = self._grouped(moves)
         # The norms of all at once, since those of sharded tensors cost a collective.
         norms = sharding.whole_norms(
-            [functional.norms(ts) for _, *both in groups.values() for ts in both],
+            [
+                norms
+                for _, backups, directions in groups.values()
+                for norms in (self._norms_of(backups), functional.norms(directions))
+            ],
             [shards for *_, shards in groups for _ in range(2)],
         )
         for i, (kind, (weights, backups, directions)) in enumerate(groups.items()):
             *_, gamma, step_size, path, shards = kind
+            self.kinds.add((weights[0].dtype, gamma, abs(step_size)))
             weight_norms, direction_norms = norms[2 * i : 2 * i + 2]
             scales = functional.step_scales(weight_norms, direction_norms, step_size, self.epsilon)
             functional.add_scaled_(weights, directions, scales)
@@ -158,6 +166,12 @@ class Perturbation:
             return True
         known = [any(norm.tolist()) for norm in norms]
         return any(known[1::2]) or not any(known[::2])
+
+    def _norms_of(self, backups: list[Tensor]) -> Tensor:
+        key = tuple(map(id, backups))  # each ascent has the same
+        if key not in self._norms:
+            self._norms[key] = functional.norms(backups)
+        return self._norms[key]
 
     def _save(self, params: list[Tensor]) -> None:
         """Back up what is not yet."""
