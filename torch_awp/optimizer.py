@@ -1,6 +1,7 @@
 """What both wrappers share: the base they stand for, when and what to perturb, and the state."""
 
 import math
+import sys
 import warnings
 import weakref
 from abc import abstractmethod
@@ -39,6 +40,8 @@ _UNPERTURBED = (
     "trainer's own loop call optimizer.attach(model) first; for no perturbation set gamma to 0"
 )
 
+# What may be called between the user's line, which a warning shows, and ours.
+_BETWEEN = ("torch_awp", "torch", "contextlib")
 # Below half the spacing between numbers most moves of a weight relative to itself round away.
 _SMALLEST_GAMMA = {dtype: torch.finfo(dtype).eps / 2 for dtype in (torch.bfloat16, torch.float16)}
 
@@ -556,7 +559,10 @@ class WeightPerturbation(Optimizer):
     def _warn_once(self, about: str, message: str) -> None:
         if about not in self._run.warned:
             self._run.warned.add(about)
-            warnings.warn(message, stacklevel=3)
+            level, frame = 1, sys._getframe()
+            while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in _BETWEEN:
+                level, frame = level + 1, frame.f_back
+            warnings.warn(message, stacklevel=level)
 
     def _warn_if_too_small(self, dtype: torch.dtype, gamma: float, step_size: float) -> None:
         smallest = _SMALLEST_GAMMA.get(dtype)
