@@ -239,7 +239,7 @@ def _is_change(update: Tensor) -> bool:
 
 
 def _local(tensors: list[Tensor]) -> list[Tensor]:
-    return [local_part(tensor.detach()) for tensor in tensors]
+    return [local_part(tensor) for tensor in tensors]
 
 
 def _of_torch(state_dict: Mapping[str, Any]) -> Any:

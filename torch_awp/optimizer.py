@@ -291,7 +291,8 @@ class WeightPerturbation(Optimizer):
         finally:
             run.inside = run.current_pass = None
             if run.update:  # one copy between steps is enough
-                run.saved.clear()
+                for saved in run.saved.values():
+                    saved.backup = None
         for kind in perturbation.kinds:
             self._warn_if_too_small(*kind)
         if perturbation.overwritten:

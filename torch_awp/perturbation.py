@@ -33,7 +33,7 @@ class Saved:
     param: Tensor
     local: Tensor
     weight: Tensor
-    backup: Tensor
+    backup: Any  # a tensor, or None until the next perturbation
     shards: sharding.Groups
     memory: tuple[object, ...]
     version: int = 0  # of the weight, as we left it
@@ -182,6 +182,8 @@ class Perturbation:
                 saved = self._earlier.get(param)
                 if saved is None or not saved.is_in_place():
                     saved = _saved(param)
+                if saved.backup is None:
+                    saved.backup = torch.empty_like(saved.weight)
                 new[param] = saved
             elif not saved.is_in_place():
                 raise RuntimeError(
@@ -270,7 +272,7 @@ def _saved(param: Tensor) -> Saved:
             f"a parameter of shape {tuple(param.shape)} is expanded: its elements share memory"
         )
     weight = _as_real(local)
-    return Saved(param, local, weight, torch.empty_like(weight), shards, _memory(local))
+    return Saved(param, local, weight, None, shards, _memory(local))
 
 
 def _local(param: Tensor) -> Tensor:
