@@ -36,6 +36,7 @@ class Saved:
     backup: Any  # a tensor, or None until the next perturbation
     shards: sharding.Groups
     memory: tuple[object, ...]
+    kind: tuple[object, ...]  # of weights that one copy takes
     version: int = 0  # of the weight, as we left it
     path: float = 0.0  # length of its moves so far, relative to the weight's norm
 
@@ -190,8 +191,11 @@ class Perturbation:
                     f"a parameter of shape {tuple(saved.local.shape)} was given other memory while "
                     "it was perturbed: it cannot be perturbed further"
                 )
-        pairs = [s.weight for s in new.values()], [s.backup for s in new.values()]
-        for weights, backups in functional.alike(*pairs):
+        alike: dict[object, list[Saved]] = {}
+        for saved in new.values():
+            alike.setdefault(saved.kind, []).append(saved)
+        for some in alike.values():
+            weights, backups = [saved.weight for saved in some], [saved.backup for saved in some]
             torch._foreach_copy_(backups, weights)
             self._copies.append((weights, backups))
         for saved in new.values():
@@ -206,9 +210,8 @@ class Perturbation:
             if not sharding.is_plain(direction):
                 direction = sharding.part_placed_like(direction, param)
             direction = _as_real(direction)
-            shared = saved.weight.device, saved.weight.dtype, direction.dtype
             saved.path += abs(step_size)
-            kind = (*shared, gamma, step_size, saved.path, saved.shards)
+            kind = (saved.kind, direction.dtype, gamma, step_size, saved.path, saved.shards)
             group = groups.get(kind) or groups.setdefault(kind, ([], [], []))
             group[0].append(saved.weight)
             group[1].append(saved.backup)
@@ -272,7 +275,8 @@ def _saved(param: Tensor) -> Saved:
             f"a parameter of shape {tuple(param.shape)} is expanded: its elements share memory"
         )
     weight = _as_real(local)
-    return Saved(param, local, weight, None, shards, _memory(local))
+    kind = weight.device, weight.dtype, functional.has_gaps(weight)
+    return Saved(param, local, weight, None, shards, _memory(local), kind)
 
 
 def _local(param: Tensor) -> Tensor:
