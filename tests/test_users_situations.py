@@ -575,3 +575,33 @@ def test_statistics_in_a_trainers_closure_move_once_a_step(steps):
         optimizer.step(closure)
     torch.testing.assert_close(model[1].running_mean, mean)
     assert model[1].num_batches_tracked == 4
+
+
+# -- whose line a warning shows ------------------------------------------------------------------
+
+
+def unlooped(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    model(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+
+
+def without_gradients(_: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    with optimizer.perturb():
+        pass
+
+
+def attached(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.attach(model, loss=lambda output, *_: output.sum() * 0)
+    model(torch.ones(2, 4)).sum().backward()
+
+
+@pytest.mark.parametrize("scheduled", [False, True])  # a scheduler stands between as well
+@pytest.mark.parametrize("situation", [unlooped, without_gradients, attached])
+def test_a_warning_shows_the_line_of_whoever_called_torch_or_us(situation, scheduled):
+    model = nn.Linear(4, 1)
+    optimizer = AdversarialWeightPerturbation(torch.optim.SGD(model.parameters(), lr=0.1))
+    if scheduled:
+        torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    with pytest.warns(UserWarning, match="perturbed") as told:
+        situation(model, optimizer)
+    assert [warning.filename for warning in told] == [__file__]

@@ -136,11 +136,11 @@ class AdversarialWeightPerturbation(WeightPerturbation):
         return any(self._direction_of(param) is not None for param, _, _ in self._selected())
 
     def _moves(self, gradients: Gradients | None = None) -> list[Move]:
-        # What is kept of an update is the way back; a base that maximizes calls up down.
-        against = {
-            id(group): self._keeps_update or _maximizes(self.base, group)
-            for group in self.param_groups
-        }
+        step_sizes = {}
+        for group, gamma in zip(self.param_groups, self._gammas(), strict=True):
+            # What is kept of an update is the way back; a base that maximizes calls up down.
+            against = self._keeps_update or _maximizes(self.base, group)
+            step_sizes[id(group)] = self._step_size_of(gamma) * (-1 if against else 1)
         moves = []
         for param, gamma, group in self._selected():
             direction = self._direction_of(param, gradients)
@@ -148,10 +148,7 @@ class AdversarialWeightPerturbation(WeightPerturbation):
                 # Other processes may have a gradient, and the norm takes a part from each.
                 direction = torch.zeros_like(param, dtype=getattr(param, "grad_dtype", None))
             if direction is not None:
-                step_size = self._step_size_of(gamma)
-                moves.append(
-                    Move(param, direction, gamma, -step_size if against[id(group)] else step_size)
-                )
+                moves.append(Move(param, direction, gamma, step_sizes[id(group)]))
         return moves
 
     def _direction_of(self, param: Tensor, gradients: Gradients | None = None) -> Tensor | None:
@@ -242,7 +239,7 @@ def _is_change(update: Tensor) -> bool:
 
 
 def _local(tensors: list[Tensor]) -> list[Tensor]:
-    return [local_part(tensor.detach()) for tensor in tensors]
+    return [local_part(tensor) for tensor in tensors]
 
 
 def _of_torch(state_dict: Mapping[str, Any]) -> Any:

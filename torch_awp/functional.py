@@ -30,7 +30,13 @@ Tensors = list[Tensor]
 
 def on_host(tensor: Tensor) -> bool:
     """Whether the values lie in the host's memory; reading an accelerator's would wait."""
-    return tensor.device.type == "cpu"
+    return tensor.is_cpu
+
+
+def has_gaps(tensor: Tensor) -> bool:
+    """Whether there is memory between the elements, as in a slice of columns."""
+    last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return last >= tensor.numel()
 
 
 @cache
@@ -50,14 +56,14 @@ def norms(tensors: Tensors) -> Tensor:
     """
     dtype = opmath_dtype(tensors[0].dtype)
     size = _piece_size(tensors[0])
-    pieces = [_cut((tensor,), size) for tensor in tensors]
+    pieces = [_cut((t,), size) if t.numel() > size else [(t,)] for t in tensors]
     parts = torch._foreach_norm([piece for of_one in pieces for (piece,) in of_one], 2, dtype=dtype)
     found = torch.stack(list(parts))
     found = _joined(found.double() if found.is_cpu else found, list(map(len, pieces)))
     if found.is_cpu:
         for i, norm in enumerate(found.tolist()):
             # Squares in float32 lose digits outside this range; where elements lie apart, many do.
-            if not 1e-12 < norm < 1e18 or (len(pieces[i]) > 1 and _has_gaps(tensors[i])):
+            if not 1e-12 < norm < 1e18 or (len(pieces[i]) > 1 and has_gaps(tensors[i])):
                 found[i] = torch.linalg.vector_norm(tensors[i], dtype=torch.float64)
     return found
 
@@ -293,11 +299,6 @@ def _unzipped(portion: list[tuple[int, Tensor, Tensor]]) -> tuple[list[int], Ten
 
 def _finite(numbers: Tensor) -> Tensor:
     return numbers.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-
-
-def _has_gaps(tensor: Tensor) -> bool:
-    last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
-    return last >= tensor.numel()
 
 
 def _joined(parts: Tensor, counts: list[int]) -> Tensor:

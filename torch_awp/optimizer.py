@@ -1,6 +1,7 @@
 """What both wrappers share: the base they stand for, when and what to perturb, and the state."""
 
 import math
+import sys
 import warnings
 import weakref
 from abc import abstractmethod
@@ -39,6 +40,8 @@ _UNPERTURBED = (
     "trainer's own loop call optimizer.attach(model) first; for no perturbation set gamma to 0"
 )
 
+# What may be called between the user's line, which a warning shows, and ours.
+_BETWEEN = ("torch_awp", "torch", "contextlib")
 # Below half the spacing between numbers most moves of a weight relative to itself round away.
 _SMALLEST_GAMMA = {dtype: torch.finfo(dtype).eps / 2 for dtype in (torch.bfloat16, torch.float16)}
 
@@ -157,10 +160,6 @@ class WeightPerturbation(Optimizer):
     def _would_move(self) -> bool:
         """Whether a tensor would move if weights were perturbed now."""
         return bool(self._selected())
-
-    def _step_size_of(self, gamma: float) -> float:
-        """How far one move of a tensor with this gamma goes, relative to its norm."""
-        return gamma
 
     # -- the three forms -------------------------------------------------------------------------
 
@@ -292,7 +291,10 @@ class WeightPerturbation(Optimizer):
         finally:
             run.inside = run.current_pass = None
             if run.update:  # one copy between steps is enough
-                run.saved.clear()
+                for saved in run.saved.values():
+                    saved.backup = None
+        for kind in perturbation.kinds:
+            self._warn_if_too_small(*kind)
         if perturbation.overwritten:
             shape = tuple(perturbation.overwritten[0].shape)
             self._warn_once(
@@ -469,8 +471,6 @@ class WeightPerturbation(Optimizer):
                 inside = attached is None or param in attached.tensors
                 if inside and chosen and gamma > 0 and param.requires_grad:
                     selected.setdefault(param, (param, gamma, group))
-        for gamma, dtype in dict.fromkeys((g, p.dtype) for p, g, _ in selected.values()):
-            self._warn_if_too_small(gamma, dtype)
         return list(selected.values())
 
     def _inputs(self) -> list[Tensor] | None:
@@ -560,12 +560,14 @@ class WeightPerturbation(Optimizer):
     def _warn_once(self, about: str, message: str) -> None:
         if about not in self._run.warned:
             self._run.warned.add(about)
-            warnings.warn(message, stacklevel=3)
+            level, frame = 1, sys._getframe()
+            while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in _BETWEEN:
+                level, frame = level + 1, frame.f_back
+            warnings.warn(message, stacklevel=level)
 
-    def _warn_if_too_small(self, gamma: float, dtype: torch.dtype) -> None:
+    def _warn_if_too_small(self, dtype: torch.dtype, gamma: float, step_size: float) -> None:
         smallest = _SMALLEST_GAMMA.get(dtype)
-        step_size = min(gamma, self._step_size_of(gamma))
-        if smallest is not None and step_size < smallest:
+        if smallest is not None and min(gamma, step_size) < smallest:
             steps = f" in steps of {step_size:g}" if step_size < gamma else ""
             self._warn_once(
                 "gamma",

@@ -33,9 +33,10 @@ class Saved:
     param: Tensor
     local: Tensor
     weight: Tensor
-    backup: Tensor
+    backup: Any  # a tensor, or None until the next perturbation
     shards: sharding.Groups
     memory: tuple[object, ...]
+    kind: tuple[object, ...]  # of weights that one copy takes
     version: int = 0  # of the weight, as we left it
     path: float = 0.0  # length of its moves so far, relative to the weight's norm
 
@@ -64,6 +65,7 @@ class Perturbation:
     Attributes:
         overwritten: the parameters into which others wrote while they were perturbed: that is
             undone.
+        kinds: dtype, gamma and size of the steps that were made.
     """
 
     def __init__(
@@ -74,9 +76,11 @@ class Perturbation:
     ) -> None:
         self.constraint, self.epsilon = constraint, epsilon
         self.overwritten: list[Tensor] = []
+        self.kinds: set[tuple[torch.dtype, float, float]] = set()
         self._earlier = {} if earlier is None else earlier
         self._saved: dict[Tensor, Saved] = {}
         self._copies: list[tuple[list[Tensor], list[Tensor]]] = []  # what restoring copies back
+        self._norms: dict[tuple[int, ...], Tensor] = {}
 
     def __enter__(self) -> Perturbation:
         return self
@@ -139,11 +143,16 @@ class Perturbation:
         groups = self._grouped(moves)
         # The norms of all at once, since those of sharded tensors cost a collective.
         norms = sharding.whole_norms(
-            [functional.norms(ts) for _, *both in groups.values() for ts in both],
+            [
+                norms
+                for _, backups, directions in groups.values()
+                for norms in (self._norms_of(backups), functional.norms(directions))
+            ],
             [shards for *_, shards in groups for _ in range(2)],
         )
         for i, (kind, (weights, backups, directions)) in enumerate(groups.items()):
             *_, gamma, step_size, path, shards = kind
+            self.kinds.add((weights[0].dtype, gamma, abs(step_size)))
             weight_norms, direction_norms = norms[2 * i : 2 * i + 2]
             scales = functional.step_scales(weight_norms, direction_norms, step_size, self.epsilon)
             functional.add_scaled_(weights, directions, scales)
@@ -159,6 +168,12 @@ class Perturbation:
         known = [any(norm.tolist()) for norm in norms]
         return any(known[1::2]) or not any(known[::2])
 
+    def _norms_of(self, backups: list[Tensor]) -> Tensor:
+        key = tuple(map(id, backups))  # each ascent has the same
+        if key not in self._norms:
+            self._norms[key] = functional.norms(backups)
+        return self._norms[key]
+
     def _save(self, params: list[Tensor]) -> None:
         """Back up what is not yet."""
         new = {}
@@ -168,14 +183,19 @@ class Perturbation:
                 saved = self._earlier.get(param)
                 if saved is None or not saved.is_in_place():
                     saved = _saved(param)
+                if saved.backup is None:
+                    saved.backup = torch.empty_like(saved.weight)
                 new[param] = saved
             elif not saved.is_in_place():
                 raise RuntimeError(
                     f"a parameter of shape {tuple(saved.local.shape)} was given other memory while "
                     "it was perturbed: it cannot be perturbed further"
                 )
-        pairs = [s.weight for s in new.values()], [s.backup for s in new.values()]
-        for weights, backups in functional.alike(*pairs):
+        alike: dict[object, list[Saved]] = {}
+        for saved in new.values():
+            alike.setdefault(saved.kind, []).append(saved)
+        for some in alike.values():
+            weights, backups = [saved.weight for saved in some], [saved.backup for saved in some]
             torch._foreach_copy_(backups, weights)
             self._copies.append((weights, backups))
         for saved in new.values():
@@ -190,9 +210,8 @@ class Perturbation:
             if not sharding.is_plain(direction):
                 direction = sharding.part_placed_like(direction, param)
             direction = _as_real(direction)
-            shared = saved.weight.device, saved.weight.dtype, direction.dtype
             saved.path += abs(step_size)
-            kind = (*shared, gamma, step_size, saved.path, saved.shards)
+            kind = (saved.kind, direction.dtype, gamma, step_size, saved.path, saved.shards)
             group = groups.get(kind) or groups.setdefault(kind, ([], [], []))
             group[0].append(saved.weight)
             group[1].append(saved.backup)
@@ -256,7 +275,8 @@ def _saved(param: Tensor) -> Saved:
             f"a parameter of shape {tuple(param.shape)} is expanded: its elements share memory"
         )
     weight = _as_real(local)
-    return Saved(param, local, weight, torch.empty_like(weight), shards, _memory(local))
+    kind = weight.device, weight.dtype, functional.has_gaps(weight)
+    return Saved(param, local, weight, None, shards, _memory(local), kind)
 
 
 def _local(param: Tensor) -> Tensor:
