@@ -9,14 +9,13 @@ from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
 from vqa.datasets.annotations import Label
-from vqa.datasets.specs import DatasetError, DataSetSpec, Sample
-from vqa.io.files import MediaKind, kind_by_name
+from vqa.datasets.specs import DataSetSpec, Sample
+from vqa.io.label_list import DatasetError
 
 _SHOWN = 10
 
-
+# The names of the files in a folder, by every name that they answer to.
 Listing = Callable[[Path], Mapping[str, str]]
-"""The names of the files in a folder, by every name that they answer to."""
 
 
 def folder_listing() -> Listing:
@@ -34,37 +33,26 @@ def find_file(path: Path, listing: Listing) -> Path | None:
 def find_samples(
     spec: DataSetSpec, root: Path, labels: Sequence[Label], drop_missing: bool
 ) -> tuple[tuple[Sample, ...], int]:
-    """The samples whose files are there, and how many were left out because theirs are not.
-
-    Raises:
-        DatasetError: files are missing and `drop_missing` is false (all are counted, the first
-            ones named), none is there, or two rows mean the same file.
-    """
+    """The samples whose files are there, and how many were left out because theirs are not."""
     listing = folder_listing()
-    tried = [[root / place for place in _candidates(spec, label.name)] for label in labels]
-    files = ((find_file(path, listing) for path in paths) for paths in tried)
-    found = [next(filter(None, own), None) for own in files]
-    missing = [label for label, path in zip(labels, found, strict=True) if path is None]
-    if missing and (not drop_missing or len(missing) == len(labels)):
-        raise DatasetError(_missing_message(spec, root, missing, len(labels), listing))
+    missing: list[Label] = []
     rows: dict[Path, Label] = {}
     samples: list[Sample] = []
-    for label, path in zip(labels, found, strict=True):
-        if path is None or label.score is None:
-            continue
-        if path in rows:
+    for label in labels:
+        tried = (find_file(root / place, listing) for place in _candidates(spec, label.name))
+        path = next(filter(None, tried), None)
+        if path is None:
+            missing.append(label)
+        elif path in rows:
             raise DatasetError(
                 f"{label.place}: expected every file once, {path} is in {rows[path].place} too"
             )
-        rows[path] = label
-        samples.append(Sample(path, label.score, label.part))
+        elif label.score is not None:
+            rows[path] = label
+            samples.append(Sample(path, label.score, label.part))
+    if missing and (not drop_missing or not samples):
+        raise DatasetError(_missing_message(spec, root, missing, len(labels), listing))
     return tuple(samples), len(missing)
-
-
-def tell_kind(samples: Sequence[Sample]) -> MediaKind:
-    """Images if every file has an image's extension, otherwise videos."""
-    images = all(kind_by_name(sample.path) == "image" for sample in samples)
-    return "image" if images else "video"
 
 
 def _candidates(spec: DataSetSpec, name: str) -> Iterator[str]:
@@ -76,12 +64,9 @@ def _candidates(spec: DataSetSpec, name: str) -> Iterator[str]:
 
 
 def _missing_message(
-    spec: DataSetSpec,
-    root: Path,
-    missing: Sequence[Label],
-    listed: int,
-    listing: Listing,
+    spec: DataSetSpec, root: Path, missing: Sequence[Label], listed: int, listing: Listing
 ) -> str:
+    """All are counted, the first ones named."""
     tried = " or ".join(dict.fromkeys(_candidates(spec, missing[0].name)))
     lines = [
         f"{spec.name}: {len(missing)} of {listed} listed files are missing under {root}"

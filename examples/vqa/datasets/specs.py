@@ -17,20 +17,13 @@ from vqa.synthetic.mini_ugc import MiniUgcSettings, build_mini_ugc, is_mini_ugc
 Part = Literal["train", "validation", "test", "1080p", "ood"]
 
 
-class DatasetError(ValueError):
-    """A data set cannot be used; the message names the file and, where there is one, the row."""
-
-
 @dataclass(frozen=True)
 class Sample:
-    """One file and its mean opinion score.
-
-    `part` is the official one, None where a data set has no official parts.
-    """
+    """One file and its mean opinion score."""
 
     path: Path
     score: float
-    part: Part | None = None
+    part: Part | None = None  # the official one; None where a data set has no official parts
 
 
 @dataclass(frozen=True)
@@ -40,14 +33,10 @@ class DataSet:
     name: str
     kind: MediaKind
     samples: tuple[Sample, ...]
-    source: Path
-    """The (first) annotation file."""
-    synthetic: bool = False
-    """Whether the scores are computed rather than given by people."""
-    dropped: int = 0
-    """Listed files that are missing and were left out."""
-    unrated: int = 0
-    """Listed files whose score is unknown and that were left out."""
+    source: Path  # the (first) annotation file
+    synthetic: bool = False  # whether the scores are computed rather than given by people
+    dropped: int = 0  # listed files that are missing and were left out
+    unrated: int = 0  # listed files whose score is unknown and that were left out
 
 
 @dataclass(frozen=True)
@@ -64,40 +53,31 @@ class Reference:
 
     count: int
     mos: tuple[float, float] | None = None
-    part: Part | None = None
-    """None: all samples."""
-    scale: bool = False
-    """`mos` is the scale that scores lie on rather than their extremes."""
+    part: Part | None = None  # None: all samples
+    scale: bool = False  # `mos` is the scale that scores lie on rather than their extremes
     note: str = ""
 
 
 @dataclass(frozen=True)
 class DataSetSpec:
-    """How a data set lies on disk."""
+    """How a data set lies on disk; of names and columns the best one is first."""
 
     name: str
-    kind: MediaKind | None
-    """None: tell by the file names."""
+    kind: MediaKind | None  # None: tell by the file names
+    # Sets of annotation files that together describe it; the first that is there is used.
     layouts: tuple[tuple[AnnotationFile, ...], ...]
-    """Sets of annotation files that together describe it; the first that is there is used."""
-    folders: tuple[str, ...] = ("",)
-    """Where the media files may be, relative to the data root."""
+    folders: tuple[str, ...] = ("",)  # of the media files, relative to the data root
+    # Media file of a row: its {name}, or the {id} before the first '_' or '.' in it.
     files: tuple[str, ...] = ("{name}",)
-    """Media file of a row: its {name}, or the {id} before the first '_' or '.' in it."""
     scores: tuple[str, ...] = ("mos",)
-    """Score columns, best first."""
+    # A second annotation file that only says the part of every row of the first.
     part_files: tuple[str, ...] = ()
-    """A second annotation file that only says the part of every row of the first."""
-    only: Part | None = None
-    """Take this part only; rows that do not say their part belong to it."""
+    only: Part | None = None  # take this part; rows that do not say their part belong to it
     needs_parts: bool = False
-    first_column_names: bool = False
-    """Whether the first column holds the names if no column is called so."""
-    four_columns: bool = False
-    """Whether every annotation file is a four-column list."""
+    first_column_names: bool = False  # whether the first column does if none is called so
+    four_columns: bool = False  # whether every annotation file is a four-column list
     references: tuple[Reference, ...] = ()
-    build: Callable[[Path], None] | None = None
-    """Makes a generated data set, with synthetic scores, if it is not there."""
+    build: Callable[[Path], None] | None = None  # of a generated set, if it is not there
 
 
 def _one(*names: str) -> tuple[AnnotationFile, ...]:
@@ -116,6 +96,8 @@ def _build_mini_iqa(folder: Path) -> None:
 
 _TABLES = ("labels", "mos", "scores", "annotations")
 _FAST_VQA_LISTS = ("labels.txt", "labels.csv")
+_KONIQ_TABLES = ("koniq10k_scores_and_distributions.csv", "koniq10k_distributions_sets.csv")
+_SPAQ_TABLE = "MOS and Image attribute scores.xlsx"
 _TWO_LISTS = (
     AnnotationFile(("labels_train.txt", "train.txt"), "train"),
     AnnotationFile(("labels_test.txt", "test.txt"), "test"),
@@ -214,14 +196,10 @@ _SPECS = (
     DataSetSpec(
         name="koniq-10k",
         kind="image",
-        layouts=(
-            _one("koniq10k_scores_and_distributions.csv"),
-            _one("koniq10k_distributions_sets.csv"),
-            _one(*_FAST_VQA_LISTS),
-        ),
+        layouts=(_one(*_KONIQ_TABLES, *_FAST_VQA_LISTS),),
         folders=("", "1024x768", "512x384", "images"),
         scores=("mos_zscore", "mos"),
-        part_files=("koniq10k_distributions_sets.csv",),
+        part_files=_KONIQ_TABLES[1:],
         references=(
             Reference(10073, (0.0, 100.0), scale=True, note="z-scores"),
             Reference(10073, (1.0, 5.0), scale=True, note="MOS"),
@@ -233,13 +211,7 @@ _SPECS = (
     DataSetSpec(
         name="spaq",
         kind="image",
-        layouts=(
-            _one(
-                "Annotations/MOS and Image attribute scores.xlsx",
-                "MOS and Image attribute scores.xlsx",
-                *_FAST_VQA_LISTS,
-            ),
-        ),
+        layouts=(_one(f"Annotations/{_SPAQ_TABLE}", _SPAQ_TABLE, *_FAST_VQA_LISTS),),
         folders=("", "TestImage"),
         references=(Reference(11125, (0.0, 100.0), scale=True),),
     ),

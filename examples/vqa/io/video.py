@@ -2,10 +2,10 @@
 
 Frames are numbered from 0 in presentation order, whatever their times are. Two ways lead to them:
 
-* *random access*: the packets are read once without decoding (`vqa.io.video_index`), which gives
-  the number of every frame and costs milliseconds; decoding then begins at the key frame before the
-  first wanted frame, leaves out frames that neither are wanted nor referred to, and goes on at a
-  later key frame where that saves decoding;
+* *random access*: `vqa.io.video_index` numbers the frames from the packets, without decoding, in
+  milliseconds; decoding then begins at the key frame before the first wanted frame, leaves out
+  frames that neither are wanted nor referred to, and goes on at a later key frame where that saves
+  decoding;
 * *counting*: all frames from the start are decoded and counted. It is what random access has to
   agree with, and is used for files whose packets do not tell (see `FrameIndex`), and wherever
   random access did not give a wanted frame.
@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal, cast
 
@@ -51,36 +52,25 @@ class VideoError(ValueError):
 class VideoInfo:
     """What a video file holds."""
 
-    frames: int
-    """Exact number of frames that are presented."""
-    frame_rate: float
-    """Mean frames per second: frames over duration, whatever the header says; 0 if unknown."""
-    height: int
-    """Pixels, as displayed: after the rotation that phones record."""
+    frames: int  # exact number of those that are presented
+    frame_rate: float  # frames over duration, whatever the header says; 0 if unknown
+    height: int  # in pixels as displayed: after the rotation that phones record
     width: int
-    duration: float
-    """Seconds from the first frame's beginning to the last one's end; 0 if unknown."""
+    duration: float  # seconds from the first frame's beginning to the last one's end; 0 if unknown
 
 
 def probe(path: Path) -> VideoInfo:
-    """What a video holds; decodes one frame, or all where packets do not tell their number.
-
-    Raises:
-        VideoError: the file is missing, damaged or truncated; names the file.
-    """
+    """What a video holds; decodes one frame, or all where packets do not tell their number."""
     with Video.open(path) as video:
         return video.info()
 
 
 def is_hdr(path: Path) -> bool:
-    """Whether a file of any kind says that its brightness is that of HDR: PQ or HLG.
-
-    What cannot be opened says nothing.
-    """
+    """Whether a file of any kind says that its brightness is that of HDR: PQ or HLG."""
     try:
         with _open(path) as container:
             return _shown_track(path, container).codec_context.color_trc in _HDR
-    except Exception:  # as `_errors_that_name` has it
+    except Exception:  # as `_errors_that_name` has it; what cannot be opened says nothing
         return False
 
 
@@ -92,18 +82,9 @@ def read_frames(
 ) -> Tensor:
     """Frames of a video in the order asked for, as displayed, uint8 [C, T, H, W].
 
-    Only the wanted frames are converted and kept. Stored pixels are taken to be square.
-
-    Args:
-        path: video file.
-        indices: frame numbers from 0 in presentation order, repetitions allowed; `None` for all.
-        pixels: `"rgb24"` (C = 3) or `"gray"` (luma, C = 1).
-        threads: decoding threads; more than one only pays where nothing else runs in parallel.
-
-    Raises:
-        VideoError: the file is missing, damaged, has no such frame, or holds fewer than its header
-            says; names the file.
-        ValueError: a negative or no frame number.
+    Repetitions are allowed; `None` asks for all frames. Only the wanted ones are converted and
+    kept. C is 3, or 1 for `"gray"` (luma). Stored pixels are taken to be square. More than one
+    thread only pays where nothing else runs in parallel.
     """
     if indices is not None and (len(indices) == 0 or min(indices) < 0):
         raise ValueError(f"indices: expected frame numbers from 0, got {list(indices)}")
@@ -116,18 +97,13 @@ def read_frames(
 
 
 class Video:
-    """An open video file. Use `Video.open`.
-
-    Raises:
-        VideoError: from any method, as `read_frames`.
-    """
+    """An open video file. Use `Video.open`. Every method may raise a `VideoError`."""
 
     def __init__(self, path: Path, container: InputContainer, threads: int) -> None:
-        """Read the packets' times."""
         self.path = path
         self._container = container
         self._threads = threads
-        self._size: tuple[int, int] | None = None
+        self._size: tuple[int, ...] | None = None
         self._matrix: tuple[int, NDArray[np.int32] | None] | None = None
         with _errors_that_name(path):
             self._stream = _shown_track(path, container)
@@ -145,7 +121,6 @@ class Video:
     @classmethod
     @contextmanager
     def open(cls, path: Path, threads: int = 1) -> Iterator[Video]:
-        """Open a file for reading with so many decoding threads."""
         if threads < 1:
             raise ValueError(f"threads: expected at least 1, got {threads}")
         with _errors_that_name(path):
@@ -156,7 +131,7 @@ class Video:
     @cached_property
     def frames(self) -> int:
         """Number of frames, by counting while decoding only where the packets do not tell."""
-        return self._index.frames if self._index.random_access else len(self._counted_times)
+        return len(self._index.shown if self._index.random_access else self._counted_times)
 
     @cached_property
     def times(self) -> NDArray[np.float64] | None:
@@ -171,7 +146,6 @@ class Video:
         return (stamps - stamps[0]) * base if np.all(np.diff(stamps) > 0) else None
 
     def info(self) -> VideoInfo:
-        """What the file holds."""
         height, width = next(pixels for _, pixels in self.decode([0], "gray")).shape
         duration = self._duration()
         rate = self.frames / duration if duration else 0.0
@@ -198,14 +172,9 @@ class Video:
             return [frame.pts for frame in self._all_frames()]
 
     def decode(self, numbers: Iterable[int], pixels: PixelFormat) -> Iterator[tuple[int, Pixels]]:
-        """Frames, as displayed, one at a time: each wanted one once, in no particular order.
+        """Each wanted frame once, in no particular order: its number and how it is displayed.
 
-        Args:
-            numbers: frame numbers from 0, repetitions allowed.
-            pixels: `"rgb24"` for [H, W, 3], `"gray"` for [H, W].
-
-        Yields:
-            Frame number and pixels.
+        The pixels are [H, W, 3], or [H, W] for `"gray"`.
         """
         wanted = set(numbers)
         beyond = sorted(number for number in wanted if number >= self.frames)
@@ -221,7 +190,13 @@ class Video:
                 converted = reformatter.reformat(frame, format=pixels, threads=1)
                 array = converted.to_ndarray().astype(np.uint8, copy=False)
                 displayed = _as_displayed(array, self._display_matrix(frame))
-                self._check_size((displayed.shape[0], displayed.shape[1]))
+                size = displayed.shape[:2]
+                self._size = self._size or size
+                if size != self._size:
+                    found = f"{self._size[0]} x {self._size[1]}, {size[0]} x {size[1]}"
+                    raise VideoError(
+                        f"{shown(self.path)}: the size of the frames changes ({found})"
+                    )
                 yield number, displayed
 
     def _display_matrix(self, frame: av.VideoFrame) -> NDArray[np.int32] | None:
@@ -235,12 +210,6 @@ class Video:
             matrix = None if data is None else np.frombuffer(bytes(data), np.int32).reshape(3, 3)
             self._matrix = (frame.rotation, matrix)
         return self._matrix[1]
-
-    def _check_size(self, size: tuple[int, int]) -> None:
-        self._size = self._size or size
-        if size != self._size:
-            found = f"{self._size[0]} x {self._size[1]}, {size[0]} x {size[1]}"
-            raise VideoError(f"{shown(self.path)}: the size of the frames changes ({found})")
 
     def _wanted_frames(self, wanted: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         missing = set(wanted)
@@ -279,7 +248,8 @@ class Video:
             number, packet = next(((n, p) for n, p in packets if n >= stretch.first), (-1, None))
             if packet is not None and number == stretch.first:
                 yield packet
-                yield from (p for n, p in _up_to(packets, stretch.last))
+                rest = takewhile(lambda own: own[0] <= stretch.last, packets)
+                yield from (packet for _, packet in rest)
                 yield None
                 return
 
@@ -313,8 +283,7 @@ class Video:
     def _refuse_truncated(self, indexed: int) -> None:
         """Compare what is there with what the header announces.
 
-        Args:
-            indexed: packets in the file's index before any was read.
+        `indexed`: packets in the file's index before any was read.
         """
         container, announced = self._container.format.name, self._stream.frames
         found = len(self._index.times)
@@ -369,15 +338,6 @@ class Video:
                 ),
                 default=0.0,
             )
-
-
-def _up_to(
-    packets: Iterable[tuple[int, av.Packet[av.VideoStream]]], last: int
-) -> Iterator[tuple[int, av.Packet[av.VideoStream]]]:
-    for number, packet in packets:
-        if number > last:
-            return
-        yield number, packet
 
 
 def _open(path: Path) -> InputContainer:
