@@ -19,7 +19,6 @@ from vqa.reproduction.sources import Sources, extractions
 from vqa.store import Store
 
 EXAMPLES = Path(__file__).resolve().parents[2]
-_TAIL = 15  # lines
 
 # Runs a command with its output added to a file and some environment variables set.
 Launcher = Callable[[Sequence[str], Path, Mapping[str, str]], int]
@@ -29,14 +28,10 @@ Launcher = Callable[[Sequence[str], Path, Mapping[str, str]], int]
 class Machine:
     """How runs use this machine; none of it changes what they learn."""
 
-    jobs: int = 1
-    """Runs side by side."""
-    torchrun: int = 0
-    """Processes of a run under torchrun; 0 without it."""
-    gpus: tuple[str, ...] = ()
-    """Devices that the jobs divide among themselves; every job sees all of them if empty."""
-    flags: tuple[str, ...] = ()
-    """Settings such as --workers for every run."""
+    jobs: int = 1  # runs side by side
+    torchrun: int = 0  # processes of a run under torchrun; 0 without it
+    gpus: tuple[str, ...] = ()  # divided among the jobs; every job sees all of them if empty
+    flags: tuple[str, ...] = ()  # settings such as --workers for every run
 
     def __post_init__(self) -> None:
         if self.jobs < 1 or self.torchrun < 0:
@@ -65,8 +60,7 @@ class Failure:
 
     run: PlannedRun
     why: str
-    tail: str = ""
-    """The last lines of its log."""
+    tail: str = ""  # the last lines of its log
 
 
 def command(run: PlannedRun, sources: Sources, machine: Machine, store: Store) -> list[str]:
@@ -192,7 +186,7 @@ def launch(command: Sequence[str], log: Path, environment: Mapping[str, str]) ->
         ).returncode
 
 
-def tail(log: Path, lines: int = _TAIL) -> str:
+def tail(log: Path, lines: int = 15) -> str:
     """The last lines of a log; of a progress bar, its last state."""
     if not log.is_file():
         return ""

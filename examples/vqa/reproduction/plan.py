@@ -18,12 +18,11 @@ State = Literal["finished", "interrupted", "to do", "impossible"]
 
 @dataclass(frozen=True)
 class Estimate:
-    """Device hours and bytes on disk of one run."""
+    """What one run costs."""
 
-    hours: float
-    size: float
-    recorded: bool
-    """From finished runs of the same kind rather than from an assumption."""
+    hours: float  # of the device
+    size: float  # bytes on disk
+    recorded: bool  # from finished runs of the same kind rather than from an assumption
 
 
 @dataclass(frozen=True)
@@ -31,12 +30,9 @@ class Assumption:
     """Nobody measured these: one data-centre GPU that never waits for the disk."""
 
     epochs: int
-    train_seconds: float
-    """Per training sample and pass."""
-    test_seconds: float
-    """Per tested sample."""
-    size: float
-    """Bytes: five copies of the weights in last.pt and best.pt, 4 bytes each."""
+    train_seconds: float  # per training sample and pass
+    test_seconds: float  # per tested sample
+    size: float  # bytes: five copies of the weights in last.pt and best.pt, 4 bytes each
 
 
 ASSUMED: Mapping[str, Assumption] = {
@@ -45,7 +41,7 @@ ASSUMED: Mapping[str, Assumption] = {
     "sama_iqa": Assumption(50, 0.006, 0.003, 28e6 * 20),
     "simple_vqa": Assumption(10, 0.05, 0.03, 25e6 * 20),
 }
-ASSUMED_TINY = Estimate(hours=2 / 60, size=1e6, recorded=False)
+_ASSUMED_TINY = Estimate(hours=2 / 60, size=1e6, recorded=False)
 
 
 @dataclass(frozen=True)
@@ -55,20 +51,16 @@ class Item:
     run: PlannedRun
     state: State
     estimate: Estimate
-    why: str = ""
-    """What an impossible run lacks."""
+    why: str = ""  # what an impossible run lacks
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Every run of some tables and figures, in the order in which they can be done."""
+# Every run of some tables and figures, in the order in which they can be done.
+Plan = tuple[Item, ...]
 
-    items: tuple[Item, ...]
 
-    @property
-    def to_run(self) -> tuple[PlannedRun, ...]:
-        """The runs that are not finished and can be."""
-        return tuple(item.run for item in self.items if item.state in ("to do", "interrupted"))
+def to_run(plan: Plan) -> tuple[PlannedRun, ...]:
+    """The runs that are not finished and can be."""
+    return tuple(item.run for item in plan if item.state in ("to do", "interrupted"))
 
 
 def needed_runs(
@@ -129,7 +121,7 @@ def make_plan(
         elif lacks is not None:
             state = "impossible"
         items[run] = Item(run, state, _estimate(run, recorded), lacks or "")
-    return Plan(tuple(items.values()))
+    return tuple(items.values())
 
 
 # Seconds of a pass and bytes of every finished run, by script, preset and data set.
@@ -151,7 +143,7 @@ def _estimate(run: PlannedRun, recorded: _Costs) -> Estimate:
         seconds, size = (statistics.median(values) for values in zip(*own, strict=True))
         return Estimate(seconds * run.passes / 3600, size, recorded=True)
     if run.preset == "tiny":
-        return ASSUMED_TINY
+        return _ASSUMED_TINY
     costs, samples = ASSUMED[run.script], sizes(run.dataset)
     epochs = int(run.value("--epochs") or costs.epochs)
     tested = epochs * samples["test"] + samples.total() - samples["train"] - samples["test"]
@@ -167,7 +159,7 @@ def describe_plan(
     plan: Plan, exhibits: Sequence[Exhibit], sweep: Sweep, only: Sequence[str] = ()
 ) -> str:
     """The plan to read: every table and figure with its runs, then every run."""
-    items = {item.run: item for item in plan.items}
+    items = {item.run: item for item in plan}
     lines = ["Runs that are finished, of those needed, and device hours for the others:"]
     for exhibit in exhibits:
         own = [items[run] for run in needed_runs((exhibit,), sweep, only) if run in items]
@@ -176,23 +168,22 @@ def describe_plan(
         counts = f"{exhibit.name:<8} {done:>3} of {len(own):>3} {_hours(left):>7.1f} h"
         lines.append(f"  {counts}  {exhibit.title}")
     lines.append("Runs, each once, with the estimated device hours of those to do:")
-    for item in plan.items:
+    for item in plan:
         cost = "" if item.state == "finished" else f" {item.estimate.hours:8.2f} h"
         lines.append(f"  {item.state:<11}{cost:<11} {item.run.name}  {item.run.describe()}")
-    extracted = map(describe_extraction, extractions(plan.to_run))
+    extracted = map(describe_extraction, extractions(to_run(plan)))
     lines += [f"Before them, SimpleVQA's features: {cost}" for cost in extracted]
-    reasons = Counter(item.why for item in plan.items if item.why)
+    reasons = Counter(item.why for item in plan if item.why)
     lines += [f"Impossible, {number} runs: {why}" for why, number in reasons.items()]
-    return "\n".join([*lines, *_summary(plan, sweep)])
+    return "\n".join([*lines, *_summary(plan, "GPU" if sweep.comparable else "CPU")])
 
 
-def _summary(plan: Plan, sweep: Sweep) -> Iterator[str]:
-    device = "GPU" if sweep.data.comparable else "CPU"
-    finished = sum(item.state == "finished" for item in plan.items)
-    yield f"{len(plan.items)} runs: {finished} finished, {len(plan.to_run)} to run."
-    to_run = [item for item in plan.items if item.state in ("to do", "interrupted")]
-    impossible = [item for item in plan.items if item.state == "impossible"]
-    for what, items in (("To run", to_run), ("Impossible ones would be", impossible)):
+def _summary(plan: Plan, device: str) -> Iterator[str]:
+    possible = [item for item in plan if item.state in ("to do", "interrupted")]
+    impossible = [item for item in plan if item.state == "impossible"]
+    finished = len(plan) - len(possible) - len(impossible)
+    yield f"{len(plan)} runs: {finished} finished, {len(possible)} to run."
+    for what, items in (("To run", possible), ("Impossible ones would be", impossible)):
         if items:
             size = sum(item.estimate.size for item in items)
             yield (

@@ -1,28 +1,27 @@
-"""Markdown, CSV, JSON and pictures of tables and figures, whatever part of them is measured."""
+"""Tables and figures of what is measured so far: Markdown, CSV, JSON and pictures."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from matplotlib.figure import Figure
 
 from vqa.figures import draw_curves
 from vqa.io.files import replacing, write_csv, write_json
-from vqa.reproduction.catalogue import Exhibit
+from vqa.metrics import summarise
+from vqa.reproduction.catalogue import Cell, Exhibit
 from vqa.reproduction.launch import Failure
-from vqa.reproduction.measured import (
-    MeasuredCell,
-    MeasuredTable,
-    finished,
-    measured_table,
-    rises,
-)
 from vqa.reproduction.runs import PlannedRun, Sweep
 from vqa.store import Results, Store
 
+Status = Literal["measured", "not measured", "cited"]
 _WIDTH, _HEIGHT = 4.4, 4.6  # inches of a figure's panel
 _NOT_COMPARABLE = "mini-UGC, synthetic scores: not comparable with the paper's column."
 _CHOSEN = {
@@ -30,6 +29,117 @@ _CHOSEN = {
     "test": "Epochs are chosen on the test part, as in the published code, so scores are too high.",
     "last": "Every score is that of the last epoch.",
 }
+
+
+@dataclass(frozen=True)
+class MeasuredCell:
+    """One number over seeds, beside the paper's; of each seed it is the median over splits."""
+
+    cell: Cell
+    comparable: bool  # whether the two were measured on the same data
+    seeds: tuple[int, ...] = ()  # those of which every split is finished
+    values: tuple[float, ...] = ()  # one for each of them; NaN where a score was not defined
+    runs: tuple[PlannedRun, ...] = ()  # finished ones, those of incomplete seeds too
+    needed: int = 0  # runs for all seeds
+
+    @property
+    def mean(self) -> float | None:
+        """Over seeds; None as long as there is no complete one."""
+        return summarise(self.values).mean if self.values else None
+
+    @property
+    def spread(self) -> float | None:
+        """Sample standard deviation over seeds; None for fewer than two."""
+        return summarise(self.values).spread if len(self.values) > 1 else None
+
+    @property
+    def status(self) -> Status:
+        if self.cell.training is None:
+            return "cited"
+        return "not measured" if self.mean is None else "measured"
+
+    @property
+    def difference(self) -> float | None:
+        """Measured minus reported; None where they do not compare."""
+        if self.mean is None or self.cell.reported is None or not self.comparable:
+            return None
+        return self.mean - self.cell.reported
+
+    def text(self) -> str:
+        """What was measured, and the difference to the paper."""
+        if self.status == "cited":
+            return ""
+        if self.mean is None:
+            progress = f" ({len(self.runs)}/{self.needed} runs)" if self.runs else ""
+            return f"not measured{progress}"
+        if math.isnan(self.mean):
+            return "undefined"
+        spread = "" if self.spread is None else f" ± {self.spread:.3f}"
+        difference = "" if self.difference is None else f" ({self.difference:+.3f})"
+        some = "" if len(self.runs) == self.needed else f" [{len(self.seeds)} seeds]"
+        return f"{self.mean:.3f}{spread}{difference}{some}"
+
+    def reported_text(self) -> str:
+        return "-" if self.cell.reported is None else f"{self.cell.reported:.3f}"
+
+
+@dataclass(frozen=True)
+class MeasuredTable:
+    """A table, or what is written beside a figure."""
+
+    exhibit: Exhibit
+    cells: tuple[MeasuredCell, ...]
+
+    @property
+    def rows(self) -> dict[str, list[MeasuredCell]]:
+        by_row = groupby(self.cells, key=lambda own: own.cell.row)
+        return {row: list(cells) for row, cells in by_row}
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Heads of the columns after the first."""
+        return tuple(dict.fromkeys(own.cell.column for own in self.cells))
+
+    @property
+    def has_reported(self) -> bool:
+        return any(own.cell.reported is not None for own in self.cells)
+
+    @property
+    def runs(self) -> tuple[PlannedRun, ...]:
+        """Every finished run behind a number."""
+        return tuple(dict.fromkeys(run for own in self.cells for run in own.runs))
+
+
+def measured_table(exhibit: Exhibit, sweep: Sweep, store: Store) -> MeasuredTable:
+    """What was measured for a table, or for the curves of a figure."""
+    return MeasuredTable(exhibit, tuple(_measured(cell, sweep, store) for cell in exhibit.cells))
+
+
+def _measured(cell: Cell, sweep: Sweep, store: Store) -> MeasuredCell:
+    comparable = sweep.comparable and not cell.panel
+    if cell.training is None:
+        return MeasuredCell(cell, comparable)
+    runs = sweep.runs(cell.training)
+    found = finished(runs, store)
+    seeds, values = [], []
+    for seed in sweep.seeds:
+        of_seed = [run for run in runs if run.seed == seed]
+        if all(run in found for run in of_seed):
+            seeds.append(seed)
+            values.append(statistics.median(_value(found[run], cell, sweep) for run in of_seed))
+    return MeasuredCell(cell, comparable, tuple(seeds), tuple(values), tuple(found), len(runs))
+
+
+def _value(results: Results, cell: Cell, sweep: Sweep) -> float:
+    if cell.metric == "sharpness":
+        return results.sharpness
+    return results.score(sweep.part(cell.part), cell.metric)
+
+
+def finished(runs: Iterable[PlannedRun], store: Store) -> dict[PlannedRun, Results]:
+    """The results of those runs that have some."""
+    found = {run: store.results(run) for run in runs}
+    return {run: results for run, results in found.items() if results is not None}
 
 
 def write_report(
@@ -44,6 +154,16 @@ def write_report(
 
     With the runs that failed just now, and for the JSON files the settings of the command.
     """
+    context = {
+        "source": "reported: the paper's numbers, see vqa/reproduction/tables.json",
+        "data": sweep.data,
+        "comparable": sweep.comparable,
+        "note": None if sweep.comparable else _NOT_COMPARABLE,
+        "replaced": sweep.replaced,
+        "select_on": sweep.select_on,
+        "seeds": sweep.seeds,
+        "command": settings or {},
+    }
     paths, sections = [], [_introduction(sweep)]
     for exhibit in exhibits:
         table = measured_table(exhibit, sweep, store)
@@ -55,7 +175,7 @@ def write_report(
         _write_text(own[0], f"{_introduction(sweep)}\n\n{sections[-1]}")
         rows = list(_csv_rows(table, results))
         write_csv(own[1], list(rows[0]), (list(row.values()) for row in rows))
-        write_json(own[2], {**_context(sweep, settings), **_document(table, results)})
+        write_json(own[2], {**context, **_document(table, results)})
         paths += [*own, picture] if drawn else own
     if failures:
         sections.append(_failures(failures))
@@ -71,7 +191,7 @@ def terminal_report(
     tables = [measured_table(exhibit, sweep, store) for exhibit in exhibits]
     sections = [f"{_name(table.exhibit)}\n{_terminal_table(table)}" for table in tables]
     sections += [f"Failed: {own.run.describe()}: {own.why}\n{own.tail}" for own in failures]
-    if not sweep.data.comparable:
+    if not sweep.comparable:
         sections.append(_NOT_COMPARABLE)
     return "\n\n".join(sections)
 
@@ -85,12 +205,12 @@ def _introduction(sweep: Sweep) -> str:
     seeds = ", ".join(map(str, sweep.seeds))
     several = len(sweep.seeds) > 1
     of_seeds = f"Mean ± standard deviation over seeds {seeds}." if several else f"Seed {seeds}."
-    lines = [f"Data: {sweep.data.name}. {of_seeds} {_CHOSEN[sweep.select_on]}"]
-    if sweep.data.comparable:
+    lines = [f"Data: {sweep.data}. {of_seeds} {_CHOSEN[sweep.select_on]}"]
+    if sweep.comparable:
         lines.append("Upright: measured (difference to the paper). *Italics: the paper's number.*")
     else:
         lines.append(f"**{_NOT_COMPARABLE}** *Italics: the paper's numbers on its own data.*")
-        lines.append("Replaced:\n\n" + "\n".join(f"* {note};" for note in sweep.data.notes))
+        lines.append("Replaced:\n\n" + "\n".join(f"* {what};" for what in sweep.replaced))
     if sweep.flags:
         lines.append(f"Further settings of every run: `{' '.join(sweep.flags)}`.")
     return "\n\n".join(lines)
@@ -192,19 +312,6 @@ def _revisions(runs: Sequence[PlannedRun], results: Mapping[PlannedRun, Results]
     return list(found)
 
 
-def _context(sweep: Sweep, settings: Mapping[str, object] | None) -> dict[str, object]:
-    return {
-        "source": "reported: the paper's numbers, see vqa/reproduction/tables.json",
-        "data": sweep.data.name,
-        "comparable": sweep.data.comparable,
-        "note": None if sweep.data.comparable else _NOT_COMPARABLE,
-        "replaced": list(sweep.data.notes),
-        "select_on": sweep.select_on,
-        "seeds": sweep.seeds,
-        "command": dict(settings or {}),
-    }
-
-
 def _document(table: MeasuredTable, results: Mapping[PlannedRun, Results]) -> dict[str, object]:
     """Everything as plain values, with what every measured number was made of."""
     return {
@@ -252,17 +359,17 @@ def _run_document(run: PlannedRun, found: Results) -> dict[str, object]:
 def _draw(exhibit: Exhibit, sweep: Sweep, store: Store, path: Path) -> bool:
     """Draw how far the loss rises around the weights of finished runs, with a band over seeds.
 
-    Returns:
-        Whether there was one; nothing is written otherwise.
+    If there is none, nothing is written, and it says so.
     """
     panels: dict[str, dict[str, torch.Tensor]] = {}
     positions = torch.empty(0)
     for cell in exhibit.cells:
         if cell.panel and cell.training is not None:
-            found = rises(finished(sweep.runs(cell.training), store).values())
-            if found is not None:
-                positions = torch.tensor(found[0], dtype=torch.float64)
-                panels.setdefault(cell.panel, {})[cell.label] = torch.tensor(found[1])
+            results = finished(sweep.runs(cell.training), store).values()
+            landscapes = [own.landscape for own in results if own.landscape]
+            if landscapes:
+                positions = torch.tensor(landscapes[0]["positions"], dtype=torch.float64)
+                panels.setdefault(cell.panel, {})[cell.label] = _rises(landscapes, positions)
     if not panels:
         return False
     figure = Figure(figsize=(_WIDTH * len(panels), _HEIGHT), layout="constrained")
@@ -271,8 +378,18 @@ def _draw(exhibit: Exhibit, sweep: Sweep, store: Store, path: Path) -> bool:
         draw_curves(axes, positions, curves)
         axes.set_ylabel("rise of the training loss")
         axes.set_title(title, fontsize="medium")
-    here = "" if sweep.data.comparable else f"\nhere: {sweep.data.name}, synthetic scores"
+    here = "" if sweep.comparable else f"\nhere: {sweep.data}, synthetic scores"
     figure.suptitle(f"{exhibit.title}{here}", fontsize="medium")
     with replacing(path) as unfinished:
         figure.savefig(unfinished, dpi=120, format="png")
     return True
+
+
+def _rises(landscapes: Sequence[Mapping[str, Any]], positions: torch.Tensor) -> torch.Tensor:
+    """Losses minus the one of the weights themselves [runs, A]."""
+    centre = int(positions.abs().argmin())
+    rises = []
+    for landscape in landscapes:
+        losses = [math.nan if loss is None else float(loss) for loss in landscape["losses"]]
+        rises.append([loss - losses[centre] for loss in losses])
+    return torch.tensor(rises)
