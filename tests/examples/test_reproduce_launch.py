@@ -283,7 +283,7 @@ def test_costs_are_called_assumed_until_a_run_of_the_kind_is_finished(store):
     plan = make_plan(runs, store)
     assert runs[0].passes == 1
     assert plan[1].run.passes == 2
-    assert plan[1].estimate.hours == pytest.approx(2.0)
+    assert plan[1].hours == pytest.approx(2.0)
     text = describe_plan(plan, [EXHIBITS["table5"]], MINI)
     assert "To run: about 8 CPU hours" in text
     assert "from recorded times of runs of the same kind" in text
@@ -298,7 +298,7 @@ def test_assumed_costs_follow_from_the_sizes_of_the_data(store):
 
     (item,) = make_plan([run], store)
 
-    assert item.estimate.hours == pytest.approx((steps + tests) / 3600)
+    assert item.hours == pytest.approx((steps + tests) / 3600)
 
 
 def test_broken_results_are_an_error_that_names_the_file(store):

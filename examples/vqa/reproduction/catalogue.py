@@ -33,7 +33,6 @@ class Cell:
 
     @property
     def row(self) -> str:
-        """What the row is called in reports."""
         return f"{self.panel}: {self.label}" if self.panel else self.label
 
 
@@ -156,23 +155,16 @@ def _of_a_value(dataset: str, setting: str, key: str, row: _Row) -> Cells:
     return _gap_cells(row, *_varied(dataset, setting, row[key]))
 
 
-def _lsvq_cells(row: _Row, label: str, training: PlannedRun | None) -> Cells:
+def _trained_on_lsvq(row: _Row) -> Cells:
     """Scores on LSVQ's test parts and on data sets that the model was not trained on."""
+    script = _SCRIPTS.get(row.get("method", "FAST-VQA"))
+    training = None if script is None else _on_lsvq(script, _gamma(row))
+    label = _label(row, script)
     return tuple(
         Cell(label, f"{column} {metric.upper()}", training, part, metric, row[column][metric])
         for column, part in _LSVQ_PARTS.items()
         for metric in _METRICS
     )
-
-
-def _of_a_gamma_on_lsvq(row: _Row) -> Cells:
-    return _lsvq_cells(row, f"gamma {row['gamma']:g}", _on_lsvq("fast_vqa", row["gamma"]))
-
-
-def _trained_on_lsvq(row: _Row) -> Cells:
-    script = _SCRIPTS.get(row["method"])
-    training = None if script is None else _on_lsvq(script, _gamma(row))
-    return _lsvq_cells(row, _label(row, script), training)
 
 
 def _per_dataset(
@@ -190,10 +182,12 @@ def _per_dataset(
 
 
 def _gamma(row: _Row) -> float:
-    return 1e-4 if row["awp"] else 0.0
+    return float(row.get("gamma", 1e-4 if row.get("awp") else 0.0))
 
 
 def _label(row: _Row, script: str | None) -> str:
+    if "gamma" in row:
+        return f"gamma {row['gamma']:g}"
     if script is None:
         return f"{row['method']} (cited)"
     return f"{row['method']} + AWP" if row["awp"] else str(row["method"])
@@ -209,7 +203,7 @@ _TABLES: Mapping[str, Callable[[_Row], Cells]] = {
     "table6": _trained_on_lsvq,
     "table7": partial(_per_dataset, _SCRIPTS, _fine_tuned),
     "table8": partial(_per_dataset, _IMAGE_SCRIPTS, _on_images),
-    "table9": _of_a_gamma_on_lsvq,
+    "table9": _trained_on_lsvq,
     "table10": partial(_of_a_value, "youtube-ugc", "weight decay", "weight_decay"),
     "table11": partial(_of_a_value, "youtube-ugc", "augmentation", "augmentation"),
     "table12": partial(_of_a_value, "youtube-ugc", "RWP", "gamma"),

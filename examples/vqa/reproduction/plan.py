@@ -17,15 +17,6 @@ State = Literal["finished", "interrupted", "to do", "impossible"]
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """What one run costs."""
-
-    hours: float  # of the device
-    size: float  # bytes on disk
-    recorded: bool  # from finished runs of the same kind rather than from an assumption
-
-
-@dataclass(frozen=True)
 class Assumption:
     """Nobody measured these: one data-centre GPU that never waits for the disk."""
 
@@ -41,16 +32,15 @@ ASSUMED: Mapping[str, Assumption] = {
     "sama_iqa": Assumption(50, 0.006, 0.003, 28e6 * 20),
     "simple_vqa": Assumption(10, 0.05, 0.03, 25e6 * 20),
 }
-_ASSUMED_TINY = Estimate(hours=2 / 60, size=1e6, recorded=False)
 
 
 @dataclass(frozen=True)
 class Item:
-    """One run of a plan."""
-
     run: PlannedRun
     state: State
-    estimate: Estimate
+    hours: float  # of the device
+    size: float  # bytes on disk
+    recorded: bool  # both from finished runs of the same kind rather than from an assumption
     why: str = ""  # what an impossible run lacks
 
 
@@ -66,9 +56,9 @@ def to_run(plan: Plan) -> tuple[PlannedRun, ...]:
 def needed_runs(
     exhibits: Sequence[Exhibit], sweep: Sweep, only: Sequence[str] = ()
 ) -> tuple[PlannedRun, ...]:
-    """Runs that tables and figures need, each once, after the one that it starts from.
+    """Runs of these tables and figures, or `only` of rows and curves with some labels.
 
-    Without labels of rows and curves in `only`, those of all of them.
+    Each is there once, after the one that it starts from.
     """
     runs: dict[PlannedRun, None] = {}
     for exhibit in exhibits:
@@ -91,10 +81,7 @@ def check_labels(exhibits: Sequence[Exhibit], only: Sequence[str]) -> None:
 
 
 def shard(runs: Sequence[PlannedRun], number: int, of: int) -> tuple[PlannedRun, ...]:
-    """The share of one of several machines, numbered from 1.
-
-    Runs that start from one another stay together.
-    """
+    """The share of a machine, numbered from 1; runs that start from one another stay together."""
     firsts = dict.fromkeys(run.chain[0] for run in runs)
     places = {first: place for place, first in enumerate(firsts)}
     return tuple(run for run in runs if places[run.chain[0]] % of == number - 1)
@@ -105,10 +92,7 @@ def make_plan(
     store: Store,
     missing: Callable[[PlannedRun], str | None] = lambda run: None,
 ) -> Plan:
-    """Look up every run, each after the one that it starts from.
-
-    `missing` says what a run lacks to be run.
-    """
+    """Look up every run, each after the one that it starts from; `missing` says what it lacks."""
     recorded = _recorded_costs(store)
     items: dict[PlannedRun, Item] = {}
     for run in runs:
@@ -120,7 +104,7 @@ def make_plan(
             state, lacks = "finished", None
         elif lacks is not None:
             state = "impossible"
-        items[run] = Item(run, state, _estimate(run, recorded), lacks or "")
+        items[run] = Item(run, state, *_estimate(run, recorded), lacks or "")
     return tuple(items.values())
 
 
@@ -137,13 +121,13 @@ def _recorded_costs(store: Store) -> _Costs:
     return recorded
 
 
-def _estimate(run: PlannedRun, recorded: _Costs) -> Estimate:
-    """What a run will cost. A second pass per step is taken to double its time."""
+def _estimate(run: PlannedRun, recorded: _Costs) -> tuple[float, float, bool]:
+    """Hours, size, and whether they are recorded. A second pass is taken to double the time."""
     if own := recorded.get((run.script, run.preset, run.dataset)):
         seconds, size = (statistics.median(values) for values in zip(*own, strict=True))
-        return Estimate(seconds * run.passes / 3600, size, recorded=True)
-    if run.preset == "tiny":
-        return _ASSUMED_TINY
+        return seconds * run.passes / 3600, size, True
+    if run.preset == "tiny":  # assumed, as those below
+        return 2 / 60, 1e6, False
     costs, samples = ASSUMED[run.script], sizes(run.dataset)
     epochs = int(run.value("--epochs") or costs.epochs)
     tested = epochs * samples["test"] + samples.total() - samples["train"] - samples["test"]
@@ -152,7 +136,7 @@ def _estimate(run: PlannedRun, recorded: _Costs) -> Estimate:
         tested += samples["train"]
     trained = epochs * samples["train"] * run.passes
     seconds = trained * costs.train_seconds + tested * costs.test_seconds
-    return Estimate(seconds / 3600, costs.size, recorded=False)
+    return seconds / 3600, costs.size, False
 
 
 def describe_plan(
@@ -169,7 +153,7 @@ def describe_plan(
         lines.append(f"  {counts}  {exhibit.title}")
     lines.append("Runs, each once, with the estimated device hours of those to do:")
     for item in plan:
-        cost = "" if item.state == "finished" else f" {item.estimate.hours:8.2f} h"
+        cost = "" if item.state == "finished" else f" {item.hours:8.2f} h"
         lines.append(f"  {item.state:<11}{cost:<11} {item.run.name}  {item.run.describe()}")
     extracted = map(describe_extraction, extractions(to_run(plan)))
     lines += [f"Before them, SimpleVQA's features: {cost}" for cost in extracted]
@@ -185,20 +169,18 @@ def _summary(plan: Plan, device: str) -> Iterator[str]:
     yield f"{len(plan)} runs: {finished} finished, {len(possible)} to run."
     for what, items in (("To run", possible), ("Impossible ones would be", impossible)):
         if items:
-            size = sum(item.estimate.size for item in items)
+            size = sum(item.size for item in items)
+            assumed = sum(not item.recorded for item in items)
+            basis = "assumed, not measured"
+            if assumed == 0:
+                basis = "from recorded times of runs of the same kind"
+            elif assumed < len(items):
+                basis += f" for {assumed} of {len(items)} runs, else recorded"
             yield (
                 f"{what}: about {_hours(items):.3g} {device} hours and {size / 1e9:.3g} GB on"
-                f" disk, {_basis(items)}."
+                f" disk, {basis}."
             )
 
 
 def _hours(items: Sequence[Item]) -> float:
-    return sum(item.estimate.hours for item in items)
-
-
-def _basis(items: Sequence[Item]) -> str:
-    assumed = sum(not item.estimate.recorded for item in items)
-    if assumed == 0:
-        return "from recorded times of runs of the same kind"
-    others = "" if assumed == len(items) else f" for {assumed} of {len(items)} runs, else recorded"
-    return f"assumed, not measured{others}"
+    return sum(item.hours for item in items)

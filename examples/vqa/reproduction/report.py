@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,6 @@ from vqa.reproduction.runs import PlannedRun, Sweep
 from vqa.store import Results, Store
 
 Status = Literal["measured", "not measured", "cited"]
-_WIDTH, _HEIGHT = 4.4, 4.6  # inches of a figure's panel
 _NOT_COMPARABLE = "mini-UGC, synthetic scores: not comparable with the paper's column."
 _CHOSEN = {
     "validation": "Epochs are chosen on a validation part of the training samples.",
@@ -39,7 +38,7 @@ class MeasuredCell:
     comparable: bool  # whether the two were measured on the same data
     seeds: tuple[int, ...] = ()  # those of which every split is finished
     values: tuple[float, ...] = ()  # one for each of them; NaN where a score was not defined
-    runs: tuple[PlannedRun, ...] = ()  # finished ones, those of incomplete seeds too
+    results: Mapping[PlannedRun, Results] = field(default_factory=dict)  # of incomplete seeds, too
     needed: int = 0  # runs for all seeds
 
     @property
@@ -70,13 +69,13 @@ class MeasuredCell:
         if self.status == "cited":
             return ""
         if self.mean is None:
-            progress = f" ({len(self.runs)}/{self.needed} runs)" if self.runs else ""
+            progress = f" ({len(self.results)}/{self.needed} runs)" if self.results else ""
             return f"not measured{progress}"
         if math.isnan(self.mean):
             return "undefined"
         spread = "" if self.spread is None else f" ± {self.spread:.3f}"
         difference = "" if self.difference is None else f" ({self.difference:+.3f})"
-        some = "" if len(self.runs) == self.needed else f" [{len(self.seeds)} seeds]"
+        some = "" if len(self.results) == self.needed else f" [{len(self.seeds)} seeds]"
         return f"{self.mean:.3f}{spread}{difference}{some}"
 
     def reported_text(self) -> str:
@@ -85,8 +84,6 @@ class MeasuredCell:
 
 @dataclass(frozen=True)
 class MeasuredTable:
-    """A table, or what is written beside a figure."""
-
     exhibit: Exhibit
     cells: tuple[MeasuredCell, ...]
 
@@ -97,7 +94,6 @@ class MeasuredTable:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Heads of the columns after the first."""
         return tuple(dict.fromkeys(own.cell.column for own in self.cells))
 
     @property
@@ -105,13 +101,12 @@ class MeasuredTable:
         return any(own.cell.reported is not None for own in self.cells)
 
     @property
-    def runs(self) -> tuple[PlannedRun, ...]:
-        """Every finished run behind a number."""
-        return tuple(dict.fromkeys(run for own in self.cells for run in own.runs))
+    def results(self) -> dict[PlannedRun, Results]:
+        """Of every finished run behind a number."""
+        return {run: found for own in self.cells for run, found in own.results.items()}
 
 
-def measured_table(exhibit: Exhibit, sweep: Sweep, store: Store) -> MeasuredTable:
-    """What was measured for a table, or for the curves of a figure."""
+def _measured_table(exhibit: Exhibit, sweep: Sweep, store: Store) -> MeasuredTable:
     return MeasuredTable(exhibit, tuple(_measured(cell, sweep, store) for cell in exhibit.cells))
 
 
@@ -120,26 +115,21 @@ def _measured(cell: Cell, sweep: Sweep, store: Store) -> MeasuredCell:
     if cell.training is None:
         return MeasuredCell(cell, comparable)
     runs = sweep.runs(cell.training)
-    found = finished(runs, store)
+    looked_up = {run: store.results(run) for run in runs}
+    found = {run: results for run, results in looked_up.items() if results is not None}
     seeds, values = [], []
     for seed in sweep.seeds:
         of_seed = [run for run in runs if run.seed == seed]
         if all(run in found for run in of_seed):
             seeds.append(seed)
             values.append(statistics.median(_value(found[run], cell, sweep) for run in of_seed))
-    return MeasuredCell(cell, comparable, tuple(seeds), tuple(values), tuple(found), len(runs))
+    return MeasuredCell(cell, comparable, tuple(seeds), tuple(values), found, len(runs))
 
 
 def _value(results: Results, cell: Cell, sweep: Sweep) -> float:
     if cell.metric == "sharpness":
         return results.sharpness
     return results.score(sweep.part(cell.part), cell.metric)
-
-
-def finished(runs: Iterable[PlannedRun], store: Store) -> dict[PlannedRun, Results]:
-    """The results of those runs that have some."""
-    found = {run: store.results(run) for run in runs}
-    return {run: results for run, results in found.items() if results is not None}
 
 
 def write_report(
@@ -150,10 +140,7 @@ def write_report(
     failures: Sequence[Failure] = (),
     settings: Mapping[str, object] | None = None,
 ) -> list[Path]:
-    """Write every table and figure into files of its own, and all of them into report.md.
-
-    With the runs that failed just now, and for the JSON files the settings of the command.
-    """
+    """Write every table and figure into files of its own, and all of them into report.md."""
     context = {
         "source": "reported: the paper's numbers, see vqa/reproduction/tables.json",
         "data": sweep.data,
@@ -166,16 +153,15 @@ def write_report(
     }
     paths, sections = [], [_introduction(sweep)]
     for exhibit in exhibits:
-        table = measured_table(exhibit, sweep, store)
-        results = finished(table.runs, store)
+        table = _measured_table(exhibit, sweep, store)
         picture = folder / f"{exhibit.name}.png"
-        drawn = _draw(exhibit, sweep, store, picture)
-        sections.append(_section(table, results, picture.name if drawn else None))
+        drawn = _draw(table, sweep, picture)
+        sections.append(_section(table, picture.name if drawn else None))
         own = [folder / f"{exhibit.name}.{kind}" for kind in ("md", "csv", "json")]
         _write_text(own[0], f"{_introduction(sweep)}\n\n{sections[-1]}")
-        rows = list(_csv_rows(table, results))
+        rows = list(_csv_rows(table))
         write_csv(own[1], list(rows[0]), (list(row.values()) for row in rows))
-        write_json(own[2], {**context, **_document(table, results)})
+        write_json(own[2], {**context, **_document(table)})
         paths += [*own, picture] if drawn else own
     if failures:
         sections.append(_failures(failures))
@@ -187,8 +173,7 @@ def write_report(
 def terminal_report(
     exhibits: Sequence[Exhibit], sweep: Sweep, store: Store, failures: Sequence[Failure] = ()
 ) -> str:
-    """The tables, to be printed."""
-    tables = [measured_table(exhibit, sweep, store) for exhibit in exhibits]
+    tables = [_measured_table(exhibit, sweep, store) for exhibit in exhibits]
     sections = [f"{_name(table.exhibit)}\n{_terminal_table(table)}" for table in tables]
     sections += [f"Failed: {own.run.describe()}: {own.why}\n{own.tail}" for own in failures]
     if not sweep.comparable:
@@ -221,15 +206,13 @@ def _name(exhibit: Exhibit) -> str:
     return f"{kind.capitalize()} {exhibit.name.removeprefix(kind)}: {exhibit.title}"
 
 
-def _section(
-    table: MeasuredTable, results: Mapping[PlannedRun, Results], picture: str | None
-) -> str:
-    exhibit = table.exhibit
+def _section(table: MeasuredTable, picture: str | None) -> str:
+    exhibit, results = table.exhibit, table.results
     lines = [f"## {_name(exhibit)}", _markdown_table(table)]
     if picture is not None:
         lines.insert(1, f"![{exhibit.title}]({picture})")
     if results:
-        made_by = ", ".join(f"`{revision}`" for revision in _revisions(table.runs, results))
+        made_by = ", ".join(f"`{revision}`" for revision in _revisions(results))
         lines.append(
             f"{len(results)} finished runs, by revision {made_by};"
             f" settings, seeds and versions of each are in `{exhibit.name}.json`."
@@ -278,10 +261,7 @@ def _failures(failures: Sequence[Failure]) -> str:
     return "\n\n".join(parts)
 
 
-def _csv_rows(
-    table: MeasuredTable, results: Mapping[PlannedRun, Results]
-) -> Iterator[dict[str, object]]:
-    """A row for every cell."""
+def _csv_rows(table: MeasuredTable) -> Iterator[dict[str, object]]:
     for own in table.cells:
         yield {
             "exhibit": table.exhibit.name,
@@ -291,11 +271,11 @@ def _csv_rows(
             "measured_mean": _or_empty(own.mean),
             "measured_spread": _or_empty(own.spread),
             "seeds": " ".join(map(str, own.seeds)),
-            "runs": " ".join(run.name for run in own.runs),
+            "runs": " ".join(run.name for run in own.results),
             "reported": _or_empty(own.cell.reported),
             "comparable": own.comparable,
             "difference": _or_empty(own.difference),
-            "revisions": " ".join(_revisions(own.runs, results)),
+            "revisions": " ".join(_revisions(own.results)),
         }
 
 
@@ -303,17 +283,13 @@ def _or_empty(value: float | None) -> object:
     return "" if value is None or math.isnan(value) else value
 
 
-def _revisions(runs: Sequence[PlannedRun], results: Mapping[PlannedRun, Results]) -> list[str]:
+def _revisions(results: Mapping[PlannedRun, Results]) -> list[str]:
     """Git revisions by which finished runs were made."""
-    found: dict[str, None] = {}
-    for run in runs:
-        provenance: Mapping[str, object] = results[run].document.get("provenance") or {}
-        found[str(provenance.get("git_revision") or "unknown")] = None
-    return list(found)
+    provenances = (found.document.get("provenance") or {} for found in results.values())
+    return list(dict.fromkeys(str(own.get("git_revision") or "unknown") for own in provenances))
 
 
-def _document(table: MeasuredTable, results: Mapping[PlannedRun, Results]) -> dict[str, object]:
-    """Everything as plain values, with what every measured number was made of."""
+def _document(table: MeasuredTable) -> dict[str, object]:
     return {
         "name": table.exhibit.name,
         "title": table.exhibit.title,
@@ -321,7 +297,7 @@ def _document(table: MeasuredTable, results: Mapping[PlannedRun, Results]) -> di
             {"label": row, "cells": [_cell_document(own) for own in cells]}
             for row, cells in table.rows.items()
         ],
-        "runs": {run.name: _run_document(run, found) for run, found in results.items()},
+        "runs": {run.name: _run_document(run, found) for run, found in table.results.items()},
     }
 
 
@@ -331,7 +307,7 @@ def _cell_document(own: MeasuredCell) -> dict[str, object]:
         "spread": own.spread,
         "seeds": own.seeds,
         "values": own.values,
-        "runs": [run.name for run in own.runs],
+        "runs": [run.name for run in own.results],
         "needed_runs": own.needed,
     }
     return {
@@ -345,7 +321,6 @@ def _cell_document(own: MeasuredCell) -> dict[str, object]:
 
 
 def _run_document(run: PlannedRun, found: Results) -> dict[str, object]:
-    """Configuration, seed and origin of a finished run."""
     keys = ("opinion_scores", "settings", "seconds", "processes", "provenance")
     return {
         "description": run.describe(),
@@ -356,30 +331,25 @@ def _run_document(run: PlannedRun, found: Results) -> dict[str, object]:
     }
 
 
-def _draw(exhibit: Exhibit, sweep: Sweep, store: Store, path: Path) -> bool:
-    """Draw how far the loss rises around the weights of finished runs, with a band over seeds.
-
-    If there is none, nothing is written, and it says so.
-    """
+def _draw(table: MeasuredTable, sweep: Sweep, path: Path) -> bool:
+    """How far the loss rises around the weights of finished runs; False if there are none."""
     panels: dict[str, dict[str, torch.Tensor]] = {}
     positions = torch.empty(0)
-    for cell in exhibit.cells:
-        if cell.panel and cell.training is not None:
-            results = finished(sweep.runs(cell.training), store).values()
-            landscapes = [own.landscape for own in results if own.landscape]
-            if landscapes:
-                positions = torch.tensor(landscapes[0]["positions"], dtype=torch.float64)
-                panels.setdefault(cell.panel, {})[cell.label] = _rises(landscapes, positions)
+    for own in table.cells:
+        landscapes = [found.landscape for found in own.results.values() if found.landscape]
+        if own.cell.panel and landscapes:
+            positions = torch.tensor(landscapes[0]["positions"], dtype=torch.float64)
+            panels.setdefault(own.cell.panel, {})[own.cell.label] = _rises(landscapes, positions)
     if not panels:
         return False
-    figure = Figure(figsize=(_WIDTH * len(panels), _HEIGHT), layout="constrained")
+    figure = Figure(figsize=(4.4 * len(panels), 4.6), layout="constrained")
     every = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (title, curves) in zip(every, panels.items(), strict=True):
         draw_curves(axes, positions, curves)
         axes.set_ylabel("rise of the training loss")
         axes.set_title(title, fontsize="medium")
     here = "" if sweep.comparable else f"\nhere: {sweep.data}, synthetic scores"
-    figure.suptitle(f"{exhibit.title}{here}", fontsize="medium")
+    figure.suptitle(f"{table.exhibit.title}{here}", fontsize="medium")
     with replacing(path) as unfinished:
         figure.savefig(unfinished, dpi=120, format="png")
     return True

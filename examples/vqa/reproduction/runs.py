@@ -59,7 +59,6 @@ class PlannedRun:
 
     @property
     def datasets(self) -> tuple[str, ...]:
-        """Those that it is trained or tested on."""
         return (self.dataset, *self.also_test)
 
     @property
@@ -85,12 +84,9 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What all runs of a reproduction have in common: data, seeds, splits, settings.
+    """What all runs of a reproduction have in common: data, seeds, splits, settings."""
 
-    The data are the paper's, or generated stand-ins that everybody has.
-    """
-
-    data: DataName
+    data: DataName  # the paper's, or generated stand-ins that everybody has
     seeds: tuple[int, ...] = (42,)
     splits: tuple[int, ...] | None = None  # instead of every table's own
     select_on: Selection = "validation"  # which scores choose the epoch
@@ -133,10 +129,9 @@ class Sweep:
 
 
 def _stand_in(asked: PlannedRun) -> PlannedRun:
-    """The run of a tiny model on a generated data set, which has official parts.
+    """The run of a tiny model on a generated data set, without what means nothing for these.
 
-    What means nothing for these is left out. Scoring the few training clips costs nothing, and more
-    tables share a run this way.
+    Scoring the few training clips costs nothing, and more tables share a run this way.
     """
     flags = [flag for flag in asked.flags if flag != "--no-train-score"]
     for name in ("--official-parts", "--protocol"):

@@ -31,8 +31,6 @@ _SECONDS, _BYTES = 1.0, 0.7e6
 
 @dataclass(frozen=True)
 class Sources:
-    """Places of files."""
-
     data_root: Path  # folder with one folder for each data set, of its name
     roots: Mapping[str, Path] = field(default_factory=dict)  # of data sets that lie elsewhere
     annotations: Mapping[str, Path] = field(default_factory=dict)  # not in their usual places
@@ -48,7 +46,6 @@ class Sources:
         return self.features / kind
 
     def dataset_options(self, dataset: str) -> list[str]:
-        """What a script takes to read a data set."""
         options = ["--dataset", dataset, "--data-root", str(self.root(dataset))]
         if dataset in self.annotations:
             options += ["--annotations", str(self.annotations[dataset])]
