@@ -78,7 +78,6 @@ def fit_logistic(predicted: ArrayLike, target: ArrayLike, start: LogisticStart =
 
 
 def _fitted(p: Array, q: Array, middle: float, width: float) -> Array:
-    """The curve that is found from there."""
     start = (q.max(), q.min(), middle, width)
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
@@ -117,13 +116,13 @@ def agreement(
     if logistic_fit:
         try:
             fitted = fit_logistic(p, q, logistic_start)
-            plcc, rmse = stats.pearsonr(fitted, q).statistic, _rmse(fitted, q)
+            plcc, rmse = float(stats.pearsonr(fitted, q).statistic), _rmse(fitted, q)
         except LogisticFitError:
             plcc = rmse = math.nan
     else:
-        plcc, rmse = stats.pearsonr(p, q).statistic, _rmse(rescale(p, q), q)
+        plcc, rmse = float(stats.pearsonr(p, q).statistic), _rmse(rescale(p, q), q)
     srcc, krcc = stats.spearmanr(p, q).statistic, stats.kendalltau(p, q).statistic
-    return Agreement(float(srcc), float(plcc), float(krcc), rmse)
+    return Agreement(float(srcc), plcc, float(krcc), rmse)
 
 
 def _rmse(p: Array, q: Array) -> float:
@@ -175,7 +174,6 @@ def summarise(values: Sequence[float]) -> Summary:
 
 
 def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> PairedDifference:
-    """Difference `values - baseline`, pair by pair."""
     differences = [a - b for a, b in zip(values, baseline, strict=True)]
     summary = summarise(differences)
     # Equal differences have no spread: the t statistic is undefined and scipy would warn.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 from vqa.datasets.specs import AnnotationFile, DataSetSpec, Part
 from vqa.datasets.tables import Table, read_list, read_tables
@@ -21,15 +22,11 @@ PART_COLUMNS = ("is_test", "is_train", "split", "set", "part")
 # Of what score.py writes: nobody's opinion, whatever a column of it is called.
 PREDICTED = ("path", "score", "error")
 _PARTS: Mapping[str, Part] = {
-    "train": "train",
+    **{part: part for part in get_args(Part)},
     "training": "train",
-    "validation": "validation",
     "valid": "validation",
     "val": "validation",
-    "test": "test",
     "testing": "test",
-    "1080p": "1080p",
-    "ood": "ood",
 }
 _TRUTH: Mapping[str, bool] = {
     **dict.fromkeys(("true", "1", "1.0", "yes"), True),
@@ -48,8 +45,6 @@ class FoundAnnotation:
 
 @dataclass(frozen=True)
 class Label:
-    """What one row says."""
-
     name: str
     score: float | None  # None if it is unknown
     part: Part | None

@@ -1,7 +1,4 @@
-"""A data set by name: annotation files found, every row checked, every media file in place.
-
-Its summary sets it beside what the published models were trained and tested with.
-"""
+"""A data set by name, and its summary beside what the published models were trained with."""
 
 from __future__ import annotations
 
@@ -23,21 +20,13 @@ def load_dataset(
     score_column: str | None = None,
     drop_missing: bool = False,
 ) -> DataSet:
-    """Load a data set; nothing is decoded, but every row and the presence of every file is checked.
+    """Load one of `SPECS`; nothing is decoded, but every row is checked, and that files are there.
 
-    Besides the published data sets there are `list` (four-column lists of anything), `csv` (a
-    folder of videos or images with a table of names and scores) and the generated `mini-ugc` and
-    `mini-iqa`, which are built if they are not there.
-
-    Args:
-        name: one of `SPECS`.
-        root: folder of the media files; names in annotation files are relative to it or to its
-            usual sub-folders.
-        annotations: an annotation file (official, or a four-column list), or a folder with the
-            usual annotation files. `root` by default.
-        score_column: another score than the usual one, such as MOS instead of MOS_zscore of
-            KonIQ-10k; of several columns, such as anna,ben or rater*, the mean.
-        drop_missing: leave out rows whose file is missing; `DataSet.dropped` counts them.
+    Names in annotation files are relative to `root` or to its usual sub-folders. `annotations` is
+    an annotation file (official, or a four-column list), or a folder with the usual ones, `root` by
+    default. `score_column` is another score than the usual one, such as MOS instead of MOS_zscore
+    of KonIQ-10k; of several columns, such as anna,ben or rater*, the mean. With `drop_missing` rows
+    whose file is missing are left out.
     """
     spec = SPECS.get(name)
     if spec is None:
@@ -67,8 +56,7 @@ def load_dataset(
 def summary(dataset: DataSet) -> str:
     """Counts and score ranges of a data set and its parts, each beside its reference.
 
-    What differs from every known version of the data set is marked with DIFFERS: correlations are
-    then not comparable with published ones.
+    Where it DIFFERS from all of them, correlations do not compare with published ones.
     """
     count = len(dataset.samples)
     head = f"{dataset.name}: {count} {dataset.kind}{'' if count == 1 else 's'}, {dataset.source}"

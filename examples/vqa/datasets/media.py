@@ -14,13 +14,8 @@ from vqa.io.label_list import DatasetError
 
 _SHOWN = 10
 
-# The names of the files in a folder, by every name that they answer to.
+# `list_files`, which asks once per folder rather than once per file for as long as it is cached.
 Listing = Callable[[Path], Mapping[str, str]]
-
-
-def folder_listing() -> Listing:
-    """Asks once per folder rather than once per file, for as long as it is kept."""
-    return cache(_list_files)
 
 
 def find_file(path: Path, listing: Listing) -> Path | None:
@@ -34,7 +29,7 @@ def find_samples(
     spec: DataSetSpec, root: Path, labels: Sequence[Label], drop_missing: bool
 ) -> tuple[tuple[Sample, ...], int]:
     """The samples whose files are there, and how many were left out because theirs are not."""
-    listing = folder_listing()
+    listing = cache(list_files)
     missing: list[Label] = []
     rows: dict[Path, Label] = {}
     samples: list[Sample] = []
@@ -66,7 +61,6 @@ def _candidates(spec: DataSetSpec, name: str) -> Iterator[str]:
 def _missing_message(
     spec: DataSetSpec, root: Path, missing: Sequence[Label], listed: int, listing: Listing
 ) -> str:
-    """All are counted, the first ones named."""
     tried = " or ".join(dict.fromkeys(_candidates(spec, missing[0].name)))
     lines = [
         f"{spec.name}: {len(missing)} of {listed} listed files are missing under {root}"
@@ -88,8 +82,8 @@ def _has_other_form(path: Path, listing: Listing) -> bool:
     return any(normalize("NFC", name) == form for name in listing(path.parent))
 
 
-def _list_files(folder: Path) -> dict[str, str]:
-    """Name on disk for every name a file answers to; exact names win."""
+def list_files(folder: Path) -> dict[str, str]:
+    """The names of the files in a folder, by every name that they answer to; exact names win."""
     try:
         with os.scandir(folder) as entries:
             names = [entry.name for entry in entries if _is_file(entry)]

@@ -80,6 +80,10 @@ class DataSetSpec:
     build: Callable[[Path], None] | None = None  # of a generated set, if it is not there
 
 
+def _rows_of(part: Part | None, *names: str) -> AnnotationFile:
+    return AnnotationFile(names, part)
+
+
 def _one(*names: str) -> tuple[AnnotationFile, ...]:
     return (AnnotationFile(names),)
 
@@ -96,21 +100,38 @@ def _build_mini_iqa(folder: Path) -> None:
 
 _TABLES = ("labels", "mos", "scores", "annotations")
 _FAST_VQA_LISTS = ("labels.txt", "labels.csv")
+_KONVID_TABLES = (
+    *("KoNViD_1k_attributes.csv", "KoNViD_1k_metadata/KoNViD_1k_attributes.csv"),
+    "KONVID_1K_metadata.csv",
+)
+_YOUTUBE_UGC_TABLES = tuple(
+    f"{begin}MOS_for_YouTube_UGC_dataset.{end}"
+    for begin in ("original_videos_", "")
+    for end in ("xlsx", "csv")
+)
 _KONIQ_TABLES = ("koniq10k_scores_and_distributions.csv", "koniq10k_distributions_sets.csv")
 _SPAQ_TABLE = "MOS and Image attribute scores.xlsx"
 _TWO_LISTS = (
-    AnnotationFile(("labels_train.txt", "train.txt"), "train"),
-    AnnotationFile(("labels_test.txt", "test.txt"), "test"),
+    _rows_of("train", "labels_train.txt", "train.txt"),
+    _rows_of("test", "labels_test.txt", "test.txt"),
+)
+_MINI_UGC_LISTS = (
+    _rows_of("train", "train.txt"),
+    _rows_of("test", "test.txt"),
+    _rows_of("ood", "ood.txt"),
+)
+_BIQ_TABLES = (
+    _rows_of("train", "Train (Images and MOS).csv"),
+    _rows_of("test", "Test (Images and MOS).csv"),
 )
 
-_LSVQ_BOTH = AnnotationFile(("labels_train_test.csv",))
-_LSVQ_TRAIN = AnnotationFile(
-    ("LSVQ_whole_train.csv", "train_labels.txt", "labels_train.txt"), "train"
-)
-_LSVQ_TEST = AnnotationFile(("LSVQ_whole_test.csv", "labels_test.txt", "test_labels.txt"), "test")
-_LSVQ_1080P = AnnotationFile(
-    ("labels_test_1080p.csv", "labels_1080p.csv", "LSVQ_whole_test_1080p.csv", "labels_1080p.txt"),
+_LSVQ_BOTH = _rows_of(None, "labels_train_test.csv")
+_LSVQ_TRAIN = _rows_of("train", "LSVQ_whole_train.csv", "train_labels.txt", "labels_train.txt")
+_LSVQ_TEST = _rows_of("test", "LSVQ_whole_test.csv", "labels_test.txt", "test_labels.txt")
+_LSVQ_1080P = _rows_of(
     "1080p",
+    *("labels_test_1080p.csv", "labels_1080p.csv", "LSVQ_whole_test_1080p.csv"),
+    "labels_1080p.txt",
 )
 
 _LSVQ = DataSetSpec(
@@ -144,15 +165,7 @@ _SPECS = (
     DataSetSpec(
         name="konvid-1k",
         kind="video",
-        layouts=(
-            _one(
-                "KoNViD_1k_attributes.csv",
-                "KoNViD_1k_metadata/KoNViD_1k_attributes.csv",
-                "KONVID_1K_metadata.csv",
-                *_FAST_VQA_LISTS,
-            ),
-            _TWO_LISTS,
-        ),
+        layouts=(_one(*_KONVID_TABLES, *_FAST_VQA_LISTS), _TWO_LISTS),
         folders=("", "KoNViD_1k_videos"),
         files=(
             "{name}",
@@ -173,17 +186,7 @@ _SPECS = (
     DataSetSpec(
         name="youtube-ugc",
         kind="video",
-        layouts=(
-            _one(
-                "original_videos_MOS_for_YouTube_UGC_dataset.xlsx",
-                "original_videos_MOS_for_YouTube_UGC_dataset.csv",
-                "MOS_for_YouTube_UGC_dataset.xlsx",
-                "MOS_for_YouTube_UGC_dataset.csv",
-                "mylabels.txt",
-                *_FAST_VQA_LISTS,
-            ),
-            _TWO_LISTS,
-        ),
+        layouts=(_one(*_YOUTUBE_UGC_TABLES, "mylabels.txt", *_FAST_VQA_LISTS), _TWO_LISTS),
         folders=("", "original_videos", "original_videos_h264"),
         files=("{name}", "{name}.mp4", "{name}_crf_10_ss_00_t_20.0.mp4", "{name}.mkv"),
         scores=("mos_full", "mos"),
@@ -218,13 +221,7 @@ _SPECS = (
     DataSetSpec(
         name="biq2021",
         kind="image",
-        layouts=(
-            (
-                AnnotationFile(("Train (Images and MOS).csv",), "train"),
-                AnnotationFile(("Test (Images and MOS).csv",), "test"),
-            ),
-            _one(*_FAST_VQA_LISTS),
-        ),
+        layouts=(_BIQ_TABLES, _one(*_FAST_VQA_LISTS)),
         folders=("", "Images", "images"),
         references=(
             Reference(10000, (0.0, 1.0), "train", scale=True),
@@ -236,13 +233,7 @@ _SPECS = (
     DataSetSpec(
         name="mini-ugc",
         kind="video",
-        layouts=(
-            (
-                AnnotationFile(("train.txt",), "train"),
-                AnnotationFile(("test.txt",), "test"),
-                AnnotationFile(("ood.txt",), "ood"),
-            ),
-        ),
+        layouts=(_MINI_UGC_LISTS,),
         references=(
             Reference(120, (1.0, 5.0), "train", scale=True),
             Reference(84, (1.0, 5.0), "test", scale=True),

@@ -54,17 +54,14 @@ class Table:
         return tuple(self.columns) == _LIST_COLUMNS
 
     def find_column(self, names: Iterable[str]) -> int | None:
-        """Index of the first of `names` that is a column, as `_simple` sees it."""
-        columns = [_simple(column) for column in self.columns]
-        wanted = (_simple(name) for name in names)
-        return next((columns.index(name) for name in wanted if name in columns), None)
+        return next(iter(self.find_columns(names)), None)
 
     def find_columns(self, names: Iterable[str]) -> tuple[int, ...]:
         """Indices of the first of `names` that is a column, or all of those that `a,b*` means."""
         columns = [_simple(column) for column in self.columns]
         for name in names:
-            if (one := self.find_column([name])) is not None:
-                return (one,)
+            if _simple(name) in columns:
+                return (columns.index(_simple(name)),)
             each = [fnmatch.filter(columns, _simple(pattern)) for pattern in name.split(",")]
             if all(each):
                 return tuple(dict.fromkeys(columns.index(one) for own in each for one in own))
@@ -78,7 +75,6 @@ class Table:
         return next(iter(texts or left[:1]), None)
 
     def place(self, row: int) -> str:
-        """Where a row is, for messages."""
         sheet = "" if self.sheet is None else f", sheet {self.sheet}"
         return f"{self.path}{sheet}, row {row}"
 

@@ -23,7 +23,6 @@ class LabelledVideo:
 
 
 def write_label_list(path: Path, videos: Sequence[LabelledVideo]) -> None:
-    """Write a label list; `read_label_list` returns the same values."""
     rows = (f"{v.path}, {v.duration!r}, {v.frame_rate!r}, {v.score!r}\n" for v in videos)
     path.write_text("".join(rows), encoding="utf-8")
 

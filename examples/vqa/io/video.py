@@ -50,8 +50,6 @@ class VideoError(ValueError):
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video file holds."""
-
     frames: int  # exact number of those that are presented
     frame_rate: float  # frames over duration, whatever the header says; 0 if unknown
     height: int  # in pixels as displayed: after the rotation that phones record
@@ -172,10 +170,7 @@ class Video:
             return [frame.pts for frame in self._all_frames()]
 
     def decode(self, numbers: Iterable[int], pixels: PixelFormat) -> Iterator[tuple[int, Pixels]]:
-        """Each wanted frame once, in no particular order: its number and how it is displayed.
-
-        The pixels are [H, W, 3], or [H, W] for `"gray"`.
-        """
+        """Each wanted frame once, in no particular order: its number and pixels [H, W(, 3)]."""
         wanted = set(numbers)
         beyond = sorted(number for number in wanted if number >= self.frames)
         if beyond:
@@ -258,8 +253,7 @@ class Video:
             if packet.size:
                 yield self._index.numbers.get((packet.pos, packet.pts), -1), packet
 
-    def _count_to(self, missing: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
-        left = set(missing)
+    def _count_to(self, left: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         for number, frame in enumerate(self._all_frames()):
             if number in left:
                 if frame.is_corrupt:
@@ -281,10 +275,7 @@ class Video:
         stream.thread_type = "AUTO" if self._threads > 1 else "NONE"
 
     def _refuse_truncated(self, indexed: int) -> None:
-        """Compare what is there with what the header announces.
-
-        `indexed`: packets in the file's index before any was read.
-        """
+        """Compare what is there with what the header announces and what was `indexed` before."""
         container, announced = self._container.format.name, self._stream.frames
         found = len(self._index.times)
         if "mov" in container:

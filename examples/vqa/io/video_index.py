@@ -68,10 +68,7 @@ class FrameIndex:
 
 
 def index_packets(packets: Iterable[av.Packet[av.VideoStream]], ordered: bool) -> FrameIndex:
-    """The index of all packets of one video stream, in the order in which the file holds them.
-
-    `ordered`: the container and the codec can be trusted to name every frame's time.
-    """
+    """The index of all packets of a stream; `ordered` if one can trust the times that they name."""
     rows = [
         (packet.pts, packet.dts, packet.pos, packet.is_keyframe, packet.is_discard, packet.duration)
         for packet in packets

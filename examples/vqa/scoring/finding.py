@@ -6,11 +6,13 @@ import io
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from vqa.datasets.annotations import NAME_COLUMNS
-from vqa.datasets.media import Listing, find_file, folder_listing
+from vqa.datasets.media import Listing, find_file, list_files
 from vqa.datasets.specs import SPECS
 from vqa.datasets.tables import BLANK, Line, Table, columns_without_header, divided
 from vqa.io.files import MediaKind, kind_by_name
@@ -21,8 +23,6 @@ _LISTS = (".txt", ".csv", ".tsv")
 
 @dataclass(frozen=True)
 class Found:
-    """A file that was asked for."""
-
     path: Path
     error: str | None = None  # why it cannot even be tried
 
@@ -115,7 +115,7 @@ def read_file_list(path: Path) -> list[Found]:
         raise DatasetError(f"{path}: expected a readable list of files ({error})") from error
     if "\0" in text:
         raise DatasetError(f"{path}: expected a list of files as UTF-8 text, got binary data")
-    listing = folder_listing()
+    listing = cache(list_files)
     listed = [_located(path, names, number, listing) for number, names in _names(path, text)]
     if not listed:
         raise DatasetError(f"{path}: expected at least one file name, the list is empty")
@@ -159,12 +159,9 @@ def _located(path: Path, names: Sequence[str], number: int, listing: Listing) ->
     names = [os.path.expanduser(name) for name in names]
     names += [name.replace("\\", "/") for name in names if "\\" in name]  # as Windows writes them
     tried = [root / name for name in names for root in roots]
-    found = (_find(file, listing) for file in tried)
-    return _checked(next(filter(None, found), tried[0]), f"{path}, row {number}: ")
-
-
-def _find(file: Path, listing: Listing) -> Path | None:
-    try:
-        return find_file(file, listing)
-    except OSError:  # a folder that must not be read, a line that is longer than names can be
-        return None
+    place = f"{path}, row {number}: "
+    for file in tried:
+        with suppress(OSError):  # a folder must not be read, a line is longer than names can be
+            if found := find_file(file, listing):
+                return _checked(found, place)
+    return _checked(tried[0], place)

@@ -143,10 +143,7 @@ def refuse_other_file(path: Path, header: Sequence[str], argument: str) -> None:
 
 
 def report(scores: Sequence[FileScore], path: Path) -> int:
-    """Print a short table, and what went wrong on standard error.
-
-    The exit status is 0 if every file has a score, 1 if some have, 2 if none has.
-    """
+    """Print a short table, and what went wrong on standard error; the exit status."""
     scored = [own for own in scores if own.score is not None]
     failed = [own for own in scores if own.score is None]
     if scored:

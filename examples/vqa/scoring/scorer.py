@@ -103,8 +103,6 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class FileScore:
-    """What became of one file."""
-
     path: Path
     score: float | None  # None where there is an error
     error: str | None = None  # in one line
@@ -156,7 +154,6 @@ class Scorer:
                 outputs.clear()
 
     def _clips(self, output: Tensor) -> tuple[float, ...]:
-        """Scores of the clips or frames of one file."""
         rows = output.float()
         rows = rows.squeeze(0) if rows.ndim > 1 else rows  # of SimpleVQA the first counts files
         return tuple(map(self.scale.tell, rows.reshape(len(rows), -1).mean(dim=1).tolist()))
