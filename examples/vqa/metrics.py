@@ -164,11 +164,6 @@ class PairedDifference:
 
 
 def summarise(values: Sequence[float]) -> Summary:
-    """Mean and spread of one or more values.
-
-    >>> summarise([1.0, 3.0])
-    Summary(mean=2.0, spread=1.4142135623730951)
-    """
     spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
     return Summary(float(np.mean(values)), spread)
 

@@ -26,11 +26,7 @@ _LONGEST_NAME = 255  # bytes that file systems take
 
 
 def shown(path: Path) -> str:
-    r"""A path for messages, on one line that can be printed whatever bytes its name has.
-
-    >>> shown(Path("two\nlines"))
-    'two\\nlines'
-    """
+    """A path for messages, on one line that can be printed whatever bytes its name has."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(path))
 
 
@@ -70,10 +66,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def open_csv(path: Path) -> TextIO:
-    r"""A new CSV file for `csv.writer`, which every program can read.
-
-    Bytes of a file name that are not UTF-8 stand in it as \udc80 to \udcff.
-    """
+    r"""A new CSV file; bytes of file names that are not UTF-8 stand in it as \udc80 to \udcff."""
     return path.open("w", encoding="utf-8", errors="backslashreplace", newline="")
 
 
@@ -140,11 +133,7 @@ _IMAGES = (
 
 
 def kind_by_name(path: Path) -> MediaKind | None:
-    """What a file is called; None if neither video nor image.
-
-    >>> kind_by_name(Path("a.MP4")), kind_by_name(Path("b.jpg")), kind_by_name(Path("c.txt"))
-    ('video', 'image', None)
-    """
+    """What a file is called; None if neither video nor image."""
     ending = path.suffix.lower().removeprefix(".")
     if ending in _VIDEOS:
         return "video"

@@ -1,14 +1,11 @@
 """Reading video files through PyAV: exactly the wanted frames, with as little decoding as possible.
 
-Frames are numbered from 0 in presentation order, whatever their times are. Two ways lead to them:
-
-* *random access*: `vqa.io.video_index` numbers the frames from the packets, without decoding, in
-  milliseconds; decoding then begins at the key frame before the first wanted frame, leaves out
-  frames that neither are wanted nor referred to, and goes on at a later key frame where that saves
-  decoding;
-* *counting*: all frames from the start are decoded and counted. It is what random access has to
-  agree with, and is used for files whose packets do not tell (see `FrameIndex`), and wherever
-  random access did not give a wanted frame.
+Frames are numbered from 0 in presentation order, whatever their times are. `vqa.io.video_index`
+numbers them from the packets, in milliseconds. Decoding then begins at the key frame before the
+first wanted frame, leaves out frames that neither are wanted nor referred to, and goes on at a
+later key frame where that saves decoding. It has to agree with counting while all frames are
+decoded from the start, which is done for files whose packets do not tell (see `FrameIndex`), and
+for frames that are not had in the other way.
 """
 
 from __future__ import annotations
@@ -174,10 +171,7 @@ class Video:
         wanted = set(numbers)
         beyond = sorted(number for number in wanted if number >= self.frames)
         if beyond:
-            raise VideoError(
-                f"{shown(self.path)}: frame {beyond[0]} is missing, the file has {self.frames}"
-                " frames"
-            )
+            raise self._error(f"frame {beyond[0]} is missing, the file has {self.frames} frames")
         reformatter = VideoReformatter()
         with _errors_that_name(self.path):
             for number, frame in self._wanted_frames(wanted):
@@ -189,9 +183,7 @@ class Video:
                 self._size = self._size or size
                 if size != self._size:
                     found = f"{self._size[0]} x {self._size[1]}, {size[0]} x {size[1]}"
-                    raise VideoError(
-                        f"{shown(self.path)}: the size of the frames changes ({found})"
-                    )
+                    raise self._error(f"the size of the frames changes ({found})")
                 yield number, displayed
 
     def _display_matrix(self, frame: av.VideoFrame) -> NDArray[np.int32] | None:
@@ -257,12 +249,12 @@ class Video:
         for number, frame in enumerate(self._all_frames()):
             if number in left:
                 if frame.is_corrupt:
-                    raise VideoError(f"{shown(self.path)}: frame {number} is damaged")
+                    raise self._error(f"frame {number} is damaged")
                 left.remove(number)
                 yield number, frame
             if not left:
                 return
-        raise VideoError(f"{shown(self.path)}: frame {min(left)} is missing, the file is damaged")
+        raise self._error(f"frame {min(left)} is missing, the file is damaged")
 
     def _all_frames(self) -> Iterator[av.VideoFrame]:
         with _open(self.path) as container:
@@ -273,6 +265,9 @@ class Video:
     def _set_threads(self, stream: av.VideoStream) -> None:
         stream.thread_count = self._threads
         stream.thread_type = "AUTO" if self._threads > 1 else "NONE"
+
+    def _error(self, what: str) -> VideoError:
+        return VideoError(f"{shown(self.path)}: {what}")
 
     def _refuse_truncated(self, indexed: int) -> None:
         """Compare what is there with what the header announces and what was `indexed` before."""
@@ -286,15 +281,12 @@ class Video:
         elif container in ("avi", "gif"):
             announced = 1  # it counts empty packets, too, or pictures without a delay to show them
         if not found:
-            raise VideoError(f"{shown(self.path)}: holds a video without frames")
+            raise self._error("holds a video without frames")
         if found < announced:
-            raise VideoError(
-                f"{shown(self.path)}: holds {found} of {announced} frames, the file is truncated"
-            )
+            raise self._error(f"holds {found} of {announced} frames, the file is truncated")
         if "mov" in container and _ends_in_fragment_header(self.path):
-            raise VideoError(
-                f"{shown(self.path)}: holds {found} frames and a part of the next fragment, the"
-                " file is truncated"
+            raise self._error(
+                f"holds {found} frames and a part of the next fragment, the file is truncated"
             )
         # An .avi file's index is at its end: if it is there, so is everything before.
         if container in _CONTAINERS_THAT_SAY_HOW_LONG or (
@@ -313,10 +305,7 @@ class Video:
         least = announced - max(0.1, 1.5 * float(steps.max(initial=0)))
         # Sound may go on when the pictures have ended; few files need this second look.
         if self._index.end * base < least and (end := self._end_of_all_tracks()) < least:
-            raise VideoError(
-                f"{shown(self.path)}: holds {end:.2f} of {announced:.2f} seconds, the file is"
-                " truncated"
-            )
+            raise self._error(f"holds {end:.2f} of {announced:.2f} seconds, the file is truncated")
 
     def _end_of_all_tracks(self) -> float:
         """In seconds, with another packet's length for what encoders of sound put before it."""
