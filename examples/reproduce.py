@@ -22,9 +22,9 @@ from vqa.datasets import load_dataset
 from vqa.errors import expected_errors_in_one_line
 from vqa.reproduction.catalogue import Exhibit, catalogue
 from vqa.reproduction.launch import Failure, Machine, execute
-from vqa.reproduction.plan import check_labels, describe_plan, make_plan, needed_runs, shard
+from vqa.reproduction.plan import check_labels, describe_plan, make_plan, needed_runs, shard, to_run
 from vqa.reproduction.report import terminal_report, write_report
-from vqa.reproduction.runs import GENERATED, DataChoice, DataName, Selection, Sweep
+from vqa.reproduction.runs import GENERATED, DataName, Selection, Sweep
 from vqa.reproduction.sources import Sources, read_roots, read_weights
 from vqa.store import Store
 
@@ -98,7 +98,7 @@ def main(settings: Reproduce) -> tuple[Failure, ...]:
     print(describe_plan(plan, exhibits, sweep, settings.only))
     if settings.dry_run:
         return ()
-    failures = () if settings.report_only else execute(plan.to_run, sources, machine, store)
+    failures = () if settings.report_only else execute(to_run(plan), sources, machine, store)
     command = {name: _plain(value) for name, value in asdict(settings).items()}
     folder = settings.output / settings.data
     paths = write_report(folder, exhibits, sweep, store, failures, command)
@@ -128,11 +128,10 @@ def _sources(settings: Reproduce) -> Sources:
 
 
 def _sweep(settings: Reproduce, exhibits: tuple[Exhibit, ...], sources: Sources) -> Sweep:
-    data = DataChoice(settings.data)
-    default: Selection = "test" if data.comparable else "validation"
+    default: Selection = "test" if settings.data == "paper" else "validation"
     flags = tuple(shlex.split(settings.settings))
     select_on = settings.select_on or default
-    sweep = Sweep(data, settings.seeds, settings.splits, select_on, flags)
+    sweep = Sweep(settings.data, settings.seeds, settings.splits, select_on, flags)
     runs = needed_runs(exhibits, sweep)
     datasets = tuple(dict.fromkeys(name for run in runs for name in run.datasets))
     if not (settings.dry_run or settings.report_only):

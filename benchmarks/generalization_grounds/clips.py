@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vqa.io.label_list import LabelListError, read_label_list
+from vqa.io.label_list import DatasetError, read_label_list
 from vqa.io.video import VideoError, read_frames
 from vqa.models.quality_planes import PLANES, quality_planes
 from vqa.sampling.fragments import cut_fragments
@@ -36,7 +36,7 @@ def load_clips(label_list: Path) -> LumaClips:
     """Decode every video of a four-column label list completely, so that bad input shows now.
 
     Raises:
-        LabelListError: the list cannot be used (see `read_label_list`), or a video is damaged,
+        DatasetError: the list cannot be used (see `read_label_list`), or a video is damaged,
             truncated or of another size or length than the first. Names list, row and video.
     """
     videos = read_label_list(label_list)
@@ -45,9 +45,9 @@ def load_clips(label_list: Path) -> LumaClips:
         try:
             luma = read_frames(label_list.parent / video.path, pixels="gray")[0]
         except VideoError as error:
-            raise LabelListError(f"{label_list}, row {row}: {error}") from error
+            raise DatasetError(f"{label_list}, row {row}: {error}") from error
         if clips and luma.shape != clips[0].shape:
-            raise LabelListError(
+            raise DatasetError(
                 f"{label_list}, row {row}: expected [frames, height, width]"
                 f" {list(clips[0].shape)} as in row 1, {video.path} has {list(luma.shape)}"
             )

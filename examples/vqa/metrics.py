@@ -19,6 +19,7 @@ _EVALUATIONS = 20_000
 _PARAMETERS = 4
 
 LogisticStart = Literal["fixed", "released"]
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -35,16 +36,14 @@ class LogisticFitError(ValueError):
     """No logistic curve describes how the opinion scores depend on the predictions."""
 
 
-def rescale(predicted: ArrayLike, target: ArrayLike) -> NDArray[np.float64]:
+def rescale(predicted: ArrayLike, target: ArrayLike) -> Array:
     """Predictions [N] moved to the mean and population standard deviation of the target [N]."""
     p, q = np.asarray(predicted, np.float64), np.asarray(target, np.float64)
-    rescaled: NDArray[np.float64] = (p - p.mean()) / p.std() * q.std() + q.mean()
+    rescaled: Array = (p - p.mean()) / p.std() * q.std() + q.mean()
     return rescaled
 
 
-def fit_logistic(
-    predicted: ArrayLike, target: ArrayLike, start: LogisticStart = "fixed"
-) -> NDArray[np.float64]:
+def fit_logistic(predicted: ArrayLike, target: ArrayLike, start: LogisticStart = "fixed") -> Array:
     """Predictions [N] moved along the logistic curve that brings them closest to the target [N].
 
     `y = b2 + (b1 - b2) / (1 + exp(-(x - b3) / |b4|))` by least squares, of predictions and targets
@@ -52,16 +51,10 @@ def fit_logistic(
     no curve found is closer than the straight line, which is the limit of wide ones, it is the
     line, so that the correlation with the target is never below that of the predictions.
 
-    Args:
-        predicted: scores on any scale.
-        target: mean opinion scores.
-        start: `"released"` is the published fit: of the values as they are, from
-            `b = (max y, min y, mean x, 1/2)`, and never a line. It does not follow the spread of
-            the predictions, so the result depends on their scale, and can be worse than no fit.
-
-    Raises:
-        LogisticFitError: fewer than four scores, a value that is not finite, or with the released
-            start, the fit does not converge or ends at a curve that is flat over the predictions.
+    `"released"` is the published fit: of the values as they are, from
+    `b = (max y, min y, mean x, 1/2)`, and never a line. It does not follow the spread of the
+    predictions, so the result depends on their scale, and can be worse than no fit. It may fail to
+    converge or end at a curve that is flat over the predictions, which is a `LogisticFitError`.
     """
     p, q = np.asarray(predicted, np.float64), np.asarray(target, np.float64)
     if start == "released":
@@ -70,8 +63,8 @@ def fit_logistic(
         raise LogisticFitError(
             f"expected scores that a logistic curve fits (at least {_PARAMETERS}, all finite)"
         )
-    x: NDArray[np.float64] = np.asarray(stats.zscore(p), np.float64)
-    y: NDArray[np.float64] = np.asarray(stats.zscore(q), np.float64)
+    x: Array = np.asarray(stats.zscore(p), np.float64)
+    y: Array = np.asarray(stats.zscore(q), np.float64)
     line = float(np.mean(x * y)) * x
     try:
         curve = _fitted(x, y, 0.0, 1.0)
@@ -80,14 +73,11 @@ def fit_logistic(
     closest = min(curve, line, key=lambda fitted: _rmse(fitted, y))
     if np.ptp(closest) == 0:
         raise LogisticFitError("expected scores that a logistic curve fits, they are uncorrelated")
-    moved: NDArray[np.float64] = q.mean() + q.std() * closest
+    moved: Array = q.mean() + q.std() * closest
     return moved
 
 
-def _fitted(
-    p: NDArray[np.float64], q: NDArray[np.float64], middle: float, width: float
-) -> NDArray[np.float64]:
-    """The curve that is found from there."""
+def _fitted(p: Array, q: Array, middle: float, width: float) -> Array:
     start = (q.max(), q.min(), middle, width)
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
@@ -96,7 +86,7 @@ def _fitted(
             parameters, _ = curve_fit(
                 _logistic, p, q, p0=start, jac=_logistic_jacobian, maxfev=_EVALUATIONS
             )
-            fitted: NDArray[np.float64] = _logistic(p, *parameters)
+            fitted: Array = _logistic(p, *parameters)
     except (RuntimeError, TypeError, ValueError) as error:  # scipy raises one per cause
         raise LogisticFitError(f"expected scores that a logistic curve fits ({error})") from error
     if not np.isfinite(fitted).all() or np.ptp(fitted) <= 1e-9 * np.ptp(q):
@@ -111,19 +101,11 @@ def agreement(
     logistic_fit: bool = False,
     logistic_start: LogisticStart = "fixed",
 ) -> Agreement:
-    """Agreement of predictions [N] with opinion scores [N].
+    """Agreement of predictions [N] on any scale with mean opinion scores [N].
 
-    Args:
-        predicted: scores on any scale.
-        target: mean opinion scores.
-        logistic_fit: take PLCC and RMSE after `fit_logistic`, as SimpleVQA does; both are NaN
-            where it raises. Otherwise PLCC is taken of the predictions as they are and the RMSE
-            after `rescale`. SRCC and KRCC are always those of the predictions as they are.
-        logistic_start: as `start` of `fit_logistic`.
-
-    Raises:
-        ValueError: another shape, fewer than two scores, a value that is not finite, or all
-            predictions (or targets) equal: no correlation is defined then.
+    PLCC is taken of the predictions as they are and the RMSE after `rescale`; with `logistic_fit`
+    both after `fit_logistic`, as SimpleVQA does, and NaN where it raises. SRCC and KRCC are always
+    those of the predictions as they are.
     """
     p, q = np.asarray(predicted, np.float64), np.asarray(target, np.float64)
     if p.ndim != 1 or p.shape != q.shape or len(p) < 2:
@@ -131,42 +113,30 @@ def agreement(
     for name, values in (("predicted", p), ("target", q)):
         if not np.isfinite(values).all() or np.ptp(values) == 0:
             raise ValueError(f"{name}: expected finite values that are not all equal")
-    plcc, rmse = _linear_agreement(p, q, logistic_start if logistic_fit else None)
-    return Agreement(
-        srcc=float(stats.spearmanr(p, q).statistic),
-        plcc=plcc,
-        krcc=float(stats.kendalltau(p, q).statistic),
-        rmse=rmse,
-    )
+    if logistic_fit:
+        try:
+            fitted = fit_logistic(p, q, logistic_start)
+            plcc, rmse = float(stats.pearsonr(fitted, q).statistic), _rmse(fitted, q)
+        except LogisticFitError:
+            plcc = rmse = math.nan
+    else:
+        plcc, rmse = float(stats.pearsonr(p, q).statistic), _rmse(rescale(p, q), q)
+    srcc, krcc = stats.spearmanr(p, q).statistic, stats.kendalltau(p, q).statistic
+    return Agreement(float(srcc), plcc, float(krcc), rmse)
 
 
-def _linear_agreement(
-    p: NDArray[np.float64], q: NDArray[np.float64], start: LogisticStart | None
-) -> tuple[float, float]:
-    """PLCC and RMSE, after a logistic fit if it has a start."""
-    if start is None:
-        return float(stats.pearsonr(p, q).statistic), _rmse(rescale(p, q), q)
-    try:
-        fitted = fit_logistic(p, q, start)
-    except LogisticFitError:
-        return float("nan"), float("nan")
-    return float(stats.pearsonr(fitted, q).statistic), _rmse(fitted, q)
-
-
-def _rmse(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
+def _rmse(p: Array, q: Array) -> float:
     return float(np.sqrt(np.mean((p - q) ** 2)))
 
 
-def _logistic(
-    x: NDArray[np.float64], highest: float, lowest: float, middle: float, width: float
-) -> NDArray[np.float64]:
-    curve: NDArray[np.float64] = lowest + (highest - lowest) * expit((x - middle) / abs(width))
+def _logistic(x: Array, highest: float, lowest: float, middle: float, width: float) -> Array:
+    curve: Array = lowest + (highest - lowest) * expit((x - middle) / abs(width))
     return curve
 
 
 def _logistic_jacobian(
-    x: NDArray[np.float64], highest: float, lowest: float, middle: float, width: float
-) -> NDArray[np.float64]:
+    x: Array, highest: float, lowest: float, middle: float, width: float
+) -> Array:
     """Derivatives [N, 4]; finite differences never move a middle that starts at nearly 0."""
     z = (x - middle) / abs(width)
     curve = expit(z)
@@ -184,35 +154,21 @@ class Summary:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Difference of two methods over the same n seeds.
-
-    `p_value` is that of a two-sided paired t-test, NaN for n < 2; `falls` counts the seeds on which
-    the difference is negative.
-    """
+    """Difference of two methods over the same n seeds."""
 
     mean: float
     spread: float
-    p_value: float
-    falls: int
+    p_value: float  # of a two-sided paired t-test, NaN for n < 2
+    falls: int  # on how many seeds the difference is negative
     n: int
 
 
 def summarise(values: Sequence[float]) -> Summary:
-    """Mean and spread of one or more values.
-
-    >>> summarise([1.0, 3.0])
-    Summary(mean=2.0, spread=1.4142135623730951)
-    """
     spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
     return Summary(float(np.mean(values)), spread)
 
 
 def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> PairedDifference:
-    """Difference `values - baseline`, pair by pair.
-
-    Raises:
-        ValueError: the two have different lengths.
-    """
     differences = [a - b for a, b in zip(values, baseline, strict=True)]
     summary = summarise(differences)
     # Equal differences have no spread: the t statistic is undefined and scipy would warn.

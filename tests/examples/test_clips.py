@@ -19,7 +19,7 @@ from benchmarks.generalization_grounds.clips import (
     shuffled_batches,
     to_planes,
 )
-from vqa.io.label_list import LabelledVideo, LabelListError, write_label_list
+from vqa.io.label_list import DatasetError, LabelledVideo, write_label_list
 from vqa.io.video import read_frames
 from vqa.sampling.augmentation import Augmentation
 from vqa.sampling.fragments import enlarge
@@ -56,14 +56,14 @@ def test_a_damaged_video_is_an_error_that_names_list_row_and_video(tmp_path):
     video = tmp_path / "v1.mp4"
     video.write_bytes(video.read_bytes()[:300])
 
-    with pytest.raises(LabelListError, match=r"set\.txt, row 2: .*v1\.mp4: cannot be decoded"):
+    with pytest.raises(DatasetError, match=r"set\.txt, row 2: .*v1\.mp4: cannot be decoded"):
         load_clips(label_list)
 
 
 def test_a_video_of_another_size_is_an_error_that_names_row_and_sizes(tmp_path):
     label_list = labelled_set(tmp_path, sizes=(48, 48, 32))
 
-    with pytest.raises(LabelListError, match=r"row 3: expected .*\[6, 48, 64\] .*\[6, 32, 64\]"):
+    with pytest.raises(DatasetError, match=r"row 3: expected .*\[6, 48, 64\] .*\[6, 32, 64\]"):
         load_clips(label_list)
 
 

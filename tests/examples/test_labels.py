@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vqa.io.label_list import LabelledVideo, LabelListError, read_label_list, write_label_list
+from vqa.io.label_list import DatasetError, LabelledVideo, read_label_list, write_label_list
 
 
 def list_with(folder: Path, text: str, videos: tuple[str, ...] = ("a.mp4", "b.mp4")) -> Path:
@@ -66,7 +66,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_path(tmp_path):
 def test_a_bad_row_is_an_error_that_says_where_and_what_was_expected(tmp_path, text, message):
     path = list_with(tmp_path, text)
 
-    with pytest.raises(LabelListError) as error:
+    with pytest.raises(DatasetError) as error:
         read_label_list(path)
 
     assert str(error.value).startswith(str(path))
@@ -84,14 +84,14 @@ def test_a_list_may_end_with_blank_lines(tmp_path, end):
 def test_only_digits_make_a_number(tmp_path, number):
     path = list_with(tmp_path, f"a.mp4, 1, 24, {number}\n")
 
-    with pytest.raises(LabelListError, match="row 1: expected"):
+    with pytest.raises(DatasetError, match="row 1: expected"):
         read_label_list(path)
 
 
 def test_missing_videos_are_counted(tmp_path):
     path = list_with(tmp_path, "x.mp4, 1, 24, 3\na.mp4, 1, 24, 3\ny.mp4, 1, 24, 3\n")
 
-    with pytest.raises(LabelListError, match="2 of 3 videos are missing"):
+    with pytest.raises(DatasetError, match="2 of 3 videos are missing"):
         read_label_list(path)
 
 
@@ -101,5 +101,5 @@ def test_a_list_that_cannot_be_read_is_an_error_that_names_it(tmp_path, content)
     if content is not None:
         path.write_bytes(content)
 
-    with pytest.raises(LabelListError, match=r"list\.txt: expected a readable UTF-8 label list"):
+    with pytest.raises(DatasetError, match=r"list\.txt: expected a readable UTF-8 label list"):
         read_label_list(path)

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from vqa.datasets import SPECS
 from vqa.reproduction.catalogue import REPORTED, catalogue
 from vqa.reproduction.plan import check_labels, needed_runs, shard
-from vqa.reproduction.runs import DataChoice, Sweep
+from vqa.reproduction.runs import Sweep
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 EXHIBITS = catalogue()
-PAPER = Sweep(DataChoice("paper"))
-MINI = Sweep(DataChoice("mini-ugc"))
+PAPER = Sweep("paper")
+MINI = Sweep("mini-ugc")
 
 
 def numbers(value: object) -> list[float]:
@@ -159,7 +159,7 @@ def test_images_have_ten_splits_of_their_protocol():
 
 
 def test_official_parts_are_one_split_whatever_is_asked_for():
-    sweep = Sweep(DataChoice("paper"), splits=(0, 3))
+    sweep = Sweep("paper", splits=(0, 3))
 
     assert {run.split for run in sweep.runs(row("table9", "gamma 0")[0].training)} == {0}
     assert {run.split for run in sweep.runs(row("table5", "gamma 0")[0].training)} == {0, 3}
@@ -185,7 +185,7 @@ def test_tiny_models_are_augmented_too():
 
 def test_every_seed_split_setting_and_file_is_another_run():
     training = row("table5", "gamma 0")[0].training
-    data = DataChoice("paper")
+    data = "paper"
     sweeps = [
         PAPER,
         Sweep(data, seeds=(1,)),
@@ -194,7 +194,7 @@ def test_every_seed_split_setting_and_file_is_another_run():
         Sweep(data, flags=("--epochs", "1")),
         Sweep(data, digests={"fast_vqa": "0a"}),
         Sweep(data, digests={"konvid-1k": "0a"}),
-        Sweep(DataChoice("mini-ugc")),
+        Sweep("mini-ugc"),
     ]
 
     assert len({run.name for sweep in sweeps for run in sweep.runs(training)}) == len(sweeps)
@@ -202,14 +202,14 @@ def test_every_seed_split_setting_and_file_is_another_run():
 
 def test_files_of_other_models_and_data_change_nothing():
     training = row("table5", "gamma 0")[0].training
-    other = Sweep(DataChoice("paper"), digests={"sama_vqa": "0a", "lsvq": "0b"})
+    other = Sweep("paper", digests={"sama_vqa": "0a", "lsvq": "0b"})
 
     assert other.runs(training) == PAPER.runs(training)
 
 
 def test_a_fine_tuned_run_depends_on_what_it_starts_from():
     training = row("table7", "FAST-VQA")[0].training
-    other = Sweep(DataChoice("paper"), digests={"fast_vqa": "0a"})
+    other = Sweep("paper", digests={"fast_vqa": "0a"})
 
     assert other.runs(training)[0].name != PAPER.runs(training)[0].name
 

@@ -10,13 +10,13 @@ from finished_runs import FakeLauncher, finish, flag
 
 from vqa.reproduction.catalogue import catalogue
 from vqa.reproduction.launch import Machine, command, execute, launch, tail
-from vqa.reproduction.plan import ASSUMED, describe_plan, make_plan, needed_runs
-from vqa.reproduction.runs import DataChoice, Sweep
+from vqa.reproduction.plan import ASSUMED, describe_plan, make_plan, needed_runs, to_run
+from vqa.reproduction.runs import Sweep
 from vqa.reproduction.sources import Sources, read_roots, read_weights
 from vqa.store import Store
 
 EXHIBITS = catalogue()
-PAPER, MINI = Sweep(DataChoice("paper")), Sweep(DataChoice("mini-ugc"))
+PAPER, MINI = Sweep("paper"), Sweep("mini-ugc")
 
 
 @pytest.fixture
@@ -34,16 +34,16 @@ def runs_of(*names: str, sweep: Sweep = MINI):
 
 
 def states(runs, store, *more):
-    return [item.state for item in make_plan(runs, store, *more).items]
+    return [item.state for item in make_plan(runs, store, *more)]
 
 
 def test_finished_runs_are_not_run_again(store, sources):
     runs = runs_of("table5")
     launcher = FakeLauncher()
-    execute(make_plan(runs, store).to_run, sources, Machine(), store, launcher)
+    execute(to_run(make_plan(runs, store)), sources, Machine(), store, launcher)
 
     assert len(launcher.commands) == 5
-    assert make_plan(runs, store).to_run == ()
+    assert to_run(make_plan(runs, store)) == ()
 
 
 def test_interrupted_runs_go_on_in_their_folder(store, sources):
@@ -52,13 +52,13 @@ def test_interrupted_runs_go_on_in_their_folder(store, sources):
     (store.folder(first) / "split-0" / "last.pt").write_bytes(b"state")
 
     assert states([first], store) == ["interrupted"]
-    assert make_plan([first], store).to_run == (first,)
+    assert to_run(make_plan([first], store)) == (first,)
 
 
 def test_another_table_runs_only_what_is_new(store, sources):
     execute(runs_of("table5"), sources, Machine(), store, FakeLauncher())
 
-    new = make_plan(runs_of("table4", "table5"), store).to_run
+    new = to_run(make_plan(runs_of("table4", "table5"), store))
 
     assert [run.value("--perturb") for run in new] == ["rwp"] * 4
 
@@ -78,7 +78,7 @@ def test_a_failed_run_is_done_again_the_next_time(store, sources):
     runs = runs_of("table5")
     execute(runs, sources, Machine(), store, FakeLauncher(lambda command: "0.01" in command))
 
-    assert execute(make_plan(runs, store).to_run, sources, Machine(), store, FakeLauncher()) == ()
+    assert execute(to_run(make_plan(runs, store)), sources, Machine(), store, FakeLauncher()) == ()
     assert set(states(runs, store)) == {"finished"}
 
 
@@ -201,11 +201,11 @@ def test_runs_without_data_or_weights_are_impossible_and_say_why(store, tmp_path
 
     plan = make_plan(runs, store, sources.missing)
 
-    assert plan.to_run == ()
-    assert {item.why for item in plan.items} >= {f"no data set lsvq in {tmp_path / 'lsvq'}"}
+    assert to_run(plan) == ()
+    assert {item.why for item in plan} >= {f"no data set lsvq in {tmp_path / 'lsvq'}"}
     for name in ("lsvq", "live-vqc", "youtube-ugc"):
         (tmp_path / name).mkdir()
-    assert {item.state for item in make_plan(runs, store, sources.missing).items} == {"impossible"}
+    assert {item.state for item in make_plan(runs, store, sources.missing)} == {"impossible"}
     assert "--weights fast_vqa=FILE" in sources.missing(
         next(r for r in runs if r.script == "fast_vqa")
     )
@@ -271,7 +271,7 @@ def test_fine_tuning_needs_no_data_of_a_run_that_is_finished(store, tmp_path):
 
     plan = make_plan(runs, store, Sources(tmp_path).missing)
 
-    assert [item.run.dataset for item in plan.items if item.state == "to do"] == ["konvid-1k"]
+    assert [item.run.dataset for item in plan if item.state == "to do"] == ["konvid-1k"]
 
 
 def test_costs_are_called_assumed_until_a_run_of_the_kind_is_finished(store):
@@ -282,8 +282,8 @@ def test_costs_are_called_assumed_until_a_run_of_the_kind_is_finished(store):
 
     plan = make_plan(runs, store)
     assert runs[0].passes == 1
-    assert plan.items[1].run.passes == 2
-    assert plan.items[1].estimate.hours == pytest.approx(2.0)
+    assert plan[1].run.passes == 2
+    assert plan[1].hours == pytest.approx(2.0)
     text = describe_plan(plan, [EXHIBITS["table5"]], MINI)
     assert "To run: about 8 CPU hours" in text
     assert "from recorded times of runs of the same kind" in text
@@ -296,9 +296,9 @@ def test_assumed_costs_follow_from_the_sizes_of_the_data(store):
     steps = own.epochs * 28056 * 2 * own.train_seconds
     tests = (own.epochs * 7186 + 3573 + 1200 + 585) * own.test_seconds
 
-    (item,) = make_plan([run], store).items
+    (item,) = make_plan([run], store)
 
-    assert item.estimate.hours == pytest.approx((steps + tests) / 3600)
+    assert item.hours == pytest.approx((steps + tests) / 3600)
 
 
 def test_broken_results_are_an_error_that_names_the_file(store):

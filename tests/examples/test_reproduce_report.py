@@ -11,12 +11,12 @@ from vqa.reproduction.catalogue import catalogue
 from vqa.reproduction.launch import Machine, execute
 from vqa.reproduction.plan import needed_runs
 from vqa.reproduction.report import terminal_report, write_report
-from vqa.reproduction.runs import DataChoice, Sweep
+from vqa.reproduction.runs import Sweep
 from vqa.reproduction.sources import Sources
 from vqa.store import Store
 
 EXHIBITS = catalogue()
-PAPER, MINI = Sweep(DataChoice("paper")), Sweep(DataChoice("mini-ugc"))
+PAPER, MINI = Sweep("paper"), Sweep("mini-ugc")
 
 
 @pytest.fixture

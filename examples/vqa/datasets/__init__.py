@@ -1,14 +1,7 @@
 """Labelled data sets on disk: the published ones, any list or CSV, and the generated ones."""
 
 from vqa.datasets.loading import load_dataset, summary
-from vqa.datasets.specs import SPECS, DataSet, DatasetError, Part, Sample
+from vqa.datasets.specs import SPECS, DataSet, Sample
+from vqa.io.label_list import DatasetError
 
-__all__ = [
-    "SPECS",
-    "DataSet",
-    "DatasetError",
-    "Part",
-    "Sample",
-    "load_dataset",
-    "summary",
-]
+__all__ = ["SPECS", "DataSet", "DatasetError", "Sample", "load_dataset", "summary"]

@@ -5,39 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
-from vqa.datasets.specs import AnnotationFile, DatasetError, DataSetSpec, Part
+from vqa.datasets.specs import AnnotationFile, DataSetSpec, Part
 from vqa.datasets.tables import Table, read_list, read_tables
+from vqa.io.label_list import DatasetError
 
 # The columns of every table, best first; case, blanks and underscores make no difference.
 NAME_COLUMNS = (
     *("path", "file_path", "video_path", "image_path", "img_path"),
     *("image_name", "file_name", "video_name", "img_name", "name"),
-    *(
-        "video_list",
-        "vid",
-        "flickr_id",
-        "image",
-        "video",
-        "file",
-        "image_file",
-        "video_file",
-        "img",
-    ),
+    *("video_list", "vid", "flickr_id", "image", "video", "file"),
+    *("image_file", "video_file", "img"),
 )
 PART_COLUMNS = ("is_test", "is_train", "split", "set", "part")
+# Of what score.py writes: nobody's opinion, whatever a column of it is called.
 PREDICTED = ("path", "score", "error")
-"""Columns of what score.py writes: nobody's opinion, whatever a column of it is called."""
 _PARTS: Mapping[str, Part] = {
-    "train": "train",
+    **{part: part for part in get_args(Part)},
     "training": "train",
-    "validation": "validation",
     "valid": "validation",
     "val": "validation",
-    "test": "test",
     "testing": "test",
-    "1080p": "1080p",
-    "ood": "ood",
 }
 _TRUTH: Mapping[str, bool] = {
     **dict.fromkeys(("true", "1", "1.0", "yes"), True),
@@ -56,14 +45,10 @@ class FoundAnnotation:
 
 @dataclass(frozen=True)
 class Label:
-    """What one row says."""
-
     name: str
-    score: float | None
-    """None if it is unknown."""
+    score: float | None  # None if it is unknown
     part: Part | None
-    place: str
-    """File and row, for messages."""
+    place: str  # file and row, for messages
 
 
 def find_annotations(
@@ -73,9 +58,6 @@ def find_annotations(
 
     Or in the folder that is given as `annotations`, or that file itself. Its companions (the 1080p
     rows of LSVQ, the test rows of BIQ2021) are taken from beside it if there.
-
-    Raises:
-        DatasetError: none is there; the message lists the names that were tried.
     """
     if annotations is not None and annotations.is_file():
         return tuple(_with_companions(spec, annotations))
@@ -100,41 +82,29 @@ def _existing(folder: Path, usual: AnnotationFile) -> FoundAnnotation | None:
 
 def _with_companions(spec: DataSetSpec, given: Path) -> Iterator[FoundAnnotation]:
     for layout in spec.layouts:
-        if not any(_is_called(given, usual) for usual in layout):
-            continue
-        for usual in layout:
-            if _is_called(given, usual):
-                yield FoundAnnotation(given, usual.part)
-            elif companion := _existing(given.parent, usual):
-                yield companion
-        return
+        called = [given.name in {Path(name).name for name in usual.names} for usual in layout]
+        if any(called):
+            for usual, is_given in zip(layout, called, strict=True):
+                if is_given:
+                    yield FoundAnnotation(given, usual.part)
+                elif companion := _existing(given.parent, usual):
+                    yield companion
+            return
     yield FoundAnnotation(given, None)
-
-
-def _is_called(path: Path, usual: AnnotationFile) -> bool:
-    return path.name in {Path(name).name for name in usual.names}
 
 
 def read_labels(
     spec: DataSetSpec, files: Sequence[FoundAnnotation], score_column: str | None
 ) -> list[Label]:
-    """The rows of all annotation files, with their parts as far as they are known.
-
-    Raises:
-        DatasetError: a file or row cannot be used.
-    """
+    """The rows of all annotation files, with their parts as far as they are known."""
+    source = files[0].path
     labels = [label for file in files for label in _read_file(spec, file, score_column)]
-    part_file = _existing(files[0].path.parent, AnnotationFile(spec.part_files))
+    part_file = _existing(source.parent, AnnotationFile(spec.part_files))
     if part_file is not None and all(label.part is None for label in labels):
-        labels = _add_parts(labels, _read_parts(part_file.path), part_file.path)
+        labels = _with_parts(labels, part_file.path)
     if spec.only is not None:
         labels = [replace(label, part=label.part or spec.only) for label in labels]
         labels = [label for label in labels if label.part == spec.only]
-    _check(spec, files[0].path, labels)
-    return labels
-
-
-def _check(spec: DataSetSpec, source: Path, labels: Sequence[Label]) -> None:
     if not labels:
         raise DatasetError(f"{source}: expected rows of the part {spec.only!r}, found none")
     unknown = next((label for label in labels if label.part is None), None)
@@ -143,6 +113,7 @@ def _check(spec: DataSetSpec, source: Path, labels: Sequence[Label]) -> None:
             f"{unknown.place}: expected a column {' or '.join(PART_COLUMNS)} that says the part;"
             f" load '{spec.name}-train' or another part to say it yourself"
         )
+    return labels
 
 
 def _read_file(
@@ -221,7 +192,8 @@ def _read_part(table: Table, row: int, column: int) -> Part:
     )
 
 
-def _read_parts(path: Path) -> dict[str, Part]:
+def _with_parts(labels: Sequence[Label], path: Path) -> list[Label]:
+    """The labels with the parts that another file says."""
     table = read_tables(path)[0]
     name, columns = table.find_column(NAME_COLUMNS), _part_columns(table)
     if name is None or not columns:
@@ -229,12 +201,8 @@ def _read_parts(path: Path) -> dict[str, Part]:
             f"{path}: expected a column of file names and one of parts ({', '.join(PART_COLUMNS)}),"
             f" found the columns: {', '.join(table.columns)}"
         )
-    parts = ((table.text(row, name), _part_of(table, row, columns)) for row in table.rows)
-    return {name: part for name, part in parts if part is not None}
-
-
-def _add_parts(labels: Sequence[Label], parts: Mapping[str, Part], part_file: Path) -> list[Label]:
+    parts = {table.text(row, name): _part_of(table, row, columns) for row in table.rows}
     for label in labels:
         if label.name not in parts:
-            raise DatasetError(f"{label.place}: expected {label.name} in {part_file} too")
+            raise DatasetError(f"{label.place}: expected {label.name} in {path} too")
     return [replace(label, part=parts[label.name]) for label in labels]

@@ -1,7 +1,4 @@
-"""A data set by name: annotation files found, every row checked, every media file in place.
-
-Its summary sets it beside what the published models were trained and tested with.
-"""
+"""A data set by name, and its summary beside what the published models were trained with."""
 
 from __future__ import annotations
 
@@ -9,8 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vqa.datasets.annotations import find_annotations, read_labels
-from vqa.datasets.media import find_samples, tell_kind
-from vqa.datasets.specs import SPECS, DataSet, DatasetError, Part, Reference
+from vqa.datasets.media import find_samples
+from vqa.datasets.specs import SPECS, DataSet, Part, Reference
+from vqa.io.files import kind_by_name
+from vqa.io.label_list import DatasetError
 
 
 def load_dataset(
@@ -21,26 +20,13 @@ def load_dataset(
     score_column: str | None = None,
     drop_missing: bool = False,
 ) -> DataSet:
-    """Load a data set; nothing is decoded, but every row and the presence of every file is checked.
+    """Load one of `SPECS`; nothing is decoded, but every row is checked, and that files are there.
 
-    Besides the published data sets there are `list` (four-column lists of anything), `csv` (a
-    folder of videos or images with a table of names and scores: commas, tabs, semicolons or blanks
-    between cells, with or without a header) and the generated `mini-ugc` and `mini-iqa`, which are
-    built if they are not there.
-
-    Args:
-        name: one of `SPECS`.
-        root: folder of the media files; names in annotation files are relative to it or to its
-            usual sub-folders.
-        annotations: an annotation file (official, or a four-column list), or a folder with the
-            usual annotation files. `root` by default.
-        score_column: another score than the usual one, such as MOS instead of MOS_zscore of
-            KonIQ-10k; of several columns, such as anna,ben or rater*, the mean.
-        drop_missing: leave out rows whose file is missing; `DataSet.dropped` counts them.
-
-    Raises:
-        ValueError: no such data set.
-        DatasetError: an annotation file is missing or unusable, or media files are missing.
+    Names in annotation files are relative to `root` or to its usual sub-folders. `annotations` is
+    an annotation file (official, or a four-column list), or a folder with the usual ones, `root` by
+    default. `score_column` is another score than the usual one, such as MOS instead of MOS_zscore
+    of KonIQ-10k; of several columns, such as anna,ben or rater*, the mean. With `drop_missing` rows
+    whose file is missing are left out.
     """
     spec = SPECS.get(name)
     if spec is None:
@@ -55,9 +41,10 @@ def load_dataset(
     if not rated:
         raise DatasetError(f"{files[0].path}: expected scores, they are all unknown (-1)")
     samples, dropped = find_samples(spec, root, rated, drop_missing)
+    images = all(kind_by_name(sample.path) == "image" for sample in samples)
     return DataSet(
         name=name,
-        kind=spec.kind or tell_kind(samples),
+        kind=spec.kind or ("image" if images else "video"),
         samples=samples,
         source=files[0].path,
         synthetic=spec.build is not None,
@@ -66,15 +53,10 @@ def load_dataset(
     )
 
 
-# Extremes of the reference are given to one or two decimals.
-_TOLERANCE = 0.06
-
-
 def summary(dataset: DataSet) -> str:
     """Counts and score ranges of a data set and its parts, each beside its reference.
 
-    What differs from every known version of the data set is marked with DIFFERS: correlations are
-    then not comparable with published ones.
+    Where it DIFFERS from all of them, correlations do not compare with published ones.
     """
     count = len(dataset.samples)
     head = f"{dataset.name}: {count} {dataset.kind}{'' if count == 1 else 's'}, {dataset.source}"
@@ -108,11 +90,11 @@ def _parts(dataset: DataSet, references: Sequence[Reference]) -> list[Part | Non
 
 
 def _verdict(scores: Sequence[float], expected: Sequence[Reference]) -> str:
-    agreeing = [reference for reference in expected if _agrees(scores, reference)]
     if not expected:
         return ""
-    if agreeing:
-        return f"  as expected{_note(agreeing[0])}"
+    for reference in expected:
+        if _agrees(scores, reference):
+            return f"  as expected{_note(reference)}"
     return f"  DIFFERS: expected {' or '.join(map(_expectation, expected))}"
 
 
@@ -124,7 +106,8 @@ def _agrees(scores: Sequence[float], reference: Reference) -> bool:
     low, high = reference.mos
     if reference.scale:
         return low <= min(scores) and max(scores) <= high
-    return abs(min(scores) - low) < _TOLERANCE and abs(max(scores) - high) < _TOLERANCE
+    # The extremes of references are given to one or two decimals.
+    return abs(min(scores) - low) < 0.06 and abs(max(scores) - high) < 0.06
 
 
 def _expectation(reference: Reference) -> str:

@@ -9,19 +9,13 @@ from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
 from vqa.datasets.annotations import Label
-from vqa.datasets.specs import DatasetError, DataSetSpec, Sample
-from vqa.io.files import MediaKind, kind_by_name
+from vqa.datasets.specs import DataSetSpec, Sample
+from vqa.io.label_list import DatasetError
 
 _SHOWN = 10
 
-
+# `list_files`, which asks once per folder rather than once per file for as long as it is cached.
 Listing = Callable[[Path], Mapping[str, str]]
-"""The names of the files in a folder, by every name that they answer to."""
-
-
-def folder_listing() -> Listing:
-    """Asks once per folder rather than once per file, for as long as it is kept."""
-    return cache(_list_files)
 
 
 def find_file(path: Path, listing: Listing) -> Path | None:
@@ -34,37 +28,26 @@ def find_file(path: Path, listing: Listing) -> Path | None:
 def find_samples(
     spec: DataSetSpec, root: Path, labels: Sequence[Label], drop_missing: bool
 ) -> tuple[tuple[Sample, ...], int]:
-    """The samples whose files are there, and how many were left out because theirs are not.
-
-    Raises:
-        DatasetError: files are missing and `drop_missing` is false (all are counted, the first
-            ones named), none is there, or two rows mean the same file.
-    """
-    listing = folder_listing()
-    tried = [[root / place for place in _candidates(spec, label.name)] for label in labels]
-    files = ((find_file(path, listing) for path in paths) for paths in tried)
-    found = [next(filter(None, own), None) for own in files]
-    missing = [label for label, path in zip(labels, found, strict=True) if path is None]
-    if missing and (not drop_missing or len(missing) == len(labels)):
-        raise DatasetError(_missing_message(spec, root, missing, len(labels), listing))
+    """The samples whose files are there, and how many were left out because theirs are not."""
+    listing = cache(list_files)
+    missing: list[Label] = []
     rows: dict[Path, Label] = {}
     samples: list[Sample] = []
-    for label, path in zip(labels, found, strict=True):
-        if path is None or label.score is None:
-            continue
-        if path in rows:
+    for label in labels:
+        tried = (find_file(root / place, listing) for place in _candidates(spec, label.name))
+        path = next(filter(None, tried), None)
+        if path is None:
+            missing.append(label)
+        elif path in rows:
             raise DatasetError(
                 f"{label.place}: expected every file once, {path} is in {rows[path].place} too"
             )
-        rows[path] = label
-        samples.append(Sample(path, label.score, label.part))
+        elif label.score is not None:
+            rows[path] = label
+            samples.append(Sample(path, label.score, label.part))
+    if missing and (not drop_missing or not samples):
+        raise DatasetError(_missing_message(spec, root, missing, len(labels), listing))
     return tuple(samples), len(missing)
-
-
-def tell_kind(samples: Sequence[Sample]) -> MediaKind:
-    """Images if every file has an image's extension, otherwise videos."""
-    images = all(kind_by_name(sample.path) == "image" for sample in samples)
-    return "image" if images else "video"
 
 
 def _candidates(spec: DataSetSpec, name: str) -> Iterator[str]:
@@ -76,11 +59,7 @@ def _candidates(spec: DataSetSpec, name: str) -> Iterator[str]:
 
 
 def _missing_message(
-    spec: DataSetSpec,
-    root: Path,
-    missing: Sequence[Label],
-    listed: int,
-    listing: Listing,
+    spec: DataSetSpec, root: Path, missing: Sequence[Label], listed: int, listing: Listing
 ) -> str:
     tried = " or ".join(dict.fromkeys(_candidates(spec, missing[0].name)))
     lines = [
@@ -103,8 +82,8 @@ def _has_other_form(path: Path, listing: Listing) -> bool:
     return any(normalize("NFC", name) == form for name in listing(path.parent))
 
 
-def _list_files(folder: Path) -> dict[str, str]:
-    """Name on disk for every name a file answers to; exact names win."""
+def list_files(folder: Path) -> dict[str, str]:
+    """The names of the files in a folder, by every name that they answer to; exact names win."""
     try:
         with os.scandir(folder) as entries:
             names = [entry.name for entry in entries if _is_file(entry)]

@@ -17,20 +17,13 @@ from vqa.synthetic.mini_ugc import MiniUgcSettings, build_mini_ugc, is_mini_ugc
 Part = Literal["train", "validation", "test", "1080p", "ood"]
 
 
-class DatasetError(ValueError):
-    """A data set cannot be used; the message names the file and, where there is one, the row."""
-
-
 @dataclass(frozen=True)
 class Sample:
-    """One file and its mean opinion score.
-
-    `part` is the official one, None where a data set has no official parts.
-    """
+    """One file and its mean opinion score."""
 
     path: Path
     score: float
-    part: Part | None = None
+    part: Part | None = None  # the official one; None where a data set has no official parts
 
 
 @dataclass(frozen=True)
@@ -40,14 +33,10 @@ class DataSet:
     name: str
     kind: MediaKind
     samples: tuple[Sample, ...]
-    source: Path
-    """The (first) annotation file."""
-    synthetic: bool = False
-    """Whether the scores are computed rather than given by people."""
-    dropped: int = 0
-    """Listed files that are missing and were left out."""
-    unrated: int = 0
-    """Listed files whose score is unknown and that were left out."""
+    source: Path  # the (first) annotation file
+    synthetic: bool = False  # whether the scores are computed rather than given by people
+    dropped: int = 0  # listed files that are missing and were left out
+    unrated: int = 0  # listed files whose score is unknown and that were left out
 
 
 @dataclass(frozen=True)
@@ -64,40 +53,35 @@ class Reference:
 
     count: int
     mos: tuple[float, float] | None = None
-    part: Part | None = None
-    """None: all samples."""
-    scale: bool = False
-    """`mos` is the scale that scores lie on rather than their extremes."""
+    part: Part | None = None  # None: all samples
+    scale: bool = False  # `mos` is the scale that scores lie on rather than their extremes
     note: str = ""
 
 
 @dataclass(frozen=True)
 class DataSetSpec:
-    """How a data set lies on disk."""
+    """How a data set lies on disk; of names and columns the best one is first."""
 
     name: str
-    kind: MediaKind | None
-    """None: tell by the file names."""
+    kind: MediaKind | None  # None: tell by the file names
+    # Sets of annotation files that together describe it; the first that is there is used.
     layouts: tuple[tuple[AnnotationFile, ...], ...]
-    """Sets of annotation files that together describe it; the first that is there is used."""
-    folders: tuple[str, ...] = ("",)
-    """Where the media files may be, relative to the data root."""
+    folders: tuple[str, ...] = ("",)  # of the media files, relative to the data root
+    # Media file of a row: its {name}, or the {id} before the first '_' or '.' in it.
     files: tuple[str, ...] = ("{name}",)
-    """Media file of a row: its {name}, or the {id} before the first '_' or '.' in it."""
     scores: tuple[str, ...] = ("mos",)
-    """Score columns, best first."""
+    # A second annotation file that only says the part of every row of the first.
     part_files: tuple[str, ...] = ()
-    """A second annotation file that only says the part of every row of the first."""
-    only: Part | None = None
-    """Take this part only; rows that do not say their part belong to it."""
+    only: Part | None = None  # take this part; rows that do not say their part belong to it
     needs_parts: bool = False
-    first_column_names: bool = False
-    """Whether the first column holds the names if no column is called so."""
-    four_columns: bool = False
-    """Whether every annotation file is a four-column list."""
+    first_column_names: bool = False  # whether the first column does if none is called so
+    four_columns: bool = False  # whether every annotation file is a four-column list
     references: tuple[Reference, ...] = ()
-    build: Callable[[Path], None] | None = None
-    """Makes a generated data set, with synthetic scores, if it is not there."""
+    build: Callable[[Path], None] | None = None  # of a generated set, if it is not there
+
+
+def _rows_of(part: Part | None, *names: str) -> AnnotationFile:
+    return AnnotationFile(names, part)
 
 
 def _one(*names: str) -> tuple[AnnotationFile, ...]:
@@ -116,19 +100,38 @@ def _build_mini_iqa(folder: Path) -> None:
 
 _TABLES = ("labels", "mos", "scores", "annotations")
 _FAST_VQA_LISTS = ("labels.txt", "labels.csv")
+_KONVID_TABLES = (
+    *("KoNViD_1k_attributes.csv", "KoNViD_1k_metadata/KoNViD_1k_attributes.csv"),
+    "KONVID_1K_metadata.csv",
+)
+_YOUTUBE_UGC_TABLES = tuple(
+    f"{begin}MOS_for_YouTube_UGC_dataset.{end}"
+    for begin in ("original_videos_", "")
+    for end in ("xlsx", "csv")
+)
+_KONIQ_TABLES = ("koniq10k_scores_and_distributions.csv", "koniq10k_distributions_sets.csv")
+_SPAQ_TABLE = "MOS and Image attribute scores.xlsx"
 _TWO_LISTS = (
-    AnnotationFile(("labels_train.txt", "train.txt"), "train"),
-    AnnotationFile(("labels_test.txt", "test.txt"), "test"),
+    _rows_of("train", "labels_train.txt", "train.txt"),
+    _rows_of("test", "labels_test.txt", "test.txt"),
+)
+_MINI_UGC_LISTS = (
+    _rows_of("train", "train.txt"),
+    _rows_of("test", "test.txt"),
+    _rows_of("ood", "ood.txt"),
+)
+_BIQ_TABLES = (
+    _rows_of("train", "Train (Images and MOS).csv"),
+    _rows_of("test", "Test (Images and MOS).csv"),
 )
 
-_LSVQ_BOTH = AnnotationFile(("labels_train_test.csv",))
-_LSVQ_TRAIN = AnnotationFile(
-    ("LSVQ_whole_train.csv", "train_labels.txt", "labels_train.txt"), "train"
-)
-_LSVQ_TEST = AnnotationFile(("LSVQ_whole_test.csv", "labels_test.txt", "test_labels.txt"), "test")
-_LSVQ_1080P = AnnotationFile(
-    ("labels_test_1080p.csv", "labels_1080p.csv", "LSVQ_whole_test_1080p.csv", "labels_1080p.txt"),
+_LSVQ_BOTH = _rows_of(None, "labels_train_test.csv")
+_LSVQ_TRAIN = _rows_of("train", "LSVQ_whole_train.csv", "train_labels.txt", "labels_train.txt")
+_LSVQ_TEST = _rows_of("test", "LSVQ_whole_test.csv", "labels_test.txt", "test_labels.txt")
+_LSVQ_1080P = _rows_of(
     "1080p",
+    *("labels_test_1080p.csv", "labels_1080p.csv", "LSVQ_whole_test_1080p.csv"),
+    "labels_1080p.txt",
 )
 
 _LSVQ = DataSetSpec(
@@ -162,15 +165,7 @@ _SPECS = (
     DataSetSpec(
         name="konvid-1k",
         kind="video",
-        layouts=(
-            _one(
-                "KoNViD_1k_attributes.csv",
-                "KoNViD_1k_metadata/KoNViD_1k_attributes.csv",
-                "KONVID_1K_metadata.csv",
-                *_FAST_VQA_LISTS,
-            ),
-            _TWO_LISTS,
-        ),
+        layouts=(_one(*_KONVID_TABLES, *_FAST_VQA_LISTS), _TWO_LISTS),
         folders=("", "KoNViD_1k_videos"),
         files=(
             "{name}",
@@ -191,17 +186,7 @@ _SPECS = (
     DataSetSpec(
         name="youtube-ugc",
         kind="video",
-        layouts=(
-            _one(
-                "original_videos_MOS_for_YouTube_UGC_dataset.xlsx",
-                "original_videos_MOS_for_YouTube_UGC_dataset.csv",
-                "MOS_for_YouTube_UGC_dataset.xlsx",
-                "MOS_for_YouTube_UGC_dataset.csv",
-                "mylabels.txt",
-                *_FAST_VQA_LISTS,
-            ),
-            _TWO_LISTS,
-        ),
+        layouts=(_one(*_YOUTUBE_UGC_TABLES, "mylabels.txt", *_FAST_VQA_LISTS), _TWO_LISTS),
         folders=("", "original_videos", "original_videos_h264"),
         files=("{name}", "{name}.mp4", "{name}_crf_10_ss_00_t_20.0.mp4", "{name}.mkv"),
         scores=("mos_full", "mos"),
@@ -214,14 +199,10 @@ _SPECS = (
     DataSetSpec(
         name="koniq-10k",
         kind="image",
-        layouts=(
-            _one("koniq10k_scores_and_distributions.csv"),
-            _one("koniq10k_distributions_sets.csv"),
-            _one(*_FAST_VQA_LISTS),
-        ),
+        layouts=(_one(*_KONIQ_TABLES, *_FAST_VQA_LISTS),),
         folders=("", "1024x768", "512x384", "images"),
         scores=("mos_zscore", "mos"),
-        part_files=("koniq10k_distributions_sets.csv",),
+        part_files=_KONIQ_TABLES[1:],
         references=(
             Reference(10073, (0.0, 100.0), scale=True, note="z-scores"),
             Reference(10073, (1.0, 5.0), scale=True, note="MOS"),
@@ -233,26 +214,14 @@ _SPECS = (
     DataSetSpec(
         name="spaq",
         kind="image",
-        layouts=(
-            _one(
-                "Annotations/MOS and Image attribute scores.xlsx",
-                "MOS and Image attribute scores.xlsx",
-                *_FAST_VQA_LISTS,
-            ),
-        ),
+        layouts=(_one(f"Annotations/{_SPAQ_TABLE}", _SPAQ_TABLE, *_FAST_VQA_LISTS),),
         folders=("", "TestImage"),
         references=(Reference(11125, (0.0, 100.0), scale=True),),
     ),
     DataSetSpec(
         name="biq2021",
         kind="image",
-        layouts=(
-            (
-                AnnotationFile(("Train (Images and MOS).csv",), "train"),
-                AnnotationFile(("Test (Images and MOS).csv",), "test"),
-            ),
-            _one(*_FAST_VQA_LISTS),
-        ),
+        layouts=(_BIQ_TABLES, _one(*_FAST_VQA_LISTS)),
         folders=("", "Images", "images"),
         references=(
             Reference(10000, (0.0, 1.0), "train", scale=True),
@@ -264,13 +233,7 @@ _SPECS = (
     DataSetSpec(
         name="mini-ugc",
         kind="video",
-        layouts=(
-            (
-                AnnotationFile(("train.txt",), "train"),
-                AnnotationFile(("test.txt",), "test"),
-                AnnotationFile(("ood.txt",), "ood"),
-            ),
-        ),
+        layouts=(_MINI_UGC_LISTS,),
         references=(
             Reference(120, (1.0, 5.0), "train", scale=True),
             Reference(84, (1.0, 5.0), "test", scale=True),

@@ -25,20 +25,17 @@ from openpyxl.utils.exceptions import InvalidFileException
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
-from vqa.datasets.specs import DatasetError
-from vqa.io.label_list import LabelListError, parse_label_list, parse_number
+from vqa.io.label_list import DatasetError, parse_label_list, parse_number
 
 _LIST_COLUMNS = ("path", "duration", "fps", "mos")
 # Of names and scores without a header; the other way round if only the first cell is a number.
 _PAIR_COLUMNS = ("path", "mos")
-_SEPARATORS = ("\t", ";", ",")
 BLANK = " "
 _MATLAB_COLUMNS = ("video_list", "mos")
-_UNREADABLE_MATLAB = (NotImplementedError, MatReadError, zlib.error)
+_UNREADABLE_MATLAB = (NotImplementedError, MatReadError, zlib.error, ValueError, TypeError, OSError)
 
-
+# Its number, as an editor or a spreadsheet program counts, and its cells.
 Line = tuple[int, Sequence[str]]
-"""Its number, as an editor or a spreadsheet program counts, and its cells."""
 
 
 @dataclass(frozen=True)
@@ -47,32 +44,24 @@ class Table:
 
     path: Path
     columns: Sequence[str]
-    rows: Mapping[int, Sequence[str]]
-    """By the number of their line."""
+    rows: Mapping[int, Sequence[str]]  # by the number of their line
     sheet: str | None = None
+    # Whether 3,5 is a number, as in the files that spreadsheets write where it is.
     decimal_comma: bool = False
-    """Whether 3,5 is a number, as in the files that spreadsheets write where it is."""
 
     @property
     def is_list(self) -> bool:
-        """Whether it is a four-column list."""
         return tuple(self.columns) == _LIST_COLUMNS
 
     def find_column(self, names: Iterable[str]) -> int | None:
-        """Index of the first of `names` that is a column.
-
-        Upper and lower case, blanks and underscores make no difference.
-        """
-        columns = [_simple(column) for column in self.columns]
-        wanted = (_simple(name) for name in names)
-        return next((columns.index(name) for name in wanted if name in columns), None)
+        return next(iter(self.find_columns(names)), None)
 
     def find_columns(self, names: Iterable[str]) -> tuple[int, ...]:
         """Indices of the first of `names` that is a column, or all of those that `a,b*` means."""
         columns = [_simple(column) for column in self.columns]
         for name in names:
-            if (one := self.find_column([name])) is not None:
-                return (one,)
+            if _simple(name) in columns:
+                return (columns.index(_simple(name)),)
             each = [fnmatch.filter(columns, _simple(pattern)) for pattern in name.split(",")]
             if all(each):
                 return tuple(dict.fromkeys(columns.index(one) for own in each for one in own))
@@ -86,7 +75,6 @@ class Table:
         return next(iter(texts or left[:1]), None)
 
     def place(self, row: int) -> str:
-        """Where a row is, for messages."""
         sheet = "" if self.sheet is None else f", sheet {self.sheet}"
         return f"{self.path}{sheet}, row {row}"
 
@@ -112,14 +100,7 @@ class Table:
 
 
 def read_tables(path: Path) -> tuple[Table, ...]:
-    """Every table of an annotation file; only a spreadsheet can have more than one.
-
-    A four-column list has the columns path, duration, fps and mos.
-
-    Raises:
-        DatasetError: the file cannot be read, has no rows, or a row has another number of cells
-            than the header.
-    """
+    """Every table of an annotation file; only a spreadsheet can have more than one."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -132,15 +113,8 @@ def read_tables(path: Path) -> tuple[Table, ...]:
 
 
 def read_list(path: Path) -> Table:
-    """A four-column list, whatever its first row looks like.
-
-    Raises:
-        DatasetError: see `vqa.io.label_list.parse_label_list`.
-    """
-    try:
-        videos = parse_label_list(path)
-    except LabelListError as error:
-        raise DatasetError(str(error)) from error
+    """A four-column list, whatever its first row looks like."""
+    videos = parse_label_list(path)
     cells = ((v.path, repr(v.duration), repr(v.frame_rate), repr(v.score)) for v in videos)
     return Table(path, _LIST_COLUMNS, dict(enumerate(cells, start=1)))
 
@@ -169,12 +143,9 @@ def divided(path: Path, text: str) -> tuple[list[Line], str]:
     It is what gives every row as many cells, or else what divides the first row. Blanks are only
     tried where nothing else does, since names may have some: they divide words below a header of as
     many words; otherwise a name with blanks is one cell, too.
-
-    Raises:
-        DatasetError: a cell that begins with a quotation mark never ends; names the path.
     """
     uneven = None
-    for separator in _SEPARATORS:
+    for separator in ("\t", ";", ","):
         lines = _read_csv(path, text, separator)
         widths = [len(cells) for _, cells in lines if any(cell.strip() for cell in cells)]
         if widths and widths[0] > 1:
@@ -248,7 +219,7 @@ def _read_workbook(path: Path, content: bytes) -> tuple[Table, ...]:
 def _read_matlab(path: Path) -> Table:
     try:
         variables: Mapping[str, Any] = loadmat(str(path), appendmat=False)
-    except (*_UNREADABLE_MATLAB, ValueError, TypeError, OSError) as error:
+    except _UNREADABLE_MATLAB as error:
         raise DatasetError(f"{path}: expected a MATLAB file up to version 7 ({error})") from error
     if missing := [name for name in _MATLAB_COLUMNS if name not in variables]:
         found = ", ".join(name for name in variables if not name.startswith("__")) or "none"
@@ -285,4 +256,5 @@ def _to_table(
 
 
 def _simple(column: str) -> str:
+    """Upper and lower case, blanks and underscores make no difference."""
     return re.sub(r"[\s_]", "", column).lower()

@@ -1,7 +1,6 @@
 """Files that are there completely or not at all, belong to one command, and what they are called.
 
-What a running command writes belongs to it alone, until it ends, however it ends. What a file holds
-is decided by decoding it; its name decides what a search of folders tries.
+What a file holds is decided by decoding it; its name decides what a search of folders tries.
 """
 
 from __future__ import annotations
@@ -27,11 +26,7 @@ _LONGEST_NAME = 255  # bytes that file systems take
 
 
 def shown(path: Path) -> str:
-    r"""A path for messages, on one line that can be printed whatever bytes its name has.
-
-    >>> shown(Path("two\nlines"))
-    'two\\nlines'
-    """
+    """A path for messages, on one line that can be printed whatever bytes its name has."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(path))
 
 
@@ -39,12 +34,7 @@ def shown(path: Path) -> str:
 def writing(path: Path, through: Path | None = None) -> Iterator[None]:
     """Around the writing of a file: errors of the system name it, as those of a full disk do not.
 
-    Args:
-        path: the file.
-        through: the temporary file that is written in its place, if one is.
-
-    Raises:
-        OSError: with the system's words and `path`.
+    `through` is the temporary file that is written in its place, if one is.
     """
     try:
         yield
@@ -62,9 +52,6 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place when the block ends well.
 
     Whoever reads `path` meanwhile, or after this process was killed, finds the old file or none.
-
-    Raises:
-        OSError: it cannot be written; names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Numbers of processes are the same on several machines with one file system.
@@ -79,10 +66,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def open_csv(path: Path) -> TextIO:
-    r"""A new CSV file for `csv.writer`, which every program can read.
-
-    Bytes of a file name that are not UTF-8 stand in it as \udc80 to \udcff.
-    """
+    r"""A new CSV file; bytes of file names that are not UTF-8 stand in it as \udc80 to \udcff."""
     return path.open("w", encoding="utf-8", errors="backslashreplace", newline="")
 
 
@@ -136,32 +120,24 @@ def _without_nan(value: object) -> object:
 
 MediaKind = Literal["video", "image"]
 
-_ENDINGS: dict[MediaKind, frozenset[str]] = {
-    "video": frozenset(
-        (
-            *("3g2", "3gp", "asf", "avi", "divx", "dv", "f4v", "flv", "h264", "h265", "hevc"),
-            *("ivf", "m1v", "m2ts", "m2v", "m4v", "mjpeg", "mjpg", "mkv", "mov", "mp4", "mpe"),
-            *("mpeg", "mpg", "mts", "mxf", "nut", "obu", "ogm", "ogv", "qt", "rm", "rmvb"),
-            *("ts", "vob", "webm", "wmv", "wtv", "y4m"),
-        )
-    ),
-    "image": frozenset(
-        (
-            *("apng", "avif", "bmp", "dds", "gif", "heic", "heif", "jfif", "jp2", "jpe", "jpeg"),
-            *("jpg", "pbm", "pcx", "pgm", "png", "pnm", "ppm", "sgi", "tga", "tif", "tiff", "webp"),
-        )
-    ),
-}
+_VIDEOS = (
+    *("3g2", "3gp", "asf", "avi", "divx", "dv", "f4v", "flv", "h264", "h265", "hevc"),
+    *("ivf", "m1v", "m2ts", "m2v", "m4v", "mjpeg", "mjpg", "mkv", "mov", "mp4", "mpe"),
+    *("mpeg", "mpg", "mts", "mxf", "nut", "obu", "ogm", "ogv", "qt", "rm", "rmvb"),
+    *("ts", "vob", "webm", "wmv", "wtv", "y4m"),
+)
+_IMAGES = (
+    *("apng", "avif", "bmp", "dds", "gif", "heic", "heif", "jfif", "jp2", "jpe", "jpeg"),
+    *("jpg", "pbm", "pcx", "pgm", "png", "pnm", "ppm", "sgi", "tga", "tif", "tiff", "webp"),
+)
 
 
 def kind_by_name(path: Path) -> MediaKind | None:
-    """What a file is called; None if neither video nor image.
-
-    >>> kind_by_name(Path("a.MP4")), kind_by_name(Path("b.jpg")), kind_by_name(Path("c.txt"))
-    ('video', 'image', None)
-    """
+    """What a file is called; None if neither video nor image."""
     ending = path.suffix.lower().removeprefix(".")
-    return next((kind for kind, endings in _ENDINGS.items() if ending in endings), None)
+    if ending in _VIDEOS:
+        return "video"
+    return "image" if ending in _IMAGES else None
 
 
 class InUseError(ValueError):
@@ -169,11 +145,7 @@ class InUseError(ValueError):
 
 
 def owned_folder(folder: Path) -> AbstractContextManager[None]:
-    """A folder that belongs to this process for the length of the block; made if it is not there.
-
-    Raises:
-        InUseError: it belongs to another one.
-    """
+    """A folder, made if need be, that belongs to this process for the length of the block."""
     return _owned(folder, folder / ".lock")
 
 

@@ -1,14 +1,11 @@
 """Reading video files through PyAV: exactly the wanted frames, with as little decoding as possible.
 
-Frames are numbered from 0 in presentation order, whatever their times are. Two ways lead to them:
-
-* *random access*: the packets are read once without decoding (`vqa.io.video_index`), which gives
-  the number of every frame and costs milliseconds; decoding then begins at the key frame before the
-  first wanted frame, leaves out frames that neither are wanted nor referred to, and goes on at a
-  later key frame where that saves decoding;
-* *counting*: all frames from the start are decoded and counted. It is what random access has to
-  agree with, and is used for files whose packets do not tell (see `FrameIndex`), and wherever
-  random access did not give a wanted frame.
+Frames are numbered from 0 in presentation order, whatever their times are. `vqa.io.video_index`
+numbers them from the packets, in milliseconds. Decoding then begins at the key frame before the
+first wanted frame, leaves out frames that neither are wanted nor referred to, and goes on at a
+later key frame where that saves decoding. It has to agree with counting while all frames are
+decoded from the start, which is done for files whose packets do not tell (see `FrameIndex`), and
+for frames that are not had in the other way.
 """
 
 from __future__ import annotations
@@ -17,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal, cast
 
@@ -49,38 +47,25 @@ class VideoError(ValueError):
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video file holds."""
-
-    frames: int
-    """Exact number of frames that are presented."""
-    frame_rate: float
-    """Mean frames per second: frames over duration, whatever the header says; 0 if unknown."""
-    height: int
-    """Pixels, as displayed: after the rotation that phones record."""
+    frames: int  # exact number of those that are presented
+    frame_rate: float  # frames over duration, whatever the header says; 0 if unknown
+    height: int  # in pixels as displayed: after the rotation that phones record
     width: int
-    duration: float
-    """Seconds from the first frame's beginning to the last one's end; 0 if unknown."""
+    duration: float  # seconds from the first frame's beginning to the last one's end; 0 if unknown
 
 
 def probe(path: Path) -> VideoInfo:
-    """What a video holds; decodes one frame, or all where packets do not tell their number.
-
-    Raises:
-        VideoError: the file is missing, damaged or truncated; names the file.
-    """
+    """What a video holds; decodes one frame, or all where packets do not tell their number."""
     with Video.open(path) as video:
         return video.info()
 
 
 def is_hdr(path: Path) -> bool:
-    """Whether a file of any kind says that its brightness is that of HDR: PQ or HLG.
-
-    What cannot be opened says nothing.
-    """
+    """Whether a file of any kind says that its brightness is that of HDR: PQ or HLG."""
     try:
         with _open(path) as container:
             return _shown_track(path, container).codec_context.color_trc in _HDR
-    except Exception:  # as `_errors_that_name` has it
+    except Exception:  # as `_errors_that_name` has it; what cannot be opened says nothing
         return False
 
 
@@ -92,18 +77,9 @@ def read_frames(
 ) -> Tensor:
     """Frames of a video in the order asked for, as displayed, uint8 [C, T, H, W].
 
-    Only the wanted frames are converted and kept. Stored pixels are taken to be square.
-
-    Args:
-        path: video file.
-        indices: frame numbers from 0 in presentation order, repetitions allowed; `None` for all.
-        pixels: `"rgb24"` (C = 3) or `"gray"` (luma, C = 1).
-        threads: decoding threads; more than one only pays where nothing else runs in parallel.
-
-    Raises:
-        VideoError: the file is missing, damaged, has no such frame, or holds fewer than its header
-            says; names the file.
-        ValueError: a negative or no frame number.
+    Repetitions are allowed; `None` asks for all frames. Only the wanted ones are converted and
+    kept. C is 3, or 1 for `"gray"` (luma). Stored pixels are taken to be square. More than one
+    thread only pays where nothing else runs in parallel.
     """
     if indices is not None and (len(indices) == 0 or min(indices) < 0):
         raise ValueError(f"indices: expected frame numbers from 0, got {list(indices)}")
@@ -116,18 +92,13 @@ def read_frames(
 
 
 class Video:
-    """An open video file. Use `Video.open`.
-
-    Raises:
-        VideoError: from any method, as `read_frames`.
-    """
+    """An open video file. Use `Video.open`. Every method may raise a `VideoError`."""
 
     def __init__(self, path: Path, container: InputContainer, threads: int) -> None:
-        """Read the packets' times."""
         self.path = path
         self._container = container
         self._threads = threads
-        self._size: tuple[int, int] | None = None
+        self._size: tuple[int, ...] | None = None
         self._matrix: tuple[int, NDArray[np.int32] | None] | None = None
         with _errors_that_name(path):
             self._stream = _shown_track(path, container)
@@ -145,7 +116,6 @@ class Video:
     @classmethod
     @contextmanager
     def open(cls, path: Path, threads: int = 1) -> Iterator[Video]:
-        """Open a file for reading with so many decoding threads."""
         if threads < 1:
             raise ValueError(f"threads: expected at least 1, got {threads}")
         with _errors_that_name(path):
@@ -156,7 +126,7 @@ class Video:
     @cached_property
     def frames(self) -> int:
         """Number of frames, by counting while decoding only where the packets do not tell."""
-        return self._index.frames if self._index.random_access else len(self._counted_times)
+        return len(self._index.shown if self._index.random_access else self._counted_times)
 
     @cached_property
     def times(self) -> NDArray[np.float64] | None:
@@ -171,7 +141,6 @@ class Video:
         return (stamps - stamps[0]) * base if np.all(np.diff(stamps) > 0) else None
 
     def info(self) -> VideoInfo:
-        """What the file holds."""
         height, width = next(pixels for _, pixels in self.decode([0], "gray")).shape
         duration = self._duration()
         rate = self.frames / duration if duration else 0.0
@@ -198,22 +167,11 @@ class Video:
             return [frame.pts for frame in self._all_frames()]
 
     def decode(self, numbers: Iterable[int], pixels: PixelFormat) -> Iterator[tuple[int, Pixels]]:
-        """Frames, as displayed, one at a time: each wanted one once, in no particular order.
-
-        Args:
-            numbers: frame numbers from 0, repetitions allowed.
-            pixels: `"rgb24"` for [H, W, 3], `"gray"` for [H, W].
-
-        Yields:
-            Frame number and pixels.
-        """
+        """Each wanted frame once, in no particular order: its number and pixels [H, W(, 3)]."""
         wanted = set(numbers)
         beyond = sorted(number for number in wanted if number >= self.frames)
         if beyond:
-            raise VideoError(
-                f"{shown(self.path)}: frame {beyond[0]} is missing, the file has {self.frames}"
-                " frames"
-            )
+            raise self._error(f"frame {beyond[0]} is missing, the file has {self.frames} frames")
         reformatter = VideoReformatter()
         with _errors_that_name(self.path):
             for number, frame in self._wanted_frames(wanted):
@@ -221,7 +179,11 @@ class Video:
                 converted = reformatter.reformat(frame, format=pixels, threads=1)
                 array = converted.to_ndarray().astype(np.uint8, copy=False)
                 displayed = _as_displayed(array, self._display_matrix(frame))
-                self._check_size((displayed.shape[0], displayed.shape[1]))
+                size = displayed.shape[:2]
+                self._size = self._size or size
+                if size != self._size:
+                    found = f"{self._size[0]} x {self._size[1]}, {size[0]} x {size[1]}"
+                    raise self._error(f"the size of the frames changes ({found})")
                 yield number, displayed
 
     def _display_matrix(self, frame: av.VideoFrame) -> NDArray[np.int32] | None:
@@ -235,12 +197,6 @@ class Video:
             matrix = None if data is None else np.frombuffer(bytes(data), np.int32).reshape(3, 3)
             self._matrix = (frame.rotation, matrix)
         return self._matrix[1]
-
-    def _check_size(self, size: tuple[int, int]) -> None:
-        self._size = self._size or size
-        if size != self._size:
-            found = f"{self._size[0]} x {self._size[1]}, {size[0]} x {size[1]}"
-            raise VideoError(f"{shown(self.path)}: the size of the frames changes ({found})")
 
     def _wanted_frames(self, wanted: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         missing = set(wanted)
@@ -279,7 +235,8 @@ class Video:
             number, packet = next(((n, p) for n, p in packets if n >= stretch.first), (-1, None))
             if packet is not None and number == stretch.first:
                 yield packet
-                yield from (p for n, p in _up_to(packets, stretch.last))
+                rest = takewhile(lambda own: own[0] <= stretch.last, packets)
+                yield from (packet for _, packet in rest)
                 yield None
                 return
 
@@ -288,17 +245,16 @@ class Video:
             if packet.size:
                 yield self._index.numbers.get((packet.pos, packet.pts), -1), packet
 
-    def _count_to(self, missing: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
-        left = set(missing)
+    def _count_to(self, left: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         for number, frame in enumerate(self._all_frames()):
             if number in left:
                 if frame.is_corrupt:
-                    raise VideoError(f"{shown(self.path)}: frame {number} is damaged")
+                    raise self._error(f"frame {number} is damaged")
                 left.remove(number)
                 yield number, frame
             if not left:
                 return
-        raise VideoError(f"{shown(self.path)}: frame {min(left)} is missing, the file is damaged")
+        raise self._error(f"frame {min(left)} is missing, the file is damaged")
 
     def _all_frames(self) -> Iterator[av.VideoFrame]:
         with _open(self.path) as container:
@@ -310,12 +266,11 @@ class Video:
         stream.thread_count = self._threads
         stream.thread_type = "AUTO" if self._threads > 1 else "NONE"
 
-    def _refuse_truncated(self, indexed: int) -> None:
-        """Compare what is there with what the header announces.
+    def _error(self, what: str) -> VideoError:
+        return VideoError(f"{shown(self.path)}: {what}")
 
-        Args:
-            indexed: packets in the file's index before any was read.
-        """
+    def _refuse_truncated(self, indexed: int) -> None:
+        """Compare what is there with what the header announces and what was `indexed` before."""
         container, announced = self._container.format.name, self._stream.frames
         found = len(self._index.times)
         if "mov" in container:
@@ -326,15 +281,12 @@ class Video:
         elif container in ("avi", "gif"):
             announced = 1  # it counts empty packets, too, or pictures without a delay to show them
         if not found:
-            raise VideoError(f"{shown(self.path)}: holds a video without frames")
+            raise self._error("holds a video without frames")
         if found < announced:
-            raise VideoError(
-                f"{shown(self.path)}: holds {found} of {announced} frames, the file is truncated"
-            )
+            raise self._error(f"holds {found} of {announced} frames, the file is truncated")
         if "mov" in container and _ends_in_fragment_header(self.path):
-            raise VideoError(
-                f"{shown(self.path)}: holds {found} frames and a part of the next fragment, the"
-                " file is truncated"
+            raise self._error(
+                f"holds {found} frames and a part of the next fragment, the file is truncated"
             )
         # An .avi file's index is at its end: if it is there, so is everything before.
         if container in _CONTAINERS_THAT_SAY_HOW_LONG or (
@@ -353,10 +305,7 @@ class Video:
         least = announced - max(0.1, 1.5 * float(steps.max(initial=0)))
         # Sound may go on when the pictures have ended; few files need this second look.
         if self._index.end * base < least and (end := self._end_of_all_tracks()) < least:
-            raise VideoError(
-                f"{shown(self.path)}: holds {end:.2f} of {announced:.2f} seconds, the file is"
-                " truncated"
-            )
+            raise self._error(f"holds {end:.2f} of {announced:.2f} seconds, the file is truncated")
 
     def _end_of_all_tracks(self) -> float:
         """In seconds, with another packet's length for what encoders of sound put before it."""
@@ -369,15 +318,6 @@ class Video:
                 ),
                 default=0.0,
             )
-
-
-def _up_to(
-    packets: Iterable[tuple[int, av.Packet[av.VideoStream]]], last: int
-) -> Iterator[tuple[int, av.Packet[av.VideoStream]]]:
-    for number, packet in packets:
-        if number > last:
-            return
-        yield number, packet
 
 
 def _open(path: Path) -> InputContainer:

@@ -21,11 +21,9 @@ PacketKey = tuple[int | None, int | None]
 class Stretch:
     """Packets to decode in one go, by their numbers, and the frames wanted from them."""
 
-    first: int
-    """A key frame's packet."""
+    first: int  # a key frame's packet
     last: int
-    frames: dict[int, int]
-    """Frame number by presentation time."""
+    frames: dict[int, int]  # frame number by presentation time
 
 
 @dataclass(frozen=True)
@@ -37,24 +35,13 @@ class FrameIndex:
     to show), frames have to be counted while decoding from the start.
     """
 
-    times: NDArray[np.int64]
-    """Presentation time of every packet, or decoding time, where it has none."""
-    key: NDArray[np.bool_]
-    """Packets of frames at which decoding can begin."""
-    shown: NDArray[np.int64]
-    """Packets in the order in which their frames are presented; an edit list hides some."""
-    seek_times: tuple[int, ...]
-    """Decoding time, where there is one, else presentation time of every packet."""
-    numbers: dict[PacketKey, int]
-    """Packet number by position in the file and presentation time."""
-    end: int
-    """When the last frame's presentation ends."""
+    times: NDArray[np.int64]  # presentation time of every packet; decoding time if it has none
+    key: NDArray[np.bool_]  # packets of frames at which decoding can begin
+    shown: NDArray[np.int64]  # packets by presentation of their frames; an edit list hides some
+    seek_times: tuple[int, ...]  # decoding time, or else presentation time, of every packet
+    numbers: dict[PacketKey, int]  # packet by its position in the file and presentation time
+    end: int  # when the last frame's presentation ends
     random_access: bool
-
-    @property
-    def frames(self) -> int:
-        """Number of frames that are presented."""
-        return len(self.shown)
 
     def stretches(self, wanted: Iterable[int]) -> Iterator[Stretch]:
         """How to decode as little as possible for some frames.
@@ -69,26 +56,19 @@ class FrameIndex:
             before = self.key[: packet + 1] & (self.times[: packet + 1] <= self.times[packet])
             first = int(np.flatnonzero(before)[-1])
             frames = {int(self.times[packet]): number}
-            if stretch is None:
-                stretch = Stretch(first, packet, frames)
-            elif first > stretch.last:
+            if stretch is not None and first > stretch.last:
                 yield stretch
-                stretch = Stretch(first, packet, frames)
-            else:
-                stretch = Stretch(
-                    min(first, stretch.first), max(packet, stretch.last), stretch.frames | frames
-                )
+                stretch = None
+            if stretch is not None:
+                first, packet = min(first, stretch.first), max(packet, stretch.last)
+                frames |= stretch.frames
+            stretch = Stretch(first, packet, frames)
         if stretch is not None:
             yield stretch
 
 
 def index_packets(packets: Iterable[av.Packet[av.VideoStream]], ordered: bool) -> FrameIndex:
-    """The index of a stream's packets, in the order in which the file holds them.
-
-    Args:
-        packets: all packets of one video stream.
-        ordered: whether the container and the codec can be trusted to name every frame's time.
-    """
+    """The index of all packets of a stream; `ordered` if one can trust the times that they name."""
     rows = [
         (packet.pts, packet.dts, packet.pos, packet.is_keyframe, packet.is_discard, packet.duration)
         for packet in packets

@@ -6,13 +6,13 @@ What the figures show is known to us in words only, and they carry no numbers; s
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from vqa.reproduction.runs import Training
+from vqa.reproduction.runs import PlannedRun
 
 REPORTED = Path(__file__).with_name("tables.json")
 
@@ -23,23 +23,16 @@ Perturb = Literal["none", "rwp", "awp"]
 class Cell:
     """One number of a table, or of the table that is written beside a figure."""
 
-    label: str
-    """Of the row, or of the curve in a figure."""
+    label: str  # of the row, or of the curve in a figure
     column: str
-    training: Training | None
-    """None for a method of another paper, which is cited and never run here."""
-    part: str
-    """Part, or further data set, of the run's results."""
-    metric: str
-    """Of that part; `sharpness` is that of the loss around the weights."""
-    reported: float | None = None
-    """The paper's number; None where it has none."""
-    panel: str = ""
-    """The axes of a figure in which the training has its curve."""
+    training: PlannedRun | None  # None for a method of another paper, cited and never run here
+    part: str  # part, or further data set, of the run's results
+    metric: str  # of that part; `sharpness` is that of the loss around the weights
+    reported: float | None = None  # the paper's number; None where it has none
+    panel: str = ""  # the axes of a figure in which the training has its curve
 
     @property
     def row(self) -> str:
-        """What the row is called in reports."""
         return f"{self.panel}: {self.label}" if self.panel else self.label
 
 
@@ -52,8 +45,7 @@ class Exhibit:
 
     name: str
     title: str
-    cells: Cells
-    """Row by row, every row with the same columns."""
+    cells: Cells  # row by row, every row with the same columns
 
 
 _Row = Mapping[str, Any]
@@ -76,8 +68,6 @@ _LSVQ_PARTS = {
 }
 _AUGMENTATIONS = {"base": "none", "AuA": "auto", "RA": "rand", "TA": "trivial"}
 _METRICS = ("srcc", "plcc")
-_AWP_GAMMA = 1e-4
-_TEN_SPLITS = tuple(range(10))
 
 
 def catalogue() -> dict[str, Exhibit]:
@@ -98,21 +88,12 @@ def analysed(
     gamma: float = 0.0,
     weight_decay: float = 0.05,
     augmentation: str = "none",
-    epochs: int | None = None,
-) -> Training:
-    """FAST-VQA as it is, or with one of the settings that tables vary; all of these are named.
-
-    >>> analysed("konvid-1k", "awp", 1e-3) == analysed("konvid-1k", "awp", 0.001)
-    True
-    >>> analysed("konvid-1k", "awp", 0.0) == analysed("konvid-1k", "rwp", 0.0)
-    True
-    """
-    flags = (
-        *_perturbation(perturb, gamma),
-        *("--weight-decay", f"{weight_decay:g}", "--augmentation", augmentation),
-        *(() if epochs is None else ("--epochs", str(epochs))),
-    )
-    return Training("fast_vqa", "paper", dataset, flags)
+    more: tuple[str, ...] = (),
+) -> PlannedRun:
+    """FAST-VQA as it is, or with one of the settings that tables vary; all of these are named."""
+    named = ("--weight-decay", f"{weight_decay:g}", "--augmentation", augmentation)
+    flags = (*_perturbation(perturb, gamma), *named, *more)
+    return PlannedRun("fast_vqa", "paper", dataset, flags)
 
 
 def _perturbation(perturb: Perturb, gamma: float) -> tuple[str, ...]:
@@ -122,55 +103,43 @@ def _perturbation(perturb: Perturb, gamma: float) -> tuple[str, ...]:
     return ("--perturb", perturb, "--gamma", f"{gamma:g}", *steps)
 
 
-def _model(script: str, dataset: str) -> Training:
-    """A model as it is, on a small data set."""
+def _varied(dataset: str, setting: str, value: Any) -> tuple[str, PlannedRun]:
+    """Label and training of FAST-VQA with one of the settings that tables and figures vary."""
+    if setting == "weight decay":
+        return f"weight decay {value:g}", analysed(dataset, weight_decay=value)
+    if setting == "augmentation":
+        return value, analysed(dataset, augmentation=_AUGMENTATIONS[value])
+    return f"gamma {value:g}", analysed(dataset, "rwp" if setting == "RWP" else "awp", value)
+
+
+def _on_konvid(script: str) -> PlannedRun:
+    """A model as it is."""
     if script == "fast_vqa":
-        return analysed(dataset)
-    return Training(script, "paper", dataset, _perturbation("none", 0.0))
+        return analysed("konvid-1k")
+    return PlannedRun(script, "paper", "konvid-1k", _perturbation("none", 0.0))
 
 
-def _on_lsvq(script: str, gamma: float) -> Training:
+def _on_lsvq(script: str, gamma: float) -> PlannedRun:
     named = analysed("lsvq", "awp", gamma).flags
     flags = named if script == "fast_vqa" else _perturbation("awp", gamma)
     # The tables do not ask for the score of the 28,056 training videos.
     flags = (*flags, "--no-train-score")
-    return Training(script, "paper", "lsvq", flags, ("konvid-1k", "live-vqc"))
+    return PlannedRun(script, "paper", "lsvq", flags, ("konvid-1k", "live-vqc"))
 
 
-def _fine_tuned(script: str, gamma: float, dataset: str) -> Training:
+def _fine_tuned(script: str, gamma: float, dataset: str) -> PlannedRun:
     """From weights trained on LSVQ with (or without) AWP; fine-tuning itself is plain."""
     start = _on_lsvq(script, gamma)
-    return Training(script, "finetune", dataset, _perturbation("none", 0.0), start=start)
+    return PlannedRun(script, "finetune", dataset, _perturbation("none", 0.0), start=start)
 
 
-def _on_images(script: str, gamma: float, dataset: str) -> Training:
+def _on_images(script: str, gamma: float, dataset: str) -> PlannedRun:
     # KonIQ-10k has official parts, too, which the ten random splits leave aside.
     random_splits = ("--official-parts", "ignore", "--protocol", "sama")
-    flags = (*_perturbation("awp", gamma), *random_splits)
-    return Training(script, "paper", dataset, flags, splits=_TEN_SPLITS)
+    return PlannedRun(script, "paper", dataset, (*_perturbation("awp", gamma), *random_splits))
 
 
-# The settings of FAST-VQA that tables and figures vary: label and training of a value.
-Way = Callable[[str, Any], tuple[str, Training]]
-
-
-def _weight_decay(dataset: str, value: float) -> tuple[str, Training]:
-    return f"weight decay {value:g}", analysed(dataset, weight_decay=value)
-
-
-def _augmentation(dataset: str, value: str) -> tuple[str, Training]:
-    return value, analysed(dataset, augmentation=_AUGMENTATIONS[value])
-
-
-def _rwp(dataset: str, value: float) -> tuple[str, Training]:
-    return f"gamma {value:g}", analysed(dataset, "rwp", value)
-
-
-def _awp(dataset: str, value: float) -> tuple[str, Training]:
-    return f"gamma {value:g}", analysed(dataset, "awp", value)
-
-
-def _gap_cells(row: _Row, label: str, training: Training) -> Cells:
+def _gap_cells(row: _Row, label: str, training: PlannedRun) -> Cells:
     return tuple(
         Cell(label, f"{part} {metric.upper()}", training, part, metric, row[metric][part])
         for metric in _METRICS
@@ -178,8 +147,19 @@ def _gap_cells(row: _Row, label: str, training: Training) -> Cells:
     )
 
 
-def _cross_cells(row: _Row, label: str, training: Training | None) -> Cells:
+def _of_a_method(row: _Row) -> Cells:
+    return _gap_cells(row, row["method"], _on_konvid(_SCRIPTS[row["method"]]))
+
+
+def _of_a_value(dataset: str, setting: str, key: str, row: _Row) -> Cells:
+    return _gap_cells(row, *_varied(dataset, setting, row[key]))
+
+
+def _trained_on_lsvq(row: _Row) -> Cells:
     """Scores on LSVQ's test parts and on data sets that the model was not trained on."""
+    script = _SCRIPTS.get(row.get("method", "FAST-VQA"))
+    training = None if script is None else _on_lsvq(script, _gamma(row))
+    label = _label(row, script)
     return tuple(
         Cell(label, f"{column} {metric.upper()}", training, part, metric, row[column][metric])
         for column, part in _LSVQ_PARTS.items()
@@ -187,26 +167,8 @@ def _cross_cells(row: _Row, label: str, training: Training | None) -> Cells:
     )
 
 
-def _of_a_method(row: _Row) -> Cells:
-    return _gap_cells(row, row["method"], _model(_SCRIPTS[row["method"]], "konvid-1k"))
-
-
-def _of_a_value(way: Way, setting: str, dataset: str, row: _Row) -> Cells:
-    return _gap_cells(row, *way(dataset, row[setting]))
-
-
-def _of_a_gamma_on_lsvq(row: _Row) -> Cells:
-    return _cross_cells(row, f"gamma {row['gamma']:g}", _on_lsvq("fast_vqa", row["gamma"]))
-
-
-def _trained_on_lsvq(row: _Row) -> Cells:
-    script = _SCRIPTS.get(row["method"])
-    training = None if script is None else _on_lsvq(script, _gamma(row))
-    return _cross_cells(row, _label(row, script), training)
-
-
 def _per_dataset(
-    scripts: Mapping[str, str], training: Callable[[str, float, str], Training], row: _Row
+    scripts: Mapping[str, str], training: Callable[[str, float, str], PlannedRun], row: _Row
 ) -> Cells:
     """Scores on the test parts of data sets, on each of which a model of its own was trained."""
     script = scripts.get(row["method"])
@@ -220,10 +182,12 @@ def _per_dataset(
 
 
 def _gamma(row: _Row) -> float:
-    return _AWP_GAMMA if row["awp"] else 0.0
+    return float(row.get("gamma", 1e-4 if row.get("awp") else 0.0))
 
 
 def _label(row: _Row, script: str | None) -> str:
+    if "gamma" in row:
+        return f"gamma {row['gamma']:g}"
     if script is None:
         return f"{row['method']} (cited)"
     return f"{row['method']} + AWP" if row["awp"] else str(row["method"])
@@ -232,77 +196,66 @@ def _label(row: _Row, script: str | None) -> str:
 # What makes the cells of a row.
 _TABLES: Mapping[str, Callable[[_Row], Cells]] = {
     "table1": _of_a_method,
-    "table2": partial(_of_a_value, _weight_decay, "weight_decay", "konvid-1k"),
-    "table3": partial(_of_a_value, _augmentation, "augmentation", "konvid-1k"),
-    "table4": partial(_of_a_value, _rwp, "gamma", "konvid-1k"),
-    "table5": partial(_of_a_value, _awp, "gamma", "konvid-1k"),
+    "table2": partial(_of_a_value, "konvid-1k", "weight decay", "weight_decay"),
+    "table3": partial(_of_a_value, "konvid-1k", "augmentation", "augmentation"),
+    "table4": partial(_of_a_value, "konvid-1k", "RWP", "gamma"),
+    "table5": partial(_of_a_value, "konvid-1k", "AWP", "gamma"),
     "table6": _trained_on_lsvq,
     "table7": partial(_per_dataset, _SCRIPTS, _fine_tuned),
     "table8": partial(_per_dataset, _IMAGE_SCRIPTS, _on_images),
-    "table9": _of_a_gamma_on_lsvq,
-    "table10": partial(_of_a_value, _weight_decay, "weight_decay", "youtube-ugc"),
-    "table11": partial(_of_a_value, _augmentation, "augmentation", "youtube-ugc"),
-    "table12": partial(_of_a_value, _rwp, "gamma", "youtube-ugc"),
-    "table13": partial(_of_a_value, _awp, "gamma", "youtube-ugc"),
+    "table9": _trained_on_lsvq,
+    "table10": partial(_of_a_value, "youtube-ugc", "weight decay", "weight_decay"),
+    "table11": partial(_of_a_value, "youtube-ugc", "augmentation", "augmentation"),
+    "table12": partial(_of_a_value, "youtube-ugc", "RWP", "gamma"),
+    "table13": partial(_of_a_value, "youtube-ugc", "AWP", "gamma"),
 }
 
-_DECAYS = (0.0, 0.0005, 0.005, 0.05, 0.5)
-_GAMMAS = (0.0, 1e-5, 1e-4, 1e-3, 1e-2)
 
-
-def _figures() -> tuple[Exhibit, ...]:
+def _figures() -> Iterator[Exhibit]:
     """Landscapes that carry the paper's argument, arranged by us.
 
-    Figure 1 has epochs of one model and several models; Figures 2 and 3 the four ways to flatten
-    on KoNViD-1k, Figure 4 the same on YouTube-UGC. "Epochs" are trainings of that length, each with
-    its whole learning-rate schedule, because a training keeps the weights of its chosen epoch only.
+    "Epochs" are trainings of that length, each with its whole learning-rate schedule, because a
+    training keeps the weights of its chosen epoch only.
     """
-    konvid, youtube = "konvid-1k", "youtube-ugc"
-    epochs = {f"{number} epochs": analysed(konvid, epochs=number) for number in (5, 10, 20)}
-    epochs["all epochs"] = analysed(konvid)
-    models = {name: _model(script, konvid) for name, script in _SCRIPTS.items()}
+    epochs = {f"{n} epochs": analysed("konvid-1k", more=("--epochs", n)) for n in ("5", "10", "20")}
+    epochs["all epochs"] = analysed("konvid-1k")
+    models = {name: _on_konvid(script) for name, script in _SCRIPTS.items()}
+    gammas = (0.0, 1e-5, 1e-4, 1e-3, 1e-2)
+    settings: dict[str, Iterable[Any]] = {
+        "weight decay": (0.0, 0.0005, 0.005, 0.05, 0.5),
+        "augmentation": _AUGMENTATIONS,
+    }
     # Table 13 has no row for AWP with gamma 0.01 on YouTube-UGC.
-    reported = _GAMMAS[:-1]
-    return (
-        Exhibit(
-            "figure1",
-            "loss landscape across epochs and across models (KoNViD-1k)",
-            _panel("FAST-VQA, length of training", epochs) + _panel("models", models),
+    all_four = {**settings, "RWP": gammas, "AWP": gammas[:-1]}
+    cells_by_title = {
+        "across epochs and across models (KoNViD-1k)": (
+            _panel("FAST-VQA, length of training", epochs) + _panel("models", models)
         ),
-        Exhibit(
-            "figure2",
-            "loss landscape by weight decay and augmentation (FAST-VQA, KoNViD-1k)",
-            _settings_panels(konvid),
+        "by weight decay and augmentation (FAST-VQA, KoNViD-1k)": _panels("konvid-1k", settings),
+        "by weight perturbation (FAST-VQA, KoNViD-1k)": (
+            _panels("konvid-1k", {"RWP": gammas, "AWP": gammas})
         ),
-        Exhibit(
-            "figure3",
-            "loss landscape by weight perturbation (FAST-VQA, KoNViD-1k)",
-            _perturbation_panels(konvid, _GAMMAS),
-        ),
-        Exhibit(
-            "figure4",
-            "loss landscape by all four ways (FAST-VQA, YouTube-UGC)",
-            _settings_panels(youtube) + _perturbation_panels(youtube, reported),
-        ),
-    )
+        "by all four ways (FAST-VQA, YouTube-UGC)": _panels("youtube-ugc", all_four),
+    }
+    for number, (title, cells) in enumerate(cells_by_title.items(), start=1):
+        yield Exhibit(f"figure{number}", f"loss landscape {title}", cells)
 
 
-def _settings_panels(dataset: str) -> Cells:
-    decays = dict(_weight_decay(dataset, value) for value in _DECAYS)
-    augmentations = dict(_augmentation(dataset, value) for value in _AUGMENTATIONS)
-    return _panel("weight decay", decays) + _panel("augmentation", augmentations)
+def _panels(dataset: str, settings: Mapping[str, Iterable[Any]]) -> Cells:
+    """Axes for each setting, with a curve for each of its values."""
+    cells: Cells = ()
+    for setting, values in settings.items():
+        cells += _panel(setting, dict(_varied(dataset, setting, value) for value in values))
+    return cells
 
 
-def _perturbation_panels(dataset: str, awp_gammas: tuple[float, ...]) -> Cells:
-    random = dict(_rwp(dataset, value) for value in _GAMMAS)
-    adversarial = dict(_awp(dataset, value) for value in awp_gammas)
-    return _panel("RWP", random) + _panel("AWP", adversarial)
-
-
-def _panel(title: str, trainings: Mapping[str, Training]) -> Cells:
+def _panel(title: str, trainings: Mapping[str, PlannedRun]) -> Cells:
     """Curves in one axes, by label, and the numbers beside them."""
-    numbers = {"sharpness": ("", "sharpness")}
-    numbers |= {f"{part} SRCC": (part, "srcc") for part in ("gap", "test")}
+    numbers = {
+        "sharpness": ("", "sharpness"),
+        "gap SRCC": ("gap", "srcc"),
+        "test SRCC": ("test", "srcc"),
+    }
     return tuple(
         Cell(label, column, training, part, metric, panel=title)
         for label, training in trainings.items()

@@ -19,7 +19,6 @@ from vqa.reproduction.sources import Sources, extractions
 from vqa.store import Store
 
 EXAMPLES = Path(__file__).resolve().parents[2]
-_TAIL = 15  # lines
 
 # Runs a command with its output added to a file and some environment variables set.
 Launcher = Callable[[Sequence[str], Path, Mapping[str, str]], int]
@@ -29,14 +28,10 @@ Launcher = Callable[[Sequence[str], Path, Mapping[str, str]], int]
 class Machine:
     """How runs use this machine; none of it changes what they learn."""
 
-    jobs: int = 1
-    """Runs side by side."""
-    torchrun: int = 0
-    """Processes of a run under torchrun; 0 without it."""
-    gpus: tuple[str, ...] = ()
-    """Devices that the jobs divide among themselves; every job sees all of them if empty."""
-    flags: tuple[str, ...] = ()
-    """Settings such as --workers for every run."""
+    jobs: int = 1  # runs side by side
+    torchrun: int = 0  # processes of a run under torchrun; 0 without it
+    gpus: tuple[str, ...] = ()  # divided among the jobs; every job sees all of them if empty
+    flags: tuple[str, ...] = ()  # settings such as --workers for every run
 
     def __post_init__(self) -> None:
         if self.jobs < 1 or self.torchrun < 0:
@@ -65,8 +60,7 @@ class Failure:
 
     run: PlannedRun
     why: str
-    tail: str = ""
-    """The last lines of its log."""
+    tail: str = ""  # the last lines of its log
 
 
 def command(run: PlannedRun, sources: Sources, machine: Machine, store: Store) -> list[str]:
@@ -97,30 +91,51 @@ def note_of(run: PlannedRun, command: Sequence[str]) -> dict[str, object]:
     return {"run": asdict(run), "passes": run.passes, "command": list(command)}
 
 
+def launch(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> int:
+    """Run a command to its end, its output added to the log; its exit status."""
+    with log.open("a", encoding="utf-8") as file:
+        file.write(f"$ {shlex.join(command)}\n")
+        file.flush()
+        return subprocess.run(  # noqa: S603  # a script of this repository
+            list(command),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            check=False,
+        ).returncode
+
+
 def execute(
     runs: Sequence[PlannedRun],
     sources: Sources,
     machine: Machine,
     store: Store,
-    launcher: Launcher | None = None,
+    launcher: Launcher = launch,
 ) -> tuple[Failure, ...]:
-    """Do runs, each after the one that it starts from; what fails does not stop the others.
-
-    A launcher runs a command; as a process by default.
-    """
-    launcher = launcher or launch
+    """Do runs, each after the one that it starts from; what fails does not stop the others."""
     failures = _extract(runs, sources, store, launcher)
     lacking = {failure.run for failure in failures}
     ready = [run for run in runs if run not in lacking]
     environments = machine.environments()
 
-    def do(run: PlannedRun) -> Failure | None:
+    def do(run: PlannedRun) -> list[Failure]:
+        if run.start is not None and store.results(run.start) is None:
+            return [Failure(run, f"{run.start.name}, from which it starts, is not finished")]
+        own = command(run, sources, machine, store)
+        store.note(run, note_of(run, own))
         environment = environments.get()
         try:
-            own = command(run, sources, machine, store)
-            return _do(run, own, store, launcher, environment)
+            status = launcher(own, store.log(run), environment)
         finally:
             environments.put(environment)
+        why = f"exit status {status}" if status != 0 else ""
+        try:
+            if status == 0 and store.results(run) is None:
+                why = "it wrote no results.json"
+        except ValueError as error:
+            why = str(error)
+        return [Failure(run, why, tail(store.log(run)))] if why else []
 
     others = set(ready)
     order = TopologicalSorter({run: others.intersection(run.chain[:-1]) for run in ready})
@@ -131,8 +146,7 @@ def execute(
             while order.is_active():
                 side_by_side = order.get_ready()
                 for future in as_completed([pool.submit(do, run) for run in side_by_side]):
-                    failure = future.result()
-                    failures += [] if failure is None else [failure]
+                    failures += future.result()
                     bar.update()
                 order.done(*side_by_side)
         finally:
@@ -155,52 +169,13 @@ def _extract(
     return [failures[run] for run in runs if run in failures]
 
 
-def _do(
-    run: PlannedRun,
-    command: Sequence[str],
-    store: Store,
-    launcher: Launcher,
-    environment: Mapping[str, str],
-) -> Failure | None:
-    if run.start is not None and store.results(run.start) is None:
-        return Failure(run, f"{run.start.name}, from which it starts, is not finished")
-    store.note(run, note_of(run, command))
-    status = launcher(command, store.log(run), environment)
-    why = ""
-    try:
-        if status != 0:
-            why = f"exit status {status}"
-        elif store.results(run) is None:
-            why = "it wrote no results.json"
-    except ValueError as error:
-        why = str(error)
-    return Failure(run, why, tail(store.log(run))) if why else None
-
-
-def launch(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> int:
-    """Run a command to its end, its output added to the log; its exit status."""
-    with log.open("a", encoding="utf-8") as file:
-        file.write(f"$ {shlex.join(command)}\n")
-        file.flush()
-        return subprocess.run(  # noqa: S603  # a script of this repository
-            list(command),
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **environment},
-            check=False,
-        ).returncode
-
-
-def tail(log: Path, lines: int = _TAIL) -> str:
+def tail(log: Path, lines: int = 15) -> str:
     """The last lines of a log; of a progress bar, its last state."""
     if not log.is_file():
         return ""
+    every = []
     with log.open(encoding="utf-8", errors="replace", newline="\n") as file:
-        every = [_last_state(line) for line in file]
+        for line in file:
+            states = [state.strip() for state in line.split("\r")]
+            every.append(next(filter(None, reversed(states)), ""))
     return "\n".join(every[-lines:])
-
-
-def _last_state(line: str) -> str:
-    states = [state.strip() for state in line.split("\r")]
-    return next(filter(None, reversed(states)), "")

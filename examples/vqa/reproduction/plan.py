@@ -17,26 +17,13 @@ State = Literal["finished", "interrupted", "to do", "impossible"]
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """Device hours and bytes on disk of one run."""
-
-    hours: float
-    size: float
-    recorded: bool
-    """From finished runs of the same kind rather than from an assumption."""
-
-
-@dataclass(frozen=True)
 class Assumption:
     """Nobody measured these: one data-centre GPU that never waits for the disk."""
 
     epochs: int
-    train_seconds: float
-    """Per training sample and pass."""
-    test_seconds: float
-    """Per tested sample."""
-    size: float
-    """Bytes: five copies of the weights in last.pt and best.pt, 4 bytes each."""
+    train_seconds: float  # per training sample and pass
+    test_seconds: float  # per tested sample
+    size: float  # bytes: five copies of the weights in last.pt and best.pt, 4 bytes each
 
 
 ASSUMED: Mapping[str, Assumption] = {
@@ -45,38 +32,33 @@ ASSUMED: Mapping[str, Assumption] = {
     "sama_iqa": Assumption(50, 0.006, 0.003, 28e6 * 20),
     "simple_vqa": Assumption(10, 0.05, 0.03, 25e6 * 20),
 }
-ASSUMED_TINY = Estimate(hours=2 / 60, size=1e6, recorded=False)
 
 
 @dataclass(frozen=True)
 class Item:
-    """One run of a plan."""
-
     run: PlannedRun
     state: State
-    estimate: Estimate
-    why: str = ""
-    """What an impossible run lacks."""
+    hours: float  # of the device
+    size: float  # bytes on disk
+    recorded: bool  # both from finished runs of the same kind rather than from an assumption
+    why: str = ""  # what an impossible run lacks
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Every run of some tables and figures, in the order in which they can be done."""
+# Every run of some tables and figures, in the order in which they can be done.
+Plan = tuple[Item, ...]
 
-    items: tuple[Item, ...]
 
-    @property
-    def to_run(self) -> tuple[PlannedRun, ...]:
-        """The runs that are not finished and can be."""
-        return tuple(item.run for item in self.items if item.state in ("to do", "interrupted"))
+def to_run(plan: Plan) -> tuple[PlannedRun, ...]:
+    """The runs that are not finished and can be."""
+    return tuple(item.run for item in plan if item.state in ("to do", "interrupted"))
 
 
 def needed_runs(
     exhibits: Sequence[Exhibit], sweep: Sweep, only: Sequence[str] = ()
 ) -> tuple[PlannedRun, ...]:
-    """Runs that tables and figures need, each once, after the one that it starts from.
+    """Runs of these tables and figures, or `only` of rows and curves with some labels.
 
-    Without labels of rows and curves in `only`, those of all of them.
+    Each is there once, after the one that it starts from.
     """
     runs: dict[PlannedRun, None] = {}
     for exhibit in exhibits:
@@ -99,10 +81,7 @@ def check_labels(exhibits: Sequence[Exhibit], only: Sequence[str]) -> None:
 
 
 def shard(runs: Sequence[PlannedRun], number: int, of: int) -> tuple[PlannedRun, ...]:
-    """The share of one of several machines, numbered from 1.
-
-    Runs that start from one another stay together.
-    """
+    """The share of a machine, numbered from 1; runs that start from one another stay together."""
     firsts = dict.fromkeys(run.chain[0] for run in runs)
     places = {first: place for place, first in enumerate(firsts)}
     return tuple(run for run in runs if places[run.chain[0]] % of == number - 1)
@@ -113,10 +92,7 @@ def make_plan(
     store: Store,
     missing: Callable[[PlannedRun], str | None] = lambda run: None,
 ) -> Plan:
-    """Look up every run, each after the one that it starts from.
-
-    `missing` says what a run lacks to be run.
-    """
+    """Look up every run, each after the one that it starts from; `missing` says what it lacks."""
     recorded = _recorded_costs(store)
     items: dict[PlannedRun, Item] = {}
     for run in runs:
@@ -128,8 +104,8 @@ def make_plan(
             state, lacks = "finished", None
         elif lacks is not None:
             state = "impossible"
-        items[run] = Item(run, state, _estimate(run, recorded), lacks or "")
-    return Plan(tuple(items.values()))
+        items[run] = Item(run, state, *_estimate(run, recorded), lacks or "")
+    return tuple(items.values())
 
 
 # Seconds of a pass and bytes of every finished run, by script, preset and data set.
@@ -145,13 +121,13 @@ def _recorded_costs(store: Store) -> _Costs:
     return recorded
 
 
-def _estimate(run: PlannedRun, recorded: _Costs) -> Estimate:
-    """What a run will cost. A second pass per step is taken to double its time."""
+def _estimate(run: PlannedRun, recorded: _Costs) -> tuple[float, float, bool]:
+    """Hours, size, and whether they are recorded. A second pass is taken to double the time."""
     if own := recorded.get((run.script, run.preset, run.dataset)):
         seconds, size = (statistics.median(values) for values in zip(*own, strict=True))
-        return Estimate(seconds * run.passes / 3600, size, recorded=True)
-    if run.preset == "tiny":
-        return ASSUMED_TINY
+        return seconds * run.passes / 3600, size, True
+    if run.preset == "tiny":  # assumed, as those below
+        return 2 / 60, 1e6, False
     costs, samples = ASSUMED[run.script], sizes(run.dataset)
     epochs = int(run.value("--epochs") or costs.epochs)
     tested = epochs * samples["test"] + samples.total() - samples["train"] - samples["test"]
@@ -160,14 +136,14 @@ def _estimate(run: PlannedRun, recorded: _Costs) -> Estimate:
         tested += samples["train"]
     trained = epochs * samples["train"] * run.passes
     seconds = trained * costs.train_seconds + tested * costs.test_seconds
-    return Estimate(seconds / 3600, costs.size, recorded=False)
+    return seconds / 3600, costs.size, False
 
 
 def describe_plan(
     plan: Plan, exhibits: Sequence[Exhibit], sweep: Sweep, only: Sequence[str] = ()
 ) -> str:
     """The plan to read: every table and figure with its runs, then every run."""
-    items = {item.run: item for item in plan.items}
+    items = {item.run: item for item in plan}
     lines = ["Runs that are finished, of those needed, and device hours for the others:"]
     for exhibit in exhibits:
         own = [items[run] for run in needed_runs((exhibit,), sweep, only) if run in items]
@@ -176,38 +152,35 @@ def describe_plan(
         counts = f"{exhibit.name:<8} {done:>3} of {len(own):>3} {_hours(left):>7.1f} h"
         lines.append(f"  {counts}  {exhibit.title}")
     lines.append("Runs, each once, with the estimated device hours of those to do:")
-    for item in plan.items:
-        cost = "" if item.state == "finished" else f" {item.estimate.hours:8.2f} h"
+    for item in plan:
+        cost = "" if item.state == "finished" else f" {item.hours:8.2f} h"
         lines.append(f"  {item.state:<11}{cost:<11} {item.run.name}  {item.run.describe()}")
-    extracted = map(describe_extraction, extractions(plan.to_run))
+    extracted = map(describe_extraction, extractions(to_run(plan)))
     lines += [f"Before them, SimpleVQA's features: {cost}" for cost in extracted]
-    reasons = Counter(item.why for item in plan.items if item.why)
+    reasons = Counter(item.why for item in plan if item.why)
     lines += [f"Impossible, {number} runs: {why}" for why, number in reasons.items()]
-    return "\n".join([*lines, *_summary(plan, sweep)])
+    return "\n".join([*lines, *_summary(plan, "GPU" if sweep.comparable else "CPU")])
 
 
-def _summary(plan: Plan, sweep: Sweep) -> Iterator[str]:
-    device = "GPU" if sweep.data.comparable else "CPU"
-    finished = sum(item.state == "finished" for item in plan.items)
-    yield f"{len(plan.items)} runs: {finished} finished, {len(plan.to_run)} to run."
-    to_run = [item for item in plan.items if item.state in ("to do", "interrupted")]
-    impossible = [item for item in plan.items if item.state == "impossible"]
-    for what, items in (("To run", to_run), ("Impossible ones would be", impossible)):
+def _summary(plan: Plan, device: str) -> Iterator[str]:
+    possible = [item for item in plan if item.state in ("to do", "interrupted")]
+    impossible = [item for item in plan if item.state == "impossible"]
+    finished = len(plan) - len(possible) - len(impossible)
+    yield f"{len(plan)} runs: {finished} finished, {len(possible)} to run."
+    for what, items in (("To run", possible), ("Impossible ones would be", impossible)):
         if items:
-            size = sum(item.estimate.size for item in items)
+            size = sum(item.size for item in items)
+            assumed = sum(not item.recorded for item in items)
+            basis = "assumed, not measured"
+            if assumed == 0:
+                basis = "from recorded times of runs of the same kind"
+            elif assumed < len(items):
+                basis += f" for {assumed} of {len(items)} runs, else recorded"
             yield (
                 f"{what}: about {_hours(items):.3g} {device} hours and {size / 1e9:.3g} GB on"
-                f" disk, {_basis(items)}."
+                f" disk, {basis}."
             )
 
 
 def _hours(items: Sequence[Item]) -> float:
-    return sum(item.estimate.hours for item in items)
-
-
-def _basis(items: Sequence[Item]) -> str:
-    assumed = sum(not item.estimate.recorded for item in items)
-    if assumed == 0:
-        return "from recorded times of runs of the same kind"
-    others = "" if assumed == len(items) else f" for {assumed} of {len(items)} runs, else recorded"
-    return f"assumed, not measured{others}"
+    return sum(item.hours for item in items)

@@ -1,35 +1,135 @@
-"""Markdown, CSV, JSON and pictures of tables and figures, whatever part of them is measured."""
+"""Tables and figures of what is measured so far: Markdown, CSV, JSON and pictures."""
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from matplotlib.figure import Figure
 
 from vqa.figures import draw_curves
 from vqa.io.files import replacing, write_csv, write_json
-from vqa.reproduction.catalogue import Exhibit
+from vqa.metrics import summarise
+from vqa.reproduction.catalogue import Cell, Exhibit
 from vqa.reproduction.launch import Failure
-from vqa.reproduction.measured import (
-    MeasuredCell,
-    MeasuredTable,
-    finished,
-    measured_table,
-    rises,
-)
 from vqa.reproduction.runs import PlannedRun, Sweep
 from vqa.store import Results, Store
 
-_WIDTH, _HEIGHT = 4.4, 4.6  # inches of a figure's panel
+Status = Literal["measured", "not measured", "cited"]
 _NOT_COMPARABLE = "mini-UGC, synthetic scores: not comparable with the paper's column."
 _CHOSEN = {
     "validation": "Epochs are chosen on a validation part of the training samples.",
     "test": "Epochs are chosen on the test part, as in the published code, so scores are too high.",
     "last": "Every score is that of the last epoch.",
 }
+
+
+@dataclass(frozen=True)
+class MeasuredCell:
+    """One number over seeds, beside the paper's; of each seed it is the median over splits."""
+
+    cell: Cell
+    comparable: bool  # whether the two were measured on the same data
+    seeds: tuple[int, ...] = ()  # those of which every split is finished
+    values: tuple[float, ...] = ()  # one for each of them; NaN where a score was not defined
+    results: Mapping[PlannedRun, Results] = field(default_factory=dict)  # of incomplete seeds, too
+    needed: int = 0  # runs for all seeds
+
+    @property
+    def mean(self) -> float | None:
+        """Over seeds; None as long as there is no complete one."""
+        return summarise(self.values).mean if self.values else None
+
+    @property
+    def spread(self) -> float | None:
+        """Sample standard deviation over seeds; None for fewer than two."""
+        return summarise(self.values).spread if len(self.values) > 1 else None
+
+    @property
+    def status(self) -> Status:
+        if self.cell.training is None:
+            return "cited"
+        return "not measured" if self.mean is None else "measured"
+
+    @property
+    def difference(self) -> float | None:
+        """Measured minus reported; None where they do not compare."""
+        if self.mean is None or self.cell.reported is None or not self.comparable:
+            return None
+        return self.mean - self.cell.reported
+
+    def text(self) -> str:
+        """What was measured, and the difference to the paper."""
+        if self.status == "cited":
+            return ""
+        if self.mean is None:
+            progress = f" ({len(self.results)}/{self.needed} runs)" if self.results else ""
+            return f"not measured{progress}"
+        if math.isnan(self.mean):
+            return "undefined"
+        spread = "" if self.spread is None else f" ± {self.spread:.3f}"
+        difference = "" if self.difference is None else f" ({self.difference:+.3f})"
+        some = "" if len(self.results) == self.needed else f" [{len(self.seeds)} seeds]"
+        return f"{self.mean:.3f}{spread}{difference}{some}"
+
+    def reported_text(self) -> str:
+        return "-" if self.cell.reported is None else f"{self.cell.reported:.3f}"
+
+
+@dataclass(frozen=True)
+class MeasuredTable:
+    exhibit: Exhibit
+    cells: tuple[MeasuredCell, ...]
+
+    @property
+    def rows(self) -> dict[str, list[MeasuredCell]]:
+        by_row = groupby(self.cells, key=lambda own: own.cell.row)
+        return {row: list(cells) for row, cells in by_row}
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(own.cell.column for own in self.cells))
+
+    @property
+    def has_reported(self) -> bool:
+        return any(own.cell.reported is not None for own in self.cells)
+
+    @property
+    def results(self) -> dict[PlannedRun, Results]:
+        """Of every finished run behind a number."""
+        return {run: found for own in self.cells for run, found in own.results.items()}
+
+
+def _measured_table(exhibit: Exhibit, sweep: Sweep, store: Store) -> MeasuredTable:
+    return MeasuredTable(exhibit, tuple(_measured(cell, sweep, store) for cell in exhibit.cells))
+
+
+def _measured(cell: Cell, sweep: Sweep, store: Store) -> MeasuredCell:
+    comparable = sweep.comparable and not cell.panel
+    if cell.training is None:
+        return MeasuredCell(cell, comparable)
+    runs = sweep.runs(cell.training)
+    looked_up = {run: store.results(run) for run in runs}
+    found = {run: results for run, results in looked_up.items() if results is not None}
+    seeds, values = [], []
+    for seed in sweep.seeds:
+        of_seed = [run for run in runs if run.seed == seed]
+        if all(run in found for run in of_seed):
+            seeds.append(seed)
+            values.append(statistics.median(_value(found[run], cell, sweep) for run in of_seed))
+    return MeasuredCell(cell, comparable, tuple(seeds), tuple(values), found, len(runs))
+
+
+def _value(results: Results, cell: Cell, sweep: Sweep) -> float:
+    if cell.metric == "sharpness":
+        return results.sharpness
+    return results.score(sweep.part(cell.part), cell.metric)
 
 
 def write_report(
@@ -40,22 +140,28 @@ def write_report(
     failures: Sequence[Failure] = (),
     settings: Mapping[str, object] | None = None,
 ) -> list[Path]:
-    """Write every table and figure into files of its own, and all of them into report.md.
-
-    With the runs that failed just now, and for the JSON files the settings of the command.
-    """
+    """Write every table and figure into files of its own, and all of them into report.md."""
+    context = {
+        "source": "reported: the paper's numbers, see vqa/reproduction/tables.json",
+        "data": sweep.data,
+        "comparable": sweep.comparable,
+        "note": None if sweep.comparable else _NOT_COMPARABLE,
+        "replaced": sweep.replaced,
+        "select_on": sweep.select_on,
+        "seeds": sweep.seeds,
+        "command": settings or {},
+    }
     paths, sections = [], [_introduction(sweep)]
     for exhibit in exhibits:
-        table = measured_table(exhibit, sweep, store)
-        results = finished(table.runs, store)
+        table = _measured_table(exhibit, sweep, store)
         picture = folder / f"{exhibit.name}.png"
-        drawn = _draw(exhibit, sweep, store, picture)
-        sections.append(_section(table, results, picture.name if drawn else None))
+        drawn = _draw(table, sweep, picture)
+        sections.append(_section(table, picture.name if drawn else None))
         own = [folder / f"{exhibit.name}.{kind}" for kind in ("md", "csv", "json")]
         _write_text(own[0], f"{_introduction(sweep)}\n\n{sections[-1]}")
-        rows = list(_csv_rows(table, results))
+        rows = list(_csv_rows(table))
         write_csv(own[1], list(rows[0]), (list(row.values()) for row in rows))
-        write_json(own[2], {**_context(sweep, settings), **_document(table, results)})
+        write_json(own[2], {**context, **_document(table)})
         paths += [*own, picture] if drawn else own
     if failures:
         sections.append(_failures(failures))
@@ -67,11 +173,10 @@ def write_report(
 def terminal_report(
     exhibits: Sequence[Exhibit], sweep: Sweep, store: Store, failures: Sequence[Failure] = ()
 ) -> str:
-    """The tables, to be printed."""
-    tables = [measured_table(exhibit, sweep, store) for exhibit in exhibits]
+    tables = [_measured_table(exhibit, sweep, store) for exhibit in exhibits]
     sections = [f"{_name(table.exhibit)}\n{_terminal_table(table)}" for table in tables]
     sections += [f"Failed: {own.run.describe()}: {own.why}\n{own.tail}" for own in failures]
-    if not sweep.data.comparable:
+    if not sweep.comparable:
         sections.append(_NOT_COMPARABLE)
     return "\n\n".join(sections)
 
@@ -85,12 +190,12 @@ def _introduction(sweep: Sweep) -> str:
     seeds = ", ".join(map(str, sweep.seeds))
     several = len(sweep.seeds) > 1
     of_seeds = f"Mean ± standard deviation over seeds {seeds}." if several else f"Seed {seeds}."
-    lines = [f"Data: {sweep.data.name}. {of_seeds} {_CHOSEN[sweep.select_on]}"]
-    if sweep.data.comparable:
+    lines = [f"Data: {sweep.data}. {of_seeds} {_CHOSEN[sweep.select_on]}"]
+    if sweep.comparable:
         lines.append("Upright: measured (difference to the paper). *Italics: the paper's number.*")
     else:
         lines.append(f"**{_NOT_COMPARABLE}** *Italics: the paper's numbers on its own data.*")
-        lines.append("Replaced:\n\n" + "\n".join(f"* {note};" for note in sweep.data.notes))
+        lines.append("Replaced:\n\n" + "\n".join(f"* {what};" for what in sweep.replaced))
     if sweep.flags:
         lines.append(f"Further settings of every run: `{' '.join(sweep.flags)}`.")
     return "\n\n".join(lines)
@@ -101,15 +206,13 @@ def _name(exhibit: Exhibit) -> str:
     return f"{kind.capitalize()} {exhibit.name.removeprefix(kind)}: {exhibit.title}"
 
 
-def _section(
-    table: MeasuredTable, results: Mapping[PlannedRun, Results], picture: str | None
-) -> str:
-    exhibit = table.exhibit
+def _section(table: MeasuredTable, picture: str | None) -> str:
+    exhibit, results = table.exhibit, table.results
     lines = [f"## {_name(exhibit)}", _markdown_table(table)]
     if picture is not None:
         lines.insert(1, f"![{exhibit.title}]({picture})")
     if results:
-        made_by = ", ".join(f"`{revision}`" for revision in _revisions(table.runs, results))
+        made_by = ", ".join(f"`{revision}`" for revision in _revisions(results))
         lines.append(
             f"{len(results)} finished runs, by revision {made_by};"
             f" settings, seeds and versions of each are in `{exhibit.name}.json`."
@@ -158,10 +261,7 @@ def _failures(failures: Sequence[Failure]) -> str:
     return "\n\n".join(parts)
 
 
-def _csv_rows(
-    table: MeasuredTable, results: Mapping[PlannedRun, Results]
-) -> Iterator[dict[str, object]]:
-    """A row for every cell."""
+def _csv_rows(table: MeasuredTable) -> Iterator[dict[str, object]]:
     for own in table.cells:
         yield {
             "exhibit": table.exhibit.name,
@@ -171,11 +271,11 @@ def _csv_rows(
             "measured_mean": _or_empty(own.mean),
             "measured_spread": _or_empty(own.spread),
             "seeds": " ".join(map(str, own.seeds)),
-            "runs": " ".join(run.name for run in own.runs),
+            "runs": " ".join(run.name for run in own.results),
             "reported": _or_empty(own.cell.reported),
             "comparable": own.comparable,
             "difference": _or_empty(own.difference),
-            "revisions": " ".join(_revisions(own.runs, results)),
+            "revisions": " ".join(_revisions(own.results)),
         }
 
 
@@ -183,30 +283,13 @@ def _or_empty(value: float | None) -> object:
     return "" if value is None or math.isnan(value) else value
 
 
-def _revisions(runs: Sequence[PlannedRun], results: Mapping[PlannedRun, Results]) -> list[str]:
+def _revisions(results: Mapping[PlannedRun, Results]) -> list[str]:
     """Git revisions by which finished runs were made."""
-    found: dict[str, None] = {}
-    for run in runs:
-        provenance: Mapping[str, object] = results[run].document.get("provenance") or {}
-        found[str(provenance.get("git_revision") or "unknown")] = None
-    return list(found)
+    provenances = (found.document.get("provenance") or {} for found in results.values())
+    return list(dict.fromkeys(str(own.get("git_revision") or "unknown") for own in provenances))
 
 
-def _context(sweep: Sweep, settings: Mapping[str, object] | None) -> dict[str, object]:
-    return {
-        "source": "reported: the paper's numbers, see vqa/reproduction/tables.json",
-        "data": sweep.data.name,
-        "comparable": sweep.data.comparable,
-        "note": None if sweep.data.comparable else _NOT_COMPARABLE,
-        "replaced": list(sweep.data.notes),
-        "select_on": sweep.select_on,
-        "seeds": sweep.seeds,
-        "command": dict(settings or {}),
-    }
-
-
-def _document(table: MeasuredTable, results: Mapping[PlannedRun, Results]) -> dict[str, object]:
-    """Everything as plain values, with what every measured number was made of."""
+def _document(table: MeasuredTable) -> dict[str, object]:
     return {
         "name": table.exhibit.name,
         "title": table.exhibit.title,
@@ -214,7 +297,7 @@ def _document(table: MeasuredTable, results: Mapping[PlannedRun, Results]) -> di
             {"label": row, "cells": [_cell_document(own) for own in cells]}
             for row, cells in table.rows.items()
         ],
-        "runs": {run.name: _run_document(run, found) for run, found in results.items()},
+        "runs": {run.name: _run_document(run, found) for run, found in table.results.items()},
     }
 
 
@@ -224,7 +307,7 @@ def _cell_document(own: MeasuredCell) -> dict[str, object]:
         "spread": own.spread,
         "seeds": own.seeds,
         "values": own.values,
-        "runs": [run.name for run in own.runs],
+        "runs": [run.name for run in own.results],
         "needed_runs": own.needed,
     }
     return {
@@ -238,7 +321,6 @@ def _cell_document(own: MeasuredCell) -> dict[str, object]:
 
 
 def _run_document(run: PlannedRun, found: Results) -> dict[str, object]:
-    """Configuration, seed and origin of a finished run."""
     keys = ("opinion_scores", "settings", "seconds", "processes", "provenance")
     return {
         "description": run.describe(),
@@ -249,30 +331,35 @@ def _run_document(run: PlannedRun, found: Results) -> dict[str, object]:
     }
 
 
-def _draw(exhibit: Exhibit, sweep: Sweep, store: Store, path: Path) -> bool:
-    """Draw how far the loss rises around the weights of finished runs, with a band over seeds.
-
-    Returns:
-        Whether there was one; nothing is written otherwise.
-    """
+def _draw(table: MeasuredTable, sweep: Sweep, path: Path) -> bool:
+    """How far the loss rises around the weights of finished runs; False if there are none."""
     panels: dict[str, dict[str, torch.Tensor]] = {}
     positions = torch.empty(0)
-    for cell in exhibit.cells:
-        if cell.panel and cell.training is not None:
-            found = rises(finished(sweep.runs(cell.training), store).values())
-            if found is not None:
-                positions = torch.tensor(found[0], dtype=torch.float64)
-                panels.setdefault(cell.panel, {})[cell.label] = torch.tensor(found[1])
+    for own in table.cells:
+        landscapes = [found.landscape for found in own.results.values() if found.landscape]
+        if own.cell.panel and landscapes:
+            positions = torch.tensor(landscapes[0]["positions"], dtype=torch.float64)
+            panels.setdefault(own.cell.panel, {})[own.cell.label] = _rises(landscapes, positions)
     if not panels:
         return False
-    figure = Figure(figsize=(_WIDTH * len(panels), _HEIGHT), layout="constrained")
+    figure = Figure(figsize=(4.4 * len(panels), 4.6), layout="constrained")
     every = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (title, curves) in zip(every, panels.items(), strict=True):
         draw_curves(axes, positions, curves)
         axes.set_ylabel("rise of the training loss")
         axes.set_title(title, fontsize="medium")
-    here = "" if sweep.data.comparable else f"\nhere: {sweep.data.name}, synthetic scores"
-    figure.suptitle(f"{exhibit.title}{here}", fontsize="medium")
+    here = "" if sweep.comparable else f"\nhere: {sweep.data}, synthetic scores"
+    figure.suptitle(f"{table.exhibit.title}{here}", fontsize="medium")
     with replacing(path) as unfinished:
         figure.savefig(unfinished, dpi=120, format="png")
     return True
+
+
+def _rises(landscapes: Sequence[Mapping[str, Any]], positions: torch.Tensor) -> torch.Tensor:
+    """Losses minus the one of the weights themselves [runs, A]."""
+    centre = int(positions.abs().argmin())
+    rises = []
+    for landscape in landscapes:
+        losses = [math.nan if loss is None else float(loss) for loss in landscape["losses"]]
+        rises.append([loss - losses[centre] for loss in losses])
+    return torch.tensor(rises)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 from vqa.io.files import digest
@@ -11,13 +11,11 @@ from vqa.io.files import digest
 DataName = Literal["paper", "mini-ugc"]
 Selection = Literal["validation", "test", "last"]
 
-# Places on the loss curve that every run leaves; an odd number includes the weights themselves.
-LANDSCAPE_POINTS = 21
-
 # Data sets that are built where they are not there.
 GENERATED = ("mini-ugc", "mini-iqa")
 # They have official parts, so that there is nothing to draw.
 _ONE_SPLIT = frozenset({"lsvq", *GENERATED})
+_SPLITS = {"sama_iqa": tuple(range(10))}  # a score is the median over these
 _OTHER_DATASETS = frozenset({"lsvq-1080p", "konvid-1k", "live-vqc"})
 _REPLACEMENTS = (
     "models: the `tiny` preset of every script, from random weights, instead of the paper's",
@@ -31,40 +29,23 @@ _REPLACEMENTS = (
 
 
 @dataclass(frozen=True)
-class Training:
-    """What a cell or a curve needs to have been trained, whatever the seed and the split."""
-
-    script: str
-    """Name of the script in `examples/`, without its ending."""
-    preset: str
-    dataset: str
-    flags: tuple[str, ...] = ()
-    """Settings beside the preset's, as the script takes them."""
-    also_test: tuple[str, ...] = ()
-    """Further data sets that the trained model is tested on."""
-    start: Training | None = None
-    """The training whose chosen weights are fine-tuned."""
-    splits: tuple[int, ...] = (0,)
-    """Splits over which a score is the median."""
-
-
-@dataclass(frozen=True)
 class PlannedRun:
     """One call of a script: a training with one seed on one split.
 
-    Equal runs have equal names, whichever table asks for them, so that each is done once.
+    Equal runs have equal names, whichever table asks for them, so that each is done once. What a
+    cell of a table asks for is a run, too, whose seed, split and files `Sweep` fills in.
     """
 
-    script: str
+    script: str  # its name in `examples/`, without its ending
     preset: str
     dataset: str
-    flags: tuple[str, ...]
-    also_test: tuple[str, ...]
-    seed: int
-    split: int
-    start: PlannedRun | None = None
+    flags: tuple[str, ...] = ()  # settings beside the preset's, as the script takes them
+    also_test: tuple[str, ...] = ()  # further data sets that the trained model is tested on
+    start: PlannedRun | None = None  # whose chosen weights are fine-tuned
+    seed: int = 0
+    split: int = 0
+    # Of the files that decide the result: pretrained weights, annotations, media.
     digests: tuple[tuple[str, str], ...] = ()
-    """Digests of the files that decide the result: pretrained weights, annotations, media."""
 
     @property
     def name(self) -> str:
@@ -78,7 +59,6 @@ class PlannedRun:
 
     @property
     def datasets(self) -> tuple[str, ...]:
-        """Names of the data sets that it is trained or tested on."""
         return (self.dataset, *self.also_test)
 
     @property
@@ -94,7 +74,6 @@ class PlannedRun:
         return self.flags[places[-1] + 1] if places else None
 
     def describe(self) -> str:
-        """The run in a line."""
         more = f" from {self.start.name}" if self.start is not None else ""
         flags = f" {' '.join(self.flags)}" if self.flags else ""
         return (
@@ -104,93 +83,61 @@ class PlannedRun:
 
 
 @dataclass(frozen=True)
-class DataChoice:
-    """The data that tables are made of: the paper's, or generated stand-ins that everybody has.
+class Sweep:
+    """What all runs of a reproduction have in common: data, seeds, splits, settings."""
 
-    >>> choice = DataChoice("mini-ugc")
-    >>> choice.training(Training("sama_iqa", "paper", "spaq", splits=(0, 1))).dataset
-    'mini-iqa'
-    >>> choice.part("live-vqc")
-    'mini-ugc-ood'
-    """
-
-    name: DataName
+    data: DataName  # the paper's, or generated stand-ins that everybody has
+    seeds: tuple[int, ...] = (42,)
+    splits: tuple[int, ...] | None = None  # instead of every table's own
+    select_on: Selection = "validation"  # which scores choose the epoch
+    flags: tuple[str, ...] = ()  # further settings of every run
+    # Of files that decide results: pretrained weights by script, data sets by name.
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def comparable(self) -> bool:
         """Whether results may be held against the paper's numbers."""
-        return self.name == "paper"
+        return self.data == "paper"
 
     @property
-    def notes(self) -> tuple[str, ...]:
-        """What was replaced."""
+    def replaced(self) -> tuple[str, ...]:
+        """What stands in for what, in words."""
         return () if self.comparable else _REPLACEMENTS
-
-    def training(self, asked: Training) -> Training:
-        """What a training that a table asks for becomes."""
-        if self.comparable:
-            return asked
-        return Training(
-            script=asked.script,
-            preset="tiny",
-            dataset="mini-iqa" if asked.script == "sama_iqa" else "mini-ugc",
-            flags=_for_tiny(asked.flags),
-            start=None if asked.start is None else self.training(asked.start),
-        )
 
     def part(self, asked: str) -> str:
         """Part of the results from the one that a cell asks for."""
         return "mini-ugc-ood" if not self.comparable and asked in _OTHER_DATASETS else asked
 
+    def runs(self, asked: PlannedRun) -> tuple[PlannedRun, ...]:
+        """Every run behind what a cell asks for: seed by seed, split by split."""
+        run = asked if self.comparable else _stand_in(asked)
+        splits = self.splits or _SPLITS.get(run.script, (0,))
+        if run.dataset in _ONE_SPLIT:
+            splits = (0,)
+        return tuple(self._filled(run, seed, split) for seed in self.seeds for split in splits)
 
-def _for_tiny(flags: tuple[str, ...]) -> tuple[str, ...]:
-    """Without what means nothing for tiny models and sets with official parts.
+    def _filled(self, run: PlannedRun, seed: int, split: int) -> PlannedRun:
+        start = None if run.start is None else self._filled(run.start, seed, 0)
+        # An odd number of places on the loss curve includes the weights themselves.
+        common = ("--select-on", self.select_on, "--landscape-points", "21")
+        names = [*run.datasets]
+        names += [run.script] if start is None else []
+        names += ["slowfast"] if run.script == "simple_vqa" else []
+        digests = tuple((name, self.digests[name]) for name in names if name in self.digests)
+        flags = (*run.flags, *common, *self.flags)
+        return replace(run, flags=flags, start=start, seed=seed, split=split, digests=digests)
+
+
+def _stand_in(asked: PlannedRun) -> PlannedRun:
+    """The run of a tiny model on a generated data set, without what means nothing for these.
 
     Scoring the few training clips costs nothing, and more tables share a run this way.
     """
-    kept = [flag for flag in flags if flag != "--no-train-score"]
+    flags = [flag for flag in asked.flags if flag != "--no-train-score"]
     for name in ("--official-parts", "--protocol"):
-        if name in kept:
-            place = kept.index(name)
-            del kept[place : place + 2]
-    return tuple(kept)
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """What all runs of a reproduction have in common: seeds, splits, settings."""
-
-    data: DataChoice
-    seeds: tuple[int, ...] = (42,)
-    splits: tuple[int, ...] | None = None
-    """Instead of every table's own."""
-    select_on: Selection = "validation"
-    """Which scores choose the epoch."""
-    flags: tuple[str, ...] = ()
-    """Further settings of every run."""
-    digests: Mapping[str, str] = field(default_factory=dict)
-    """Of files that decide results: pretrained weights by script, data sets by name."""
-
-    def runs(self, asked: Training) -> tuple[PlannedRun, ...]:
-        """Every run behind a training: seed by seed, split by split."""
-        training = self.data.training(asked)
-        splits = (0,) if training.dataset in _ONE_SPLIT else self.splits or training.splits
-        return tuple(self._run(training, seed, split) for seed in self.seeds for split in splits)
-
-    def _run(self, training: Training, seed: int, split: int) -> PlannedRun:
-        start = None if training.start is None else self._run(training.start, seed, 0)
-        common = ("--select-on", self.select_on, "--landscape-points", str(LANDSCAPE_POINTS))
-        names = [training.dataset, *training.also_test]
-        names += [training.script] if start is None else []
-        names += ["slowfast"] if training.script == "simple_vqa" else []
-        return PlannedRun(
-            script=training.script,
-            preset=training.preset,
-            dataset=training.dataset,
-            flags=(*training.flags, *common, *self.flags),
-            also_test=training.also_test,
-            seed=seed,
-            split=split,
-            start=start,
-            digests=tuple((name, self.digests[name]) for name in names if name in self.digests),
-        )
+        if name in flags:
+            place = flags.index(name)
+            del flags[place : place + 2]
+    dataset = "mini-iqa" if asked.script == "sama_iqa" else "mini-ugc"
+    start = None if asked.start is None else _stand_in(asked.start)
+    return PlannedRun(asked.script, "tiny", dataset, tuple(flags), start=start)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,32 +31,21 @@ _SECONDS, _BYTES = 1.0, 0.7e6
 
 @dataclass(frozen=True)
 class Sources:
-    """Places of files."""
-
-    data_root: Path
-    """Folder with one folder for each data set, of its name."""
-    roots: Mapping[str, Path] = field(default_factory=dict)
-    """Data sets that lie elsewhere."""
-    annotations: Mapping[str, Path] = field(default_factory=dict)
-    """Annotation files that are not in their usual places."""
-    weights: Mapping[str, Path] = field(default_factory=dict)
-    """By script."""
-    features: Path = Path("features")
-    """Folder of SimpleVQA's features, one folder in it for each kind."""
-    from_scratch: bool = False
-    """Train from random weights where none are given."""
+    data_root: Path  # folder with one folder for each data set, of its name
+    roots: Mapping[str, Path] = field(default_factory=dict)  # of data sets that lie elsewhere
+    annotations: Mapping[str, Path] = field(default_factory=dict)  # not in their usual places
+    weights: Mapping[str, Path] = field(default_factory=dict)  # by script
+    features: Path = Path("features")  # of SimpleVQA, in one folder for each kind
+    from_scratch: bool = False  # train from random weights where none are given
 
     def root(self, dataset: str) -> Path:
-        """Folder of a data set."""
         return self.roots.get(dataset, self.data_root / dataset)
 
     def features_folder(self, dataset: str) -> Path:
-        """Where features of a data set are."""
         kind = dataset if dataset in _OF_ITS_OWN or dataset == "mini-ugc" else "videos"
         return self.features / kind
 
     def dataset_options(self, dataset: str) -> list[str]:
-        """What a script takes to read a data set."""
         options = ["--dataset", dataset, "--data-root", str(self.root(dataset))]
         if dataset in self.annotations:
             options += ["--annotations", str(self.annotations[dataset])]
@@ -89,9 +78,9 @@ class Sources:
         Of every data set that is there its place, annotation files, and sizes and times of change
         of the media files; of weights their content.
         """
-        weights = {name: sha256(file)[:16] for name, file in self.weights.items()}
         there = [name for name in datasets if self.root(name).is_dir()]
-        return {**{name: self._digest_of_data(name) for name in there}, **weights}
+        digests = {name: self._digest_of_data(name) for name in there}
+        return digests | {name: sha256(file)[:16] for name, file in self.weights.items()}
 
     def _digest_of_data(self, dataset: str) -> str:
         root, annotations = self.root(dataset), self.annotations.get(dataset)
@@ -134,43 +123,35 @@ def sizes(dataset: str) -> Counter[str]:
 
 
 def read_roots(entries: Sequence[str]) -> tuple[dict[str, Path], dict[str, Path]]:
-    """Roots and annotation files from entries `NAME=PATH` or `NAME=PATH,ANNOTATIONS`.
-
-    Raises:
-        ValueError: another form, an unknown data set, or a file that is not there.
-    """
+    """Roots and annotation files from entries `NAME=PATH` or `NAME=PATH,ANNOTATIONS`."""
     roots, annotations = {}, {}
-    for name, place in _named("roots", entries, tuple(SPECS)):
+    for name, place in _named("roots", entries, SPECS):
         root, comma, file = place.partition(",")
         roots[name] = Path(root)
         if comma:
-            annotations[name] = _existing("roots", Path(file))
+            annotations[name] = _existing("roots", file)
     return roots, annotations
 
 
 def read_weights(entries: Sequence[str]) -> dict[str, Path]:
-    """Weight files from entries `SCRIPT=FILE`.
-
-    Raises:
-        ValueError: another form, an unknown script, or a file that is not there.
-    """
-    named = _named("weights", entries, tuple(WEIGHTS))
-    return {name: _existing("weights", Path(file)) for name, file in named}
+    """Weight files from entries `SCRIPT=FILE`."""
+    named = _named("weights", entries, WEIGHTS)
+    return {name: _existing("weights", file) for name, file in named}
 
 
-def _named(argument: str, entries: Sequence[str], names: Sequence[str]) -> list[tuple[str, str]]:
-    pairs = []
+def _named(
+    argument: str, entries: Sequence[str], names: Collection[str]
+) -> Iterator[tuple[str, str]]:
     for entry in entries:
         name, equals, value = entry.partition("=")
         if not (equals and value) or name not in names:
             raise ValueError(
                 f"{argument}: expected NAME=PATH with a NAME of {', '.join(names)}, got {entry!r}"
             )
-        pairs.append((name, value))
-    return pairs
+        yield name, value
 
 
-def _existing(argument: str, file: Path) -> Path:
-    if not file.is_file():
+def _existing(argument: str, file: str) -> Path:
+    if not Path(file).is_file():
         raise ValueError(f"{argument}: expected a file, there is none: {file}")
-    return file
+    return Path(file)

@@ -6,34 +6,33 @@ import io
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from vqa.datasets.annotations import NAME_COLUMNS
-from vqa.datasets.media import Listing, find_file, folder_listing
-from vqa.datasets.specs import SPECS, DatasetError
+from vqa.datasets.media import Listing, find_file, list_files
+from vqa.datasets.specs import SPECS
 from vqa.datasets.tables import BLANK, Line, Table, columns_without_header, divided
 from vqa.io.files import MediaKind, kind_by_name
+from vqa.io.label_list import DatasetError
 
 _LISTS = (".txt", ".csv", ".tsv")
 
 
 @dataclass(frozen=True)
 class Found:
-    """A file that was asked for."""
-
     path: Path
-    error: str | None = None
-    """Why it cannot even be tried."""
+    error: str | None = None  # why it cannot even be tried
 
 
 @dataclass
 class Search:
-    """What was found, each file once, in the order found."""
+    """What was found, each file once, in the order found; what else was in folders, by sort."""
 
     files: list[Found] = field(default_factory=list)
     passed_over: Counter[str] = field(default_factory=Counter)
-    """What was in folders and is not scored: how many files of which sort."""
 
 
 def find_files(paths: Iterable[Path], kind: MediaKind) -> Search:
@@ -43,27 +42,22 @@ def find_files(paths: Iterable[Path], kind: MediaKind) -> Search:
     passed over where videos are wanted and the other way round, and so is what is called neither or
     begins with a dot. A path that ends in .txt, .csv or .tsv is a list (see `read_file_list`).
     Everything else, and everything on a list, is tried whatever its name.
-
-    Raises:
-        DatasetError: a list cannot be used.
     """
     search, seen = Search(), set()
     for path in paths:
-        for found in _lead_to(path, kind, search.passed_over):
+        led_to: Iterable[Found]
+        if path.is_dir():
+            led_to = _below(path, kind, search.passed_over, set())
+        elif path.suffix.lower() in _LISTS and path.is_file():
+            led_to = read_file_list(path)
+        else:
+            led_to = [_checked(path)]
+        for found in led_to:
             place = os.path.abspath(found.path)
             if place not in seen:
                 seen.add(place)
                 search.files.append(found)
     return search
-
-
-def _lead_to(path: Path, kind: MediaKind, passed_over: Counter[str]) -> Iterator[Found]:
-    if path.is_dir():
-        yield from _below(path, kind, passed_over, set())
-    elif path.suffix.lower() in _LISTS and path.is_file():
-        yield from read_file_list(path)
-    else:
-        yield _checked(path)
 
 
 def _below(
@@ -81,16 +75,17 @@ def _below(
     entered.add((state.st_dev, state.st_ino))
     folders = []
     for entry in map(folder.joinpath, names):
+        own_kind = kind_by_name(entry)
         if entry.name.startswith("."):
             passed_over["hidden"] += 1
         elif entry.is_dir():
             folders.append(entry)
-        elif kind_by_name(entry) == kind:
+        elif own_kind == kind:
             yield _checked(entry)
+        elif own_kind is not None:
+            passed_over[f"{own_kind}s"] += 1
         else:
-            other = kind_by_name(entry)
-            sort = f"{other}s" if other else entry.suffix.lower() or "without ending"
-            passed_over[sort] += 1
+            passed_over[entry.suffix.lower() or "without ending"] += 1
     for below in folders:
         yield from _below(below, kind, passed_over, entered)
 
@@ -112,9 +107,6 @@ def read_file_list(path: Path) -> list[Found]:
     without one and the name in the first column (of a number and a name, the second). So
     four-column lists, tables of opinion scores and what `csv.writer` writes are lists, too. Names
     are looked for beside the list, in its usual sub-folders, and from where the program was called.
-
-    Raises:
-        DatasetError: the list is missing, no text, or empty.
     """
     try:
         # Names need not be UTF-8: they come back as the bytes that they were.
@@ -123,7 +115,7 @@ def read_file_list(path: Path) -> list[Found]:
         raise DatasetError(f"{path}: expected a readable list of files ({error})") from error
     if "\0" in text:
         raise DatasetError(f"{path}: expected a list of files as UTF-8 text, got binary data")
-    listing = folder_listing()
+    listing = cache(list_files)
     listed = [_located(path, names, number, listing) for number, names in _names(path, text)]
     if not listed:
         raise DatasetError(f"{path}: expected at least one file name, the list is empty")
@@ -163,18 +155,13 @@ def _column(path: Path, first: Line, separator: str) -> tuple[int, int]:
 
 def _located(path: Path, names: Sequence[str], number: int, listing: Listing) -> Found:
     """The file if there is one, otherwise where it was looked for first."""
-    spec = SPECS["csv"]
-    roots = [*(path.parent / folder for folder in spec.folders), Path()]
+    roots = [*(path.parent / folder for folder in SPECS["csv"].folders), Path()]
     names = [os.path.expanduser(name) for name in names]
+    names += [name.replace("\\", "/") for name in names if "\\" in name]  # as Windows writes them
     tried = [root / name for name in names for root in roots]
-    # As Windows writes them.
-    tried += [root / name.replace("\\", "/") for name in names if "\\" in name for root in roots]
-    found = (_find(file, listing) for file in tried)
-    return _checked(next(filter(None, found), tried[0]), f"{path}, row {number}: ")
-
-
-def _find(file: Path, listing: Listing) -> Path | None:
-    try:
-        return find_file(file, listing)
-    except OSError:  # a folder that must not be read, a line that is longer than names can be
-        return None
+    place = f"{path}, row {number}: "
+    for file in tried:
+        with suppress(OSError):  # a folder must not be read, a line is longer than names can be
+            if found := find_file(file, listing):
+                return _checked(found, place)
+    return _checked(tried[0], place)

@@ -40,7 +40,6 @@ class ScoreTable:
             self.add(score)
 
     def close(self) -> None:
-        """Take no more rows."""
         with writing(self._growing):
             self._file.close()
 
@@ -52,8 +51,7 @@ class ScoreTable:
     def add(self, score: FileScore) -> None:
         """Have a row on disk."""
         clips = " ".join(map(repr, score.clips))
-        row = (score.path, score.score, score.error, clips, file_state(score.path))
-        self._write(row)
+        self._write((score.path, score.score, score.error, clips, file_state(score.path)))
         self._scores[score.path] = score
 
     def _write(self, row: Row) -> None:
@@ -70,16 +68,8 @@ def score_table(
 
     The table grows in a file beside `path` and takes its place when the block ends well. If the
     block ends otherwise, an older table stays as it is, and the rows so far stay beside it; the
-    next scoring of the same fingerprint has them.
-
-    Args:
-        path: the table; it belongs to this process for the length of the block.
-        files: what is to be scored.
-        fingerprint: of all but the files that decides a score.
-        resume: whether scores of an interrupted scoring count, of files that are as they were.
-
-    Raises:
-        ValueError: there is something other than an older table, or another command writes it.
+    next scoring of the same `fingerprint` (of all but the files that decides a score) has those of
+    files that are as they were.
     """
     refuse_other_file(path, PREDICTED, "output")
     growing = path.with_name(f"{path.name}.{fingerprint[:12]}.part")
@@ -116,24 +106,20 @@ def _interrupted(growing: Path, files: Sequence[Found]) -> Known:
         rows = {row["path"]: row for row in csv.DictReader(file)}  # the last one may be cut off
     found = {}
     for path in (own.path for own in files):
-        row = rows.get(_as_written(path))
+        row = rows.get(str(path).encode("utf-8", "backslashreplace").decode())
         if row is not None and row["score"] and row["state"] == str(file_state(path)):
             clips = tuple(map(float, (row["clips"] or "").split()))
             found[path] = FileScore(path, float(row["score"]), None, clips, is_hdr(path))
     return found
 
 
-def _as_written(path: Path) -> str:
-    return str(path).encode("utf-8", "backslashreplace").decode()
-
-
 def clip_rows(scores: Iterable[FileScore]) -> Iterator[Row]:
-    """`path,clip,score`, a row for every clip or frame; clips count from 0."""
+    """`PER_CLIP`, a row for every clip or frame; clips count from 0."""
     return ((s.path, clip, score) for s in scores for clip, score in enumerate(s.clips))
 
 
 def folder_rows(scores: Iterable[FileScore]) -> Iterator[Row]:
-    """`folder,files,score`: how many files have a score, and their mean."""
+    """`PER_FOLDER`: how many files have a score, and their mean."""
     by_folder: dict[Path, list[float]] = defaultdict(list)
     for own in scores:
         if own.score is not None:
@@ -142,14 +128,10 @@ def folder_rows(scores: Iterable[FileScore]) -> Iterator[Row]:
 
 
 def refuse_other_file(path: Path, header: Sequence[str], argument: str) -> None:
-    """Another file than an older table is not touched: opinion scores may be called so, too.
-
-    Raises:
-        ValueError: there is one; names the argument.
-    """
-    begin = ",".join(header).encode()
+    """Another file than an older table is not touched: opinion scores may be called so, too."""
     if not path.exists():
         return
+    begin = ",".join(header).encode()
     if path.is_file():
         with path.open("rb") as file:
             if file.read(len(begin) + 1).rstrip() == begin:
@@ -161,11 +143,7 @@ def refuse_other_file(path: Path, header: Sequence[str], argument: str) -> None:
 
 
 def report(scores: Sequence[FileScore], path: Path) -> int:
-    """Print a short table, and what went wrong on standard error.
-
-    Returns:
-        0 if every file has a score, 1 if some have, 2 if none has.
-    """
+    """Print a short table, and what went wrong on standard error; the exit status."""
     scored = [own for own in scores if own.score is not None]
     failed = [own for own in scores if own.score is None]
     if scored:

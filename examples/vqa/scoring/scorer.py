@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -38,24 +37,15 @@ class KindError(ValueError):
     """A file holds an image where a video is wanted, or a video where an image is."""
 
 
-def of_kind(kind: MediaKind, read: Read) -> Read:
-    """The same reading of files of that kind; others are a `KindError`."""
-    return partial(_read_video if kind == "video" else _read_image, read)
-
-
-def _read_video(read: Read, path: Path, generator: torch.Generator | None) -> Inputs:
-    if is_still_image(path):
+def _read(kind: MediaKind, read: Read, path: Path, generator: torch.Generator | None) -> Inputs:
+    if kind == "video" and is_still_image(path):
         raise KindError(
             f"{shown(path)}: expected a video, found an image; a model for images scores it"
         )
-    return read(path, generator)
-
-
-def _read_image(read: Read, path: Path, generator: torch.Generator | None) -> Inputs:
     try:
         return read(path, generator)
     except ValueError as error:
-        if kind_by_name(path) == "video":
+        if kind == "image" and kind_by_name(path) == "video":
             raise KindError(
                 f"{shown(path)}: expected an image, found a video; a model for videos scores it"
             ) from error
@@ -113,29 +103,21 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class FileScore:
-    """What became of one file."""
-
     path: Path
-    score: float | None
-    """None where there is an error."""
-    error: str | None = None
-    """In one line."""
-    clips: tuple[float, ...] = ()
-    """Scores of the clips or frames, where they were asked for."""
-    hdr: bool = False
-    """Whether the file is HDR, so that its score is doubtful."""
+    score: float | None  # None where there is an error
+    error: str | None = None  # in one line
+    clips: tuple[float, ...] = ()  # scores of the clips or frames, where they were asked for
+    hdr: bool = False  # whether the file is HDR, so that its score is doubtful
 
 
 @dataclass(frozen=True)
 class Scorer:
     """A model, how it is fed, and the scale of what it says."""
 
-    name: str
-    """Of the model and where it comes from, for people."""
+    name: str  # of the model and where it comes from, for people
     model: nn.Module
     task: ScoringTask
-    settings: Settings
-    """Of its training, whose number of threads decides the last bits of a score."""
+    settings: Settings  # of its training; the number of threads decides a score's last bits
     kind: MediaKind
     scale: ScoreScale
     group: ProcessGroup
@@ -143,28 +125,21 @@ class Scorer:
     def score_each(
         self, files: Sequence[Found], workers: int, per_clip: bool = False
     ) -> Iterator[FileScore]:
-        """What becomes of every file, in their order.
-
-        Args:
-            files: what is to be scored.
-            workers: processes that read files; the scores do not depend on it.
-            per_clip: keep the scores of clips or frames, too.
-
-        Raises:
-            ValueError: fewer than no workers, or clips of images.
-        """
+        """What becomes of every file, in their order; scores do not depend on `workers`."""
         if per_clip and self.kind == "image":
             raise ValueError("per_clip: expected a model for videos, images have one score each")
         if workers < 0:
             raise ValueError(f"workers: expected at least 0, got {workers}")
-        tried = [found for found in files if found.error is None]
-        samples = [Sample(found.path, math.nan) for found in tried]
-        task = replace(self.task, read=of_kind(self.kind, self.task.read))
+        samples = [Sample(found.path, math.nan) for found in files if found.error is None]
+        read = partial(_read, self.kind, self.task.read)
+        task = replace(self.task, read=read)
         settings = replace(self.settings, bad_files="skip", workers=workers)
         self.model.eval()
+        outputs: list[Tensor] = []
+        clips = self.model.get_submodule(self.task.clips)
         with (
             computing_threads(settings.threads or torch.get_num_threads()),
-            _outputs_of(self.model.get_submodule(self.task.clips)) as outputs,
+            clips.register_forward_hook(lambda module, given, output: outputs.append(output)),
         ):
             found_scores = score_each(self.model, task, samples, settings, self.group)
             for found in files:
@@ -179,7 +154,6 @@ class Scorer:
                 outputs.clear()
 
     def _clips(self, output: Tensor) -> tuple[float, ...]:
-        """Scores of the clips or frames of one file."""
         rows = output.float()
         rows = rows.squeeze(0) if rows.ndim > 1 else rows  # of SimpleVQA the first counts files
         return tuple(map(self.scale.tell, rows.reshape(len(rows), -1).mean(dim=1).tolist()))
@@ -190,14 +164,3 @@ class Scorer:
         if not math.isfinite(score):
             return FileScore(path, None, f"the model gives {score}")
         return FileScore(path, self.scale.tell(score), hdr=is_hdr(path))
-
-
-@contextmanager
-def _outputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
-    """What a module gave since the list was cleared."""
-    outputs: list[Tensor] = []
-    hook = module.register_forward_hook(lambda module, given, output: outputs.append(output))
-    try:
-        yield outputs
-    finally:
-        hook.remove()
