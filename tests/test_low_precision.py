@@ -1,5 +1,6 @@
 """bf16 and fp16: parameters of half precision, autocast, what is left of gamma and who is told."""
 
+import contextlib
 import copy
 import warnings
 
@@ -60,6 +61,37 @@ def test_a_gamma_below_half_the_spacing_warns_once_a_wrapper(wrapper, dtype):
     assert len(caught) == 1
     with pytest.warns(UserWarning, match=message):  # another wrapper tells again
         visit(wrapped(params, optimizer.gamma, wrapper))
+
+
+def left_by_break(optimizer, model: nn.Module, data) -> None:
+    for p in optimizer.passes():
+        closure_for(model, data)()
+        if not p.climbs:
+            break
+
+
+def left_by_return(optimizer, model: nn.Module, data) -> Tensor:
+    for p in optimizer.passes():
+        loss = closure_for(model, data)()
+        if not p.climbs:
+            return loss
+    raise AssertionError
+
+
+def left_by_an_exception(optimizer, model: nn.Module, data) -> None:
+    closure_for(model, data)()
+    with contextlib.suppress(ValueError), optimizer.perturb():
+        raise ValueError
+
+
+@pytest.mark.parametrize("leave", [left_by_break, left_by_return, left_by_an_exception])
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_a_gamma_below_half_the_spacing_warns_where_the_end_is_not_reached(wrapper, leave):
+    model = small_net(torch.bfloat16)
+    optimizer = wrapped(model.parameters(), 1e-4, wrapper)
+    with pytest.warns(UserWarning, match=r"gamma=0\.0001 is below") as caught:
+        leave(optimizer, model, batch(torch.bfloat16))
+    assert [warning.filename for warning in caught] == [__file__]
 
 
 @pytest.mark.parametrize("settings", [{"steps": 10}, {"step_size": 1e-3}])

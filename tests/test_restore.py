@@ -1,6 +1,7 @@
 """Whatever happens, every weight comes back bit for bit, in the same storage."""
 
 import contextlib
+import gc
 import itertools
 import sys
 from pathlib import Path
@@ -132,6 +133,29 @@ def test_after_an_interrupt_while_restoring(monkeypatch):
         monkeypatch.setattr(torch, "_foreach_copy_", interrupted_once)
     assert same_bits(list(model.parameters()), before)  # at once, not when it is dropped
     assert held.value.__traceback__
+
+
+def test_after_an_interrupt_before_leaving_an_update_block(monkeypatch):
+    """The block has given up its backups by the time that the perturbation is dropped."""
+    model, data = small_net(), batch()
+    base = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = AdversarialWeightPerturbation(base, 0.1, ascent="update")
+    for _ in range(2):
+        optimizer.step(closure_for(model, data))
+    before, complaints = weights_of(model), []
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "unraisablehook", lambda args: complaints.append(repr(args.exc_value)))
+        patch.setattr(perturbation.Perturbation, "__exit__", interrupted)
+        with contextlib.suppress(KeyboardInterrupt), optimizer.perturb():
+            assert not same_bits(list(model.parameters()), before)
+        gc.collect()
+    assert same_bits(list(model.parameters()), before)
+    assert complaints == []
+    optimizer.step(closure_for(model, data))  # and the optimizer is usable again
 
 
 class Interruption:

@@ -605,3 +605,12 @@ def test_a_warning_shows_the_line_of_whoever_called_torch_or_us(situation, sched
     with pytest.warns(UserWarning, match="perturbed") as told:
         situation(model, optimizer)
     assert [warning.filename for warning in told] == [__file__]
+
+
+def test_a_warning_to_code_whose_module_has_no_name_is_no_error():
+    """Python itself drops warnings that point at such code."""
+    model = nn.Linear(4, 1)
+    optimizer = AdversarialWeightPerturbation(torch.optim.SGD(model.parameters(), lr=0.1))
+    exec("with optimizer.perturb():\n    pass", {"__name__": None, "optimizer": optimizer})
+    with optimizer.perturb():
+        pass

@@ -108,6 +108,7 @@ class AdversarialWeightPerturbation(WeightPerturbation):
             raise RuntimeError(f"ascend() outside {BLOCK}: enter one first")
         if self._is_due():
             perturbation.move(self._moves())
+            self._warn_if_too_small(perturbation)
 
     @property
     def _ascent_steps(self) -> int:  # type: ignore[override]
@@ -123,6 +124,7 @@ class AdversarialWeightPerturbation(WeightPerturbation):
     def _ascend(self, perturbation: Perturbation, gradients: Gradients | None = None) -> None:
         moves = self._moves(gradients)
         moved = perturbation.move(moves)
+        self._warn_if_too_small(perturbation)
         if not moves and not self._selected():
             self._warn_if_nothing_is_selected()
         elif not self._keeps_update and not (moves and moved):

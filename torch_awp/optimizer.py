@@ -293,8 +293,6 @@ class WeightPerturbation(Optimizer):
             if run.update:  # one copy between steps is enough
                 for saved in run.saved.values():
                     saved.backup = None
-        for kind in perturbation.kinds:
-            self._warn_if_too_small(*kind)
         if perturbation.overwritten:
             shape = tuple(perturbation.overwritten[0].shape)
             self._warn_once(
@@ -561,19 +559,23 @@ class WeightPerturbation(Optimizer):
         if about not in self._run.warned:
             self._run.warned.add(about)
             level, frame = 1, sys._getframe()
-            while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in _BETWEEN:
+            # Code that exec runs may have None as its name.
+            while frame.f_back and str(frame.f_globals.get("__name__")).split(".")[0] in _BETWEEN:
                 level, frame = level + 1, frame.f_back
             warnings.warn(message, stacklevel=level)
 
-    def _warn_if_too_small(self, dtype: torch.dtype, gamma: float, step_size: float) -> None:
-        smallest = _SMALLEST_GAMMA.get(dtype)
-        if smallest is not None and min(gamma, step_size) < smallest:
-            steps = f" in steps of {step_size:g}" if step_size < gamma else ""
-            self._warn_once(
-                "gamma",
-                f"gamma={gamma:g}{steps} is below {smallest:g}, half the relative spacing of "
-                f"{dtype}: most of it is lost to rounding. Use a larger one, or float32 parameters",
-            )
+    def _warn_if_too_small(self, perturbation: Perturbation) -> None:
+        # After each move and not at the end, which a loop that is left by break does not reach.
+        for dtype, gamma, step_size in perturbation.kinds:
+            smallest = _SMALLEST_GAMMA.get(dtype)
+            if smallest is not None and min(gamma, step_size) < smallest:
+                steps = f" in steps of {step_size:g}" if step_size < gamma else ""
+                self._warn_once(
+                    "gamma",
+                    f"gamma={gamma:g}{steps} is below {smallest:g}, half the relative spacing of "
+                    f"{dtype}: most of it is lost to rounding. Use a larger one, or float32 "
+                    "parameters",
+                )
 
     def _warn_if_nothing_is_selected(self) -> None:
         groups = zip(self.param_groups, self._gammas(), strict=True)

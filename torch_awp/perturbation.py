@@ -247,7 +247,7 @@ class Perturbation:
         torch.clear_autocast_cache()
         self._earlier.clear()
         self._earlier.update(
-            {p: saved for p, saved in self._saved.items() if functional.on_host(saved.backup)}
+            {p: saved for p, saved in self._saved.items() if functional.on_host(saved.weight)}
         )
         self._copies.clear()  # last: only what is restored must not be restored again
 

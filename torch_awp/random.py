@@ -85,6 +85,7 @@ class RandomWeightPerturbation(WeightPerturbation):
             for params in _portions(gammas)
         )
         perturbation.move_in_portions(gammas, portions)
+        self._warn_if_too_small(perturbation)
 
     def _noise_of(self, params: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         # For whole tensors also where a part lies here: shards then differ, replicas agree and both
