@@ -68,6 +68,8 @@ class Perturbation:
         kinds: dtype, gamma and size of the steps that were made.
     """
 
+    _copies: Any = ()  # of one that torch.compile makes, without __init__
+
     def __init__(
         self,
         constraint: str = "layer",
@@ -76,10 +78,10 @@ class Perturbation:
     ) -> None:
         self.constraint, self.epsilon = constraint, epsilon
         self.overwritten: list[Tensor] = []
-        self.kinds: set[tuple[torch.dtype, float, float]] = set()
+        self.kinds: dict[tuple[torch.dtype, float, float], None] = {}  # in order
         self._earlier = {} if earlier is None else earlier
         self._saved: dict[Tensor, Saved] = {}
-        self._copies: list[tuple[list[Tensor], list[Tensor]]] = []  # what restoring copies back
+        self._copies = []  # what restoring copies back
         self._norms: dict[tuple[int, ...], Tensor] = {}
 
     def __enter__(self) -> Perturbation:
@@ -152,7 +154,7 @@ class Perturbation:
         )
         for i, (kind, (weights, backups, directions)) in enumerate(groups.items()):
             *_, gamma, step_size, path, shards = kind
-            self.kinds.add((weights[0].dtype, gamma, abs(step_size)))
+            self.kinds[weights[0].dtype, gamma, abs(step_size)] = None
             weight_norms, direction_norms = norms[2 * i : 2 * i + 2]
             scales = functional.step_scales(weight_norms, direction_norms, step_size, self.epsilon)
             functional.add_scaled_(weights, directions, scales)
