@@ -75,8 +75,8 @@ class Finetuning:
     compile: bool = flag(False, "use torch.compile")
     output: Path = flag(Path("runs/finetune_image_quality"), "folder of the results", type=Path)
 
-    def __post_init__(self) -> None:
-        least = {"size": self.crop, "crop": 1, "perturb_last": 1e-9, "epochs": 1, "batch": 2}
+    def __post_init__(self) -> None:  # what torch and torch_awp do not refuse themselves
+        least = {"size": self.crop, "clip": 0, "perturb_last": 1e-9, "epochs": 1, "batch": 2}
         for name, low in least.items():
             high = 1 if name == "perturb_last" else math.inf
             if not low <= (value := getattr(self, name)) <= high:
@@ -99,8 +99,8 @@ def read_labels(settings: Finetuning) -> list[tuple[Path, float, str]]:
             if not all(columns[:2]):
                 raise ValueError(f"expected a header with one of {known[:2]} each, got {header}")
             for row in filter(None, rows):
-                cells = dict(zip(header, row, strict=True))
-                name, score, part = (cells.get(column, "train") for column in columns)
+                cells = {**dict(zip(header, row, strict=True)), "": "train"}
+                name, score, part = (cells[column] for column in columns)
                 file = root / name if (root / name).is_file() else root / "images" / name
                 if file in labels or not file.is_file():
                     raise ValueError(f"expected an image in {root}, once; got {name!r}")
