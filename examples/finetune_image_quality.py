@@ -267,9 +267,9 @@ def finetune(settings: Finetuning, parts: Mapping[str, Images]) -> tuple[Backbon
     try:
         model = Backbone(settings.backbone, settings.weights, settings.dropout).to(device)
     except Exception as error:  # timm, its hub, torch.load and a device raise whatever is wrong
-        wanted = "package (default backbone), timm, none or the state_dict() of timm's model"
-        given = f"{settings.weights} for {settings.backbone} on {device}"
-        raise ValueError(f"weights: expected {wanted}, got {given} ({error})") from error
+        given = f"backbone {settings.backbone}, weights {settings.weights}, device {device}"
+        wanted = "weights package (default backbone), timm, none or a file of timm's state_dict()"
+        raise ValueError(f"{given}: expected {wanted}; {error}") from error
     model = model.to(memory_format=torch.channels_last)
     tensors = [name for name, own in model.named_parameters() if own.ndim > 1]
     moved = tensors[-max(1, round(settings.perturb_last * len(tensors))) :]
