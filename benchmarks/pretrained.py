@@ -42,7 +42,7 @@ from finetune_image_quality import (
     Backbone,
     Finetuning,
     Images,
-    clean_statistics,
+    batches,
     cut,
     finetune,
     predict,
@@ -209,6 +209,12 @@ def train_and_score(training: Training, parts: Mapping[str, Images]) -> Run:
         cpu_seconds=seconds,
         provenance=provenance(torch.device("cpu")),
     )
+
+
+def clean_statistics(model: Backbone, images: Images, settings: Finetuning) -> None:
+    """BatchNorm's statistics anew, over an epoch at the weights that the model has now."""
+    seen = batches(images, settings, torch.Generator().manual_seed(settings.seed))
+    torch.optim.swa_utils.update_bn(seen, model)
 
 
 def parts_for(training: Training, parts: Mapping[str, Images]) -> dict[str, Images]:

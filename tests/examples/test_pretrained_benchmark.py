@@ -14,6 +14,7 @@ import torch
 import torchvision
 from command_line import REPOSITORY
 from scipy import stats
+from torch import nn
 
 from benchmarks import pretrained
 from benchmarks.fine_tuning.runs import Run, Training, load_run, save_run
@@ -22,6 +23,7 @@ from benchmarks.generalization_grounds.items import interval, resampled_srcc
 from benchmarks.pretrained import (
     Pretrained,
     chosen,
+    clean_statistics,
     end_share,
     main,
     mobilenet_weights,
@@ -33,7 +35,7 @@ from benchmarks.pretrained import (
     trainings,
     tuning,
 )
-from finetune_image_quality import Images, load_parts
+from finetune_image_quality import Backbone, Images, load_parts
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
 NETWORK = {"backbone": "test_efficientnet", "weights": "none"}
@@ -173,6 +175,17 @@ def test_everything_runs_once_and_every_way_has_a_row(benchmark, capsys):
     assert all(seconds > 0 for row in told["methods"] for seconds in row["cpu_seconds"])
     kept = next(benchmark.runs.glob("*.json")).read_text("utf-8")
     assert {"versions", "device", "time"} <= json.loads(kept)["provenance"].keys()
+
+
+def test_clean_statistics_are_those_of_the_weights(training):
+    model = Backbone("test_efficientnet", "none", 0.0)
+    norm = next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+    seen = []
+    norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].mean((0, 2, 3))))
+
+    clean_statistics(model, load_parts(training.settings)["train"], training.settings)
+
+    torch.testing.assert_close(norm.running_mean, torch.stack(seen).mean(0))
 
 
 def test_the_best_value_by_validation_is_chosen(benchmark):
