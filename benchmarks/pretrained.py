@@ -324,7 +324,7 @@ def end_share(backbone: str, perturb_last: float, crop: int) -> float:
     body, end = cut(model, names[-max(1, round(perturb_last * len(names))) :])
     with FlopCounterMode(display=False) as whole:
         model(images)
-    features = (images,) if body is None else body(images)
+    features = body(images)
     with FlopCounterMode(display=False) as twice:
         end(*features)
     return float(twice.get_total_flops() / whole.get_total_flops())

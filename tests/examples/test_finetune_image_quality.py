@@ -524,24 +524,22 @@ def test_the_end_alone_gives_what_the_whole_gives_with_the_same_select(name, sha
             gamma=0.05,
             select=lambda name, _, moved=moved: name in moved,
         )
-        body, end = (None, model) if whole else cut(model, moved)
-        assert (body is None) == whole
+        body, end = (lambda images: (images,), model) if whole else cut(model, moved)
         generator = torch.Generator().manual_seed(1)
         torch.manual_seed(2)  # dropout before the head
         for _ in range(2):
             images = torch.rand(4, 3, 64, 64, generator=generator)
-            features = (images,) if body is None else body(images)
-            train_step(end, optimizer, features, torch.rand(4, generator=generator), clip=0.0)
+            train_step(end, optimizer, body(images), torch.rand(4, generator=generator), clip=0.0)
         weights.append(model.state_dict())
 
     assert all(own.equal(weights[1][name]) for name, own in weights[0].items())
 
 
-def test_a_model_that_cannot_be_cut_runs_whole_and_says_so(capsys):
-    model, moved = halves("test_vit", 0.1)  # its forward pass asks for sizes
+def test_a_model_that_cannot_be_cut_is_an_error_that_names_it(settings, parts):
+    untraceable = replace(settings, backbone="test_vit", perturb_last=0.1)  # it asks for sizes
 
-    assert cut(model, moved) == (None, model)
-    assert "the whole model runs in every pass" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"^backbone test_vit, .*that fx can cut"):
+        finetune(untraceable, parts)
 
 
 def test_what_comes_before_the_end_runs_once_a_step(settings, parts):
