@@ -22,8 +22,7 @@ from vqa.processes import process_pool, progress_bar
 from vqa.store import Results, Store
 from vqa.training.checkpoint import run_config
 from vqa.training.main import run_script
-from vqa.training.perturbation import METHOD_NAMES, Method
-from vqa.training.settings import Settings, plain
+from vqa.training.settings import METHOD_NAMES, Method, Settings, plain
 from vqa.training.split_samples import parts_of
 from vqa.training.task import Task
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vqa.training.loader import Draw, TrainingDraws, every_sample
+from vqa.training.loader import Draw, TrainingDraws, draws_in_order
 
 
 @given(st.integers(2, 40), st.integers(2, 8), st.integers(0, 5))
@@ -79,6 +79,8 @@ def test_a_draw_has_a_generator_of_its_own_and_a_test_draw_none():
 
 
 def test_the_processes_test_every_sample_once():
-    drawn = [draw.index for rank in range(3) for draw in every_sample(7, rank, 3)]
+    drawn = [
+        draw.index for rank in range(3) for (draw,) in draws_in_order(7, rank=rank, processes=3)
+    ]
 
     assert sorted(drawn) == list(range(7))

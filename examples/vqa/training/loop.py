@@ -1,7 +1,4 @@
-"""Training from top to bottom: the run, its epochs, a step, and the passes of the optimizer.
-
-What belongs to one process among several, to a sample or to a file is elsewhere.
-"""
+"""Training from top to bottom: the run, its epochs, a step, and the passes of the optimizer."""
 
 from __future__ import annotations
 
@@ -9,10 +6,10 @@ import itertools
 import math
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from contextlib import closing, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +25,6 @@ from vqa.processes import progress_bar
 from vqa.training.checkpoint import (
     Checkpoint,
     CheckpointError,
-    HasState,
     TrainerState,
     load_checkpoint,
     load_state,
@@ -38,10 +34,9 @@ from vqa.training.checkpoint import (
 )
 from vqa.training.distributed import ProcessGroup
 from vqa.training.evaluate import autocast, measured, predict
-from vqa.training.loader import Batch, LabelledFiles, TrainingDraws, training_loader
+from vqa.training.loader import Batch, TrainingDraws, batch_loader
 from vqa.training.log import RunLog
-from vqa.training.optim import advance, moving_average, split_off_head
-from vqa.training.perturbation import perturbed
+from vqa.training.optim import advance, moving_average, perturbed, split_off_head
 from vqa.training.settings import Settings, plain
 from vqa.training.task import Task
 
@@ -51,47 +46,33 @@ T = TypeVar("T")
 def fit(run: TrainingRun, folder: Path) -> None:
     """Train a run to its end, from where an earlier session stopped; load the chosen weights.
 
-    Args:
-        run: what is trained.
-        folder: of last.pt (all it takes to go on), best.pt (the chosen weights), log.csv and the
-            events.
-
-    Raises:
-        RunStateError: the run cannot be resumed from last.pt.
-        CheckpointError: best.pt is not what this run wrote.
-        ValueError: bad files have left nothing of an epoch to train on.
+    The folder is that of last.pt (all it takes to go on), best.pt (the chosen weights), log.csv and
+    the events.
     """
-    last, best = folder / "last.pt", folder / "best.pt"
+    state, last, best = run.state, folder / "last.pt", folder / "best.pt"
     if run.settings.resume == "auto" and last.is_file():
         run.load(last)
-        print(_describe_taken_up(run, folder))
+        state = run.state
+        if state.epoch == run.epochs:
+            print(f"{folder}: found finished with these settings and files, not trained again")
+        else:
+            print(f"{folder}: resumed after epoch {state.epoch}, step {state.step}")
     elif run.group.is_main:
         last.unlink(missing_ok=True)  # or the next session would resume the old run
-    log = RunLog(folder, run.state.step) if run.group.is_main else None
-    try:
-        while run.state.epoch < run.epochs:
+    with closing(RunLog(folder, state.step)) if run.group.is_main else nullcontext() as log:
+        while state.epoch < run.epochs:
             loss = _train_epoch(run, last, log)
             chosen = _choose(run, best)
             _write_history(run, loss, chosen, log)
             _save(run, last, log)
-    finally:
-        if log is not None:
-            log.close()
     run.group.barrier()
     kept = load_checkpoint(best)
-    if (kept.run, kept.epoch) != (run.digest, run.state.best_epoch):
+    if (kept.run, kept.epoch) != (run.digest, state.best_epoch):
         raise CheckpointError(
-            f"{best}: expected epoch {run.state.best_epoch} as this run wrote it, got epoch"
+            f"{best}: expected epoch {state.best_epoch} as this run wrote it, got epoch"
             f" {kept.epoch} of another run: choose another --output, or --resume never"
         )
     run.tested_model.load_state_dict(kept.state_dict)
-
-
-def _describe_taken_up(run: TrainingRun, folder: Path) -> str:
-    state = run.state
-    if state.epoch == run.epochs:
-        return f"{folder}: found finished with these settings and files, not trained again"
-    return f"{folder}: resumed after epoch {state.epoch}, step {state.step}"
 
 
 def _train_epoch(run: TrainingRun, last: Path, log: RunLog | None) -> float:
@@ -137,13 +118,8 @@ class Step:
 class TrainingRun:
     """A model, how it is trained, and how far that has come.
 
-    Args:
-        task: the model and what belongs to it.
-        settings: everything else.
-        samples: what it is trained on.
-        split: number of the split, part of what decides its result.
-        group: this process among its peers.
-        chooses: samples whose SRCC + PLCC chooses the epoch; empty for the last one.
+    The number of the split is part of what decides the result. The samples in `chooses` choose the
+    epoch by their SRCC + PLCC; without any the last one counts.
     """
 
     def __init__(
@@ -155,9 +131,8 @@ class TrainingRun:
         group: ProcessGroup,
         chooses: Sequence[Sample] = (),
     ) -> None:
-        self.task, self.settings, self.samples, self.group = task, settings, samples, group
+        self.task, self.settings, self.group, self.chooses = task, settings, group, chooses
         self.state = TrainerState()
-        self.chooses = chooses
         self._config = run_config(
             settings, split, {"train": samples, "choose the epoch": chooses}, task.files
         )
@@ -165,13 +140,7 @@ class TrainingRun:
         self.model = task.build().to(group.device)
         end = task.end if settings.perturb_end else ()
         self._once = ComputedOnce(self.model, end)
-        self.optimizer = perturbed(
-            task.optimizer(self.model),
-            settings.method,
-            settings.gamma,
-            settings.seed,
-            replace(settings.rule, within=end),
-        )
+        self.optimizer = perturbed(task.optimizer(self.model), settings, end)
         self.average = moving_average(self.model, settings.ema)
         self.scaler = torch.amp.GradScaler(group.device.type, enabled=settings.amp == "fp16")
         self._draws = TrainingDraws(
@@ -185,10 +154,7 @@ class TrainingRun:
         self._schedule = LambdaLR(
             self.optimizer, lambda step: task.multiplier(step, self.steps_per_epoch)
         )
-        files = LabelledFiles(samples, task.read, settings.bad_files == "skip")
-        self._loader = training_loader(
-            files, self._draws, settings.workers, pin_memory=group.device.type == "cuda"
-        )
+        self._loader = batch_loader(samples, task.read, settings, self._draws, group.device)
         self._compiled: nn.Module = self.model
         if settings.compile:
             self._compiled = torch.compile(self.model)  # type: ignore[assignment]
@@ -207,17 +173,14 @@ class TrainingRun:
 
     @property
     def batches_per_epoch(self) -> int:
-        """Batches in an epoch."""
         return len(self._draws)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in an epoch."""
         return math.ceil(self.batches_per_epoch / self.settings.accumulate)
 
     @property
     def epochs(self) -> int:
-        """Epochs in all."""
         return self.settings.linear_epochs + self.settings.epochs
 
     def steps(self) -> Generator[Step]:
@@ -319,21 +282,17 @@ class TrainingRun:
         return batch
 
     def save(self, path: Path) -> None:
-        """Write all that `load` needs; called by every process, written by the first."""
+        """Called by every process; the first one writes."""
         self.state.bad_files = sorted(set(self.group.all_gather(self.state.bad_files)))
         save_state(path, self._config, self.state, self._parts(), self.group)
 
     def load(self, path: Path) -> None:
-        """Resume from what `save` wrote, bit for bit.
-
-        Raises:
-            RunStateError: as `load_state`.
-        """
+        """Resume from what `save` wrote, bit for bit."""
         self.state = load_state(path, self._config, self._parts(), self.group)
 
-    def _parts(self) -> dict[str, HasState]:
+    def _parts(self) -> dict[str, Any]:
         """All that a step changes, state and random states aside."""
-        parts: dict[str, HasState] = {
+        parts: dict[str, Any] = {
             "model": self.model,
             "optimizer": self.optimizer,
             "schedule": self._schedule,
