@@ -63,8 +63,7 @@ class FeatureCache:
 
     folder: Path
     settings: FeatureSettings
-    motion: str
-    """Fingerprint of the motion extractor."""
+    motion: str  # fingerprint of the motion extractor
 
     @classmethod
     def create(cls, folder: Path, settings: FeatureSettings, motion: str) -> FeatureCache:

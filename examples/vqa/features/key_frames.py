@@ -14,7 +14,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -30,21 +30,6 @@ MotionKind = Literal["slowfast_r50", "frame_differences"]
 
 FRAME_DIFFERENCES = 15
 """Length of the features of that kind."""
-
-
-class MotionExtractor(Protocol):
-    """What turns a clip into motion features."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Tells extractors apart that give other features, weights included."""
-
-    @property
-    def size(self) -> int:
-        """Height and width of the frames that it takes, in pixels."""
-
-    def __call__(self, clip: Tensor) -> Tensor:
-        """Features float32 [M] of a clip, uint8 [T, 3, size, size]."""
 
 
 def build_extractor(
@@ -106,6 +91,11 @@ class FrameDifferences:
         levels = torch.stack([size.mean(), size.std(), brightness.mean(), brightness.std()])
         still = (size < 0.1).float().mean()  # a repeated frame, up to what the encoder added
         return torch.cat([levels.sign() * levels.abs().log1p(), still[None]])
+
+
+# What turns a clip, uint8 [T, 3, size, size], into motion features, float32 [M]. Those that give
+# other features, weights included, have another fingerprint.
+MotionExtractor = SlowFastFeatures | FrameDifferences
 
 
 def _digest(network: torch.nn.Module) -> str:

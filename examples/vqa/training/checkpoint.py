@@ -41,25 +41,16 @@ class CheckpointError(ValueError):
 class TrainerState:
     """How far a run has come."""
 
-    epoch: int = 0
-    """Finished epochs."""
-    batch: int = 0
-    """Batches of the current epoch that are done."""
-    step: int = 0
-    """Optimizer steps so far."""
-    best: float = -math.inf
-    """SRCC + PLCC of the chosen epoch on the part that chooses."""
+    epoch: int = 0  # finished ones
+    batch: int = 0  # batches of the current epoch that are done
+    step: int = 0  # optimizer steps so far
+    best: float = -math.inf  # SRCC + PLCC of the chosen epoch on the part that chooses
     best_epoch: int = 0
-    seconds: float = 0.0
-    """Training time so far, over all sessions."""
-    losses: list[float] = field(default_factory=list)
-    """Of the current epoch's steps."""
-    learning_rates: list[float] = field(default_factory=list)
-    """Of every parameter group, in the last step."""
-    step_seconds: list[float] = field(default_factory=list)
-    """Of every step, as `Step.seconds`."""
-    history: list[dict[str, float]] = field(default_factory=list)
-    """One row per finished epoch."""
+    seconds: float = 0.0  # training time so far, over all sessions
+    losses: list[float] = field(default_factory=list)  # of the current epoch's steps
+    learning_rates: list[float] = field(default_factory=list)  # of all groups, in the last step
+    step_seconds: list[float] = field(default_factory=list)  # as `Step.seconds`
+    history: list[dict[str, float]] = field(default_factory=list)  # a row per epoch
     bad_files: list[str] = field(default_factory=list)
 
 
@@ -140,18 +131,12 @@ class Checkpoint:
     """A trained model, with all it takes to build it again, to feed it and to read its scores."""
 
     script: str
-    """Name of the training script."""
-    settings: dict[str, Any]
-    """Its settings as plain values: which model, what builds it, how its inputs are cut."""
-    epoch: int
-    """The chosen one."""
+    settings: dict[str, Any]  # plain values: which model, what builds it, how its inputs are cut
+    epoch: int  # the chosen one
     state_dict: dict[str, Tensor]
-    scale: Scale | None = None
-    """None until the training has ended, or where its scores came to nothing."""
-    features: Mapping[str, Any] | None = None
-    """How the features that stand for a file were made; None where the model reads files."""
-    run: str | None = None
-    """Digest of all that decides the result of the run that wrote it; None where none was kept."""
+    scale: Scale | None = None  # none before the training has ended, or if scores came to nothing
+    features: Mapping[str, Any] | None = None  # how they were made, where the model reads features
+    run: str | None = None  # digest of all that decides the result of the run that wrote it
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:

@@ -31,11 +31,9 @@ class Predictions:
     """Predicted and opinion scores of the samples whose files could be read."""
 
     samples: tuple[Sample, ...]
-    predicted: tuple[float, ...]
-    """The model's own, on whatever scale its loss has left them."""
+    predicted: tuple[float, ...]  # the model's own, on whatever scale its loss has left them
     bad_files: tuple[str, ...]
-    part: str = "test"
-    """What the files are for."""
+    part: str = "test"  # what the files are for
 
     @property
     def scores(self) -> tuple[float, ...]:
@@ -109,19 +107,18 @@ def measured(predictions: Predictions, settings: Settings) -> Agreement:
     A training that diverged, or a model that says the same of every file, is a result too. So are
     opinion scores that are all the same, of which a warning says whose they are.
     """
-    predicted, scores = np.asarray(predictions.predicted), np.asarray(predictions.scores)
-    if len(scores) < 2 or np.ptp(scores) == 0:
-        held = f", all with the opinion score {scores[0]:g}" if len(scores) else ""
+    scores = predictions.scores
+    if len(set(scores)) < 2:
+        held = f", all with the opinion score {scores[0]:g}" if scores else ""
         warnings.warn(
             f"{predictions.part}: expected different opinion scores, got {len(scores)} files{held};"
             " no correlation is defined (NaN)",
             stacklevel=2,
         )
-        return Agreement(math.nan, math.nan, math.nan, math.nan)
-    if not np.isfinite(predicted).all() or np.ptp(predicted) == 0:
+    if scale_of(predictions) is None:
         return Agreement(math.nan, math.nan, math.nan, math.nan)
     return agreement(
-        predicted,
+        predictions.predicted,
         scores,
         logistic_fit=settings.logistic_fit,
         logistic_start=settings.logistic_start,

@@ -37,54 +37,38 @@ class Draw:
         return None if self.seed is None else torch.Generator().manual_seed(self.seed)
 
 
-class TrainingDraws:
-    """The batches of one epoch after another, each epoch in an order of its own.
+def training_draws(
+    samples: int,
+    batch: int,
+    seed: int,
+    epoch: int = 0,
+    rank: int = 0,
+    processes: int = 1,
+    drop_last: bool = False,
+) -> list[list[Draw]]:
+    """The batches of an epoch, each of `batch` samples, every `processes`-th for this process.
 
-    A batch holds `batch` samples over all processes, of which this one takes every `processes`-th.
-    The last batch of an epoch may hold fewer; it is left out with `drop_last`, and always if it has
-    fewer than two, which make no pair to rank, or fewer than there are processes.
+    The last batch may hold fewer; it is left out with `drop_last`, and always if it has fewer than
+    two, which make no pair to rank, or fewer than there are processes.
     """
+    if batch % processes:
+        raise ValueError(f"batch: expected a multiple of {processes} processes, got {batch}")
+    smallest = batch if drop_last else max(2, processes)
+    order = np.random.default_rng((seed, epoch)).permutation(samples).tolist()
+    batches = []
+    for begin in range(0, samples, batch):
+        whole = order[begin : begin + batch]
+        if len(whole) >= smallest:
+            mine = whole[rank::processes]
+            batches.append([Draw(index, _seed_of(seed, epoch, index)) for index in mine])
+    if not batches:
+        raise ValueError(f"samples: expected at least one batch of {batch}, got {samples}")
+    return batches
 
-    def __init__(
-        self,
-        samples: int,
-        batch: int,
-        seed: int,
-        rank: int = 0,
-        processes: int = 1,
-        drop_last: bool = False,
-    ) -> None:
-        if batch % processes:
-            raise ValueError(f"batch: expected a multiple of {processes} processes, got {batch}")
-        self._sizes = [batch] * (samples // batch)
-        rest, smallest = samples % batch, batch if drop_last else max(2, processes)
-        if rest >= smallest:
-            self._sizes.append(rest)
-        if not self._sizes:
-            raise ValueError(f"samples: expected at least one batch of {batch}, got {samples}")
-        self._samples, self._seed = samples, seed
-        self._rank, self._processes = rank, processes
-        self._epoch, self._first = 0, 0
 
-    def start(self, epoch: int, first: int = 0) -> None:
-        """Let the next iteration be that of `epoch`, from its batch number `first` on."""
-        self._epoch, self._first = epoch, first
-
-    def __len__(self) -> int:
-        """Batches in a whole epoch."""
-        return len(self._sizes)
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        order = np.random.default_rng((self._seed, self._epoch)).permutation(self._samples)
-        begin = sum(self._sizes[: self._first])
-        for size in self._sizes[self._first :]:
-            mine = order[begin : begin + size][self._rank :: self._processes]
-            yield [Draw(int(index), self._seed_of(int(index))) for index in mine]
-            begin += size
-
-    def _seed_of(self, index: int) -> int:
-        mixed = np.random.SeedSequence((self._seed, self._epoch, index))
-        return int(mixed.generate_state(1, np.uint64)[0] >> np.uint64(1))  # torch takes int64
+def _seed_of(*decides: int) -> int:
+    mixed = np.random.SeedSequence(decides)
+    return int(mixed.generate_state(1, np.uint64)[0] >> np.uint64(1))  # torch takes int64
 
 
 def draws_in_order(
@@ -100,11 +84,9 @@ class Batch:
     """Some samples side by side; empty if none of them could be read."""
 
     inputs: Inputs
-    scores: Tensor
-    """float32 [B]"""
+    scores: Tensor  # float32 [B]
     indices: tuple[int, ...]
-    bad_files: Mapping[int, str]
-    """What is wrong with the samples that could not be read and were left out, by number."""
+    bad_files: Mapping[int, str]  # what is wrong with the samples that could not be read, by number
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -149,10 +131,10 @@ def batch_loader(
     samples: Sequence[Sample],
     read: Read,
     settings: Settings,
-    batches: TrainingDraws | list[list[Draw]],
+    batches: list[list[Draw]],
     device: torch.device,
 ) -> DataLoader[Batch]:
-    """The batches of these draws, in host memory; its workers stay from one epoch to the next."""
+    """The batches of these draws, which may change between iterations; the workers stay."""
     workers = min(settings.workers, len(batches))
     with warnings.catch_warnings():
         # More than there are cores is a matter of taste, as reading waits for disks, too.

@@ -8,6 +8,7 @@ import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +20,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch_awp import freeze_running_stats
 from vqa.datasets import Sample
 from vqa.io.files import digest
-from vqa.metrics import Agreement
 from vqa.models.computed_once import ComputedOnce
 from vqa.processes import progress_bar
 from vqa.training.checkpoint import (
@@ -34,7 +34,7 @@ from vqa.training.checkpoint import (
 )
 from vqa.training.distributed import ProcessGroup
 from vqa.training.evaluate import autocast, measured, predict
-from vqa.training.loader import Batch, TrainingDraws, batch_loader
+from vqa.training.loader import Batch, batch_loader, training_draws
 from vqa.training.log import RunLog
 from vqa.training.optim import advance, moving_average, perturbed, split_off_head
 from vqa.training.settings import Settings, plain
@@ -62,8 +62,16 @@ def fit(run: TrainingRun, folder: Path) -> None:
     with closing(RunLog(folder, state.step)) if run.group.is_main else nullcontext() as log:
         while state.epoch < run.epochs:
             loss = _train_epoch(run, last, log)
-            chosen = _choose(run, best)
-            _write_history(run, loss, chosen, log)
+            row = {
+                "epoch": state.epoch,
+                "step": state.step,
+                "loss": loss,
+                "learning_rate": max(state.learning_rates),
+                "seconds": state.seconds,
+            }
+            state.history.append({**row, **_choose(run, best)})
+            if log is not None:
+                log.epoch(state.history, state.step)
             _save(run, last, log)
     run.group.barrier()
     kept = load_checkpoint(best)
@@ -108,11 +116,9 @@ def _train_epoch(run: TrainingRun, last: Path, log: RunLog | None) -> float:
 class Step:
     """What one optimizer step gave."""
 
-    loss: float | None
-    """None where bad files have left nothing to take a step on."""
+    loss: float | None  # None where bad files have left nothing to take a step on
     batches: int
-    seconds: float
-    """From the batches being there to the weights being updated, on the device, too."""
+    seconds: float  # from the batches being there to the weights being updated on the device
 
 
 class TrainingRun:
@@ -136,6 +142,7 @@ class TrainingRun:
         self._config = run_config(
             settings, split, {"train": samples, "choose the epoch": chooses}, task.files
         )
+        self.digest = digest(self._config)  # of all that decides the result
         torch.manual_seed(settings.seed)
         self.model = task.build().to(group.device)
         end = task.end if settings.perturb_end else ()
@@ -143,18 +150,23 @@ class TrainingRun:
         self.optimizer = perturbed(task.optimizer(self.model), settings, end)
         self.average = moving_average(self.model, settings.ema)
         self.scaler = torch.amp.GradScaler(group.device.type, enabled=settings.amp == "fp16")
-        self._draws = TrainingDraws(
+        self._draw_epoch = partial(
+            training_draws,
             len(samples),
             settings.batch,
             settings.seed,
-            group.rank,
-            group.world_size,
-            settings.drop_last,
+            rank=group.rank,
+            processes=group.world_size,
+            drop_last=settings.drop_last,
         )
+        self._draws = self._draw_epoch(epoch=0)
+        self._loader = batch_loader(samples, task.read, settings, self._draws, group.device)
+        self.epochs = settings.linear_epochs + settings.epochs
+        self.batches_per_epoch = len(self._draws)
+        self.steps_per_epoch = math.ceil(self.batches_per_epoch / settings.accumulate)
         self._schedule = LambdaLR(
             self.optimizer, lambda step: task.multiplier(step, self.steps_per_epoch)
         )
-        self._loader = batch_loader(samples, task.read, settings, self._draws, group.device)
         self._compiled: nn.Module = self.model
         if settings.compile:
             self._compiled = torch.compile(self.model)  # type: ignore[assignment]
@@ -162,26 +174,9 @@ class TrainingRun:
         torch.manual_seed(settings.seed + group.rank)
 
     @property
-    def digest(self) -> str:
-        """Of all that decides the result."""
-        return digest(self._config)
-
-    @property
     def tested_model(self) -> nn.Module:
         """The model whose scores count: the moving average where there is one."""
         return self.model if self.average is None else self.average.module
-
-    @property
-    def batches_per_epoch(self) -> int:
-        return len(self._draws)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return math.ceil(self.batches_per_epoch / self.settings.accumulate)
-
-    @property
-    def epochs(self) -> int:
-        return self.settings.linear_epochs + self.settings.epochs
 
     def steps(self) -> Generator[Step]:
         """Take the steps that the current epoch has left, and say after each what it gave."""
@@ -191,7 +186,7 @@ class TrainingRun:
             parameter.requires_grad_(state.epoch >= self.settings.linear_epochs)
         model = self._in_parallel()
         model.train()
-        self._draws.start(state.epoch, state.batch)
+        self._draws[:] = self._draw_epoch(epoch=state.epoch)[state.batch :]
         for batches in _groups(self._loader, self.settings.accumulate):
             began = time.perf_counter()
             mean = self._step(model, batches)
@@ -277,7 +272,7 @@ class TrainingRun:
 
     def first_batch(self) -> Batch:
         """The first batch of the current epoch, as the model would see it."""
-        self._draws.start(self.state.epoch)
+        self._draws[:] = self._draw_epoch(epoch=self.state.epoch)
         batch: Batch = next(iter(self._loader))
         return batch
 
@@ -301,9 +296,10 @@ class TrainingRun:
         return parts if self.average is None else {**parts, "average": self.average}
 
 
-def _choose(run: TrainingRun, best: Path) -> Agreement | None:
+def _choose(run: TrainingRun, best: Path) -> dict[str, float]:
     """Score the epoch, and keep its weights if it is the best so far (or if nothing chooses)."""
-    state, chosen = run.state, None
+    state, score = run.state, math.inf
+    scores: dict[str, float] = {}
     if run.chooses:
         predictions = predict(
             run.tested_model,
@@ -315,9 +311,10 @@ def _choose(run: TrainingRun, best: Path) -> Agreement | None:
             run.task.choice_batch,
         )
         chosen = measured(predictions, run.settings)
-    score = math.inf if chosen is None else chosen.srcc + chosen.plcc
+        score = chosen.srcc + chosen.plcc
+        scores = {f"selection_{name}": value for name, value in asdict(chosen).items()}
     # Not a number is never better; but there must be one to fall back on.
-    if chosen is None or score > state.best or state.best_epoch == 0:
+    if score > state.best or state.best_epoch == 0:
         state.best = score if math.isfinite(score) else -math.inf
         state.best_epoch = state.epoch
         if run.group.is_main:
@@ -332,26 +329,7 @@ def _choose(run: TrainingRun, best: Path) -> Agreement | None:
                     run=run.digest,
                 ),
             )
-    return chosen
-
-
-def _write_history(
-    run: TrainingRun, loss: float, chosen: Agreement | None, log: RunLog | None
-) -> None:
-    state = run.state
-    scores = {} if chosen is None else {f"selection_{k}": v for k, v in asdict(chosen).items()}
-    state.history.append(
-        {
-            "epoch": state.epoch,
-            "step": state.step,
-            "loss": loss,
-            "learning_rate": max(state.learning_rates),
-            "seconds": state.seconds,
-            **scores,
-        }
-    )
-    if log is not None:
-        log.epoch(state.history, state.step)
+    return scores
 
 
 def _save(run: TrainingRun, last: Path, log: RunLog | None) -> None:

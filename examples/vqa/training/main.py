@@ -108,8 +108,7 @@ class _Session:
     task: Task
     settings: Settings
     group: ProcessGroup
-    folder: Path
-    """Of the results."""
+    folder: Path  # of the results
 
     def run(self, dataset: DataSet, by_split: Mapping[int, Parts]) -> Path:
         """Train or load, and score, split by split; the results file."""

@@ -16,12 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from torch_awp import AdversarialWeightPerturbation, RandomWeightPerturbation
 from vqa.models import LoadReport, PublishedWeightsError, load_published
-from vqa.training.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    is_checkpoint,
-    load_checkpoint,
-)
+from vqa.training.checkpoint import Checkpoint, CheckpointError, is_checkpoint, load_checkpoint
 from vqa.training.settings import Settings
 
 
