@@ -51,10 +51,7 @@ def draw_curves(
 def draw_contours(
     axes: Axes, alphas: Tensor, betas: Tensor, losses: Tensor, limits: tuple[float, float]
 ) -> None:
-    """A loss surface [A, B] from above, the model itself at the cross.
-
-    `limits` are the lowest and the highest loss of the scale, for surfaces side by side.
-    """
+    """A loss surface [A, B] from above, on a scale from the lower to the upper of the limits."""
     filled = axes.contourf(
         alphas.tolist(),
         betas.tolist(),
@@ -66,7 +63,7 @@ def draw_contours(
     lines = axes.contour(filled, levels=levels, colors="white", linewidths=0.5, alpha=0.7)
     bar = axes.figure.colorbar(filled, ax=axes, label="loss", shrink=0.8)
     bar.add_lines(lines)
-    axes.plot(0, 0, "+", color="white", markersize=10)
+    axes.plot(0, 0, "+", color="white", markersize=10)  # the model itself
     axes.set_xlabel(r"$\alpha$, along the first direction")
     axes.set_ylabel(r"$\beta$, along the second")
     axes.set_aspect("equal")
@@ -91,10 +88,7 @@ def draw_surface(
 
 
 def draw_seeds(axes: Axes, values: Mapping[str, Sequence[float]], colours: Sequence[str]) -> None:
-    """A bar for each model's mean, a dot for each of its runs, a line through runs that pair up.
-
-    Every model has one value for each seed, the seeds in the same order.
-    """
+    """A bar for each model's mean, a dot for each of its seeds, a line through those of a seed."""
     places = range(len(values))
     means = [sum(runs) / len(runs) for runs in values.values()]
     axes.bar(places, means, color=colours, alpha=0.6)

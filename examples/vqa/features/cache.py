@@ -220,8 +220,7 @@ def extract_features(
     """Extract what is not in the cache yet; every finished video stays, whatever stops the run.
 
     Of several processes each works on one video at a time on one thread; a single one may use all
-    of torch's. But for rounding the result does not depend on it. The motion network runs on the
-    device. Videos that cannot be read stop the extraction, or are left out.
+    of torch's. But for rounding the result does not depend on it.
     """
     made_of = (settings.motion, slowfast_weights, torch.device(device))
     extractor = build_extractor(*made_of)

@@ -163,11 +163,6 @@ def plan(
     Where the `times`, seconds from the first frame to every frame, are not evenly spaced, key frame
     k is what is shown k / `per_second` seconds after the beginning; a frame that is shown for
     longer counts once.
-
-    >>> plan(70, 29.97, FeatureSettings()).key_frames
-    (0, 30, 60)
-    >>> [(chunk[0], chunk[-1]) for chunk in plan(70, 29.97, FeatureSettings()).chunks]
-    [(0, 31), (30, 61)]
     """
     step = round(frame_rate / settings.per_second)
     if times is not None and frame_rate and not (step and _evenly_spaced(times, frame_rate)):

@@ -69,10 +69,7 @@ def worst_rise(model: nn.Module, loss: Loss, settings: LandscapeSettings) -> flo
 def landscape_of(
     model: nn.Module, task: Task, settings: Settings, samples: Sequence[Sample], group: ProcessGroup
 ) -> dict[str, object] | None:
-    """The loss along a random direction around the tested weights, and its worst rise.
-
-    Every process computes the same; None where the settings ask for no points.
-    """
+    """Loss along a random direction around the tested weights and its worst rise, if asked for."""
     if settings.landscape_points == 0:
         return None
     where = LandscapeSettings(points=settings.landscape_points)

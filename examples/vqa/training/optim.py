@@ -92,10 +92,7 @@ def perturbed(
 
 
 def cosine_multiplier(step: int, steps_per_epoch: int, settings: Settings) -> float:
-    """The schedule of FAST-VQA and of SAMA for videos.
-
-    It runs once through the epochs in which only the head learns and those after them.
-    """
+    """FAST-VQA and SAMA for videos: one schedule through head-only epochs and those after them."""
     steps = (settings.linear_epochs + settings.epochs) * steps_per_epoch
     rise = int(settings.warm_up_epochs * steps_per_epoch)
     if settings.schedule == "released":
@@ -109,9 +106,6 @@ def published_cosine(step: int, steps: int, warm_up: int) -> float:
     `k / w` for `k <= w`, then `(1 + cos(pi (k - w) / M)) / 2`, for w steps of warm-up out of M, any
     with a frozen backbone included; w is `int(2.5 * steps per epoch)` as published. So the first
     update has a rate of 0, and the cosine, which takes M steps after the warm-up, never reaches 0.
-
-    >>> [round(published_cosine(step, 3000, 250), 3) for step in (0, 125, 250, 2999)]
-    [0.0, 0.5, 1.0, 0.017]
     """
     if step < warm_up:
         return step / warm_up
@@ -123,9 +117,6 @@ def warm_up_cosine(step: int, steps: int, warm_up: int) -> float:
 
     `(k + 1) / w` for `k < w`, then `(1 + cos(pi (k - w) / (M - w))) / 2`, and 0 from M on, for w
     steps of warm-up (0 for none) out of M.
-
-    >>> [round(warm_up_cosine(step, 10, 2), 2) for step in (0, 1, 2, 6, 9, 10)]
-    [0.5, 1.0, 1.0, 0.5, 0.04, 0.0]
     """
     if step < warm_up:
         return (step + 1) / warm_up

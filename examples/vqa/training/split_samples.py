@@ -25,11 +25,7 @@ class Parts:
     also: Mapping[str, Samples]
 
     def chooses(self, settings: Settings) -> Samples:
-        """The samples whose scores choose the epoch; none if the last one counts.
-
-        Warns where their scores are all the same, so that none choose, and where so few choose that
-        chance does.
-        """
+        """The samples whose scores choose the epoch; none if the last one counts."""
         if settings.select_on == "last":
             return ()
         part: Samples = self.validation if settings.select_on == "validation" else self.test
