@@ -255,10 +255,7 @@ def _extract_one(video: Path, cache: FeatureCache, extractor: MotionExtractor) -
 
 
 def _in_parallel(
-    videos: Sequence[Path],
-    cache: FeatureCache,
-    made_of: _MadeOf,
-    processes: int,
+    videos: Sequence[Path], cache: FeatureCache, made_of: _MadeOf, processes: int
 ) -> Generator[str | None, None, None]:
     with process_pool(processes) as pool:
         jobs = [pool.submit(_work, video, cache, made_of) for video in videos]
