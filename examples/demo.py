@@ -22,8 +22,7 @@ from vqa.errors import expected_errors_in_one_line
 from vqa.provenance import provenance, source_digest, versions
 from vqa.store import Store
 from vqa.synthetic.mini_ugc import DEFAULT_FOLDER, VERSION, MiniUgcSettings, build_mini_ugc
-from vqa.training.perturbation import Method
-from vqa.training.settings import plain
+from vqa.training.settings import Method, plain
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 _PACKAGES = ("torch", "torchvision", "av", "numpy", "scipy", "scikit-image", "scikit-learn")

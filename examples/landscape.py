@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from torch_awp.landscape import sharpness
 from training_scripts import script_and_settings
 from vqa.datasets import DataSet, Sample, load_dataset
 from vqa.errors import expected_errors_in_one_line
@@ -33,8 +34,6 @@ from vqa.training.distributed import DeviceName, ProcessGroup, own_device
 from vqa.training.landscape import (
     LandscapeSettings,
     Loss,
-    average_rise,
-    curve_positions,
     mean_loss,
     random_curve,
     random_surface,
@@ -42,8 +41,7 @@ from vqa.training.landscape import (
     worst_rise,
 )
 from vqa.training.optim import load_checkpoint_weights
-from vqa.training.perturbation import METHOD_NAMES
-from vqa.training.settings import Settings
+from vqa.training.settings import METHOD_NAMES, Settings
 from vqa.training.split_samples import parts_of
 from vqa.training.task import Task
 
@@ -273,7 +271,7 @@ def _surroundings(model: nn.Module, loss: Loss, settings: Landscape) -> Surround
     return Surroundings(
         loss=centre,
         worst_rise=worst_rise(model, loss, where),
-        average_rise=average_rise(model, loss, where, settings.samples),
+        average_rise=sharpness(model, loss, where.radius, mode="average", samples=settings.samples),
         curves=torch.stack(curves),
         surface=surface,
         cosine=cosine,
@@ -304,7 +302,7 @@ def _document(
         "landscape": asdict(settings.landscape),
         "seed": settings.seed,
         "samples": settings.samples,
-        "positions": curve_positions(settings.landscape).tolist(),
+        "positions": settings.landscape.positions.tolist(),
         "models": [
             {
                 "name": name,
@@ -329,7 +327,7 @@ def _curves(found: Mapping[str, Surroundings], title: str, settings: Landscape) 
     legend = sum(1 + name.count("\n") for name in curves) / 2  # lines, in two columns
     figure = Figure(figsize=(6.4, 4.0 + 0.2 * legend), layout="constrained")
     axes = figure.subplots()
-    draw_curves(axes, curve_positions(settings.landscape), curves)
+    draw_curves(axes, settings.landscape.positions, curves)
     if settings.directions > 1:
         axes.set_ylabel(f"loss, mean and range over {settings.directions} directions")
     figure.suptitle(title, fontsize="medium")
@@ -343,7 +341,7 @@ def _surfaces(found: Mapping[str, Surroundings], title: str, settings: Landscape
         min(float(surface.min()) for surface in surfaces.values()),
         max(float(surface.max()) for surface in surfaces.values()),
     )
-    positions, columns = curve_positions(settings.landscape), len(surfaces)
+    positions, columns = settings.landscape.positions, len(surfaces)
     figure = Figure(figsize=(4.2 * columns, 7.0), layout="constrained")
     for column, (name, surface) in enumerate(surfaces.items(), start=1):
         above = figure.add_subplot(2, columns, column)

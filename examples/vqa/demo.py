@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import as_completed
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,12 @@ from matplotlib.figure import Figure
 from vqa.datasets import DataSet
 from vqa.figures import draw_curves, draw_seeds
 from vqa.io.files import digest, replacing, write_csv, write_json
-from vqa.metrics import PairedDifference, paired_difference, summarise
+from vqa.metrics import paired_difference, summarise
 from vqa.processes import process_pool, progress_bar
 from vqa.store import Results, Store
 from vqa.training.checkpoint import run_config
 from vqa.training.main import run_script
-from vqa.training.perturbation import METHOD_NAMES, Method
-from vqa.training.settings import Settings, plain
+from vqa.training.settings import METHOD_NAMES, Method, Settings, plain
 from vqa.training.split_samples import parts_of
 from vqa.training.task import Task
 
@@ -98,6 +96,8 @@ _COLOURS: dict[Method, str] = {
 # Below this two-sided p value a difference is called one; printed with it every time.
 _LEVEL = 0.05
 
+_PARTS = {"train": "train", "test": "test", "gap": "gap", "ood": "mini-ugc-ood"}
+
 # Of every method, ordered by seed.
 Runs = Mapping[Method, Sequence[Results]]
 
@@ -111,68 +111,53 @@ def by_method(results: Sequence[Results]) -> dict[Method, list[Results]]:
     return {method: own for method, own in runs.items() if own}
 
 
-_COLUMNS: dict[str, Callable[[Results], float]] = {
-    **{
-        f"{name} {metric.upper()}": partial(Results.score, part=part, metric=metric)
-        for metric in ("srcc", "plcc")
-        for name, part in (
-            ("train", "train"),
-            ("test", "test"),
-            ("gap", "gap"),
-            ("ood", "mini-ugc-ood"),
-        )
-    },
-    "sharpness": lambda run: run.sharpness,
-    "ms / step": lambda run: 1e3 * run.step_seconds,
-}
-
-
 def table(runs: Runs) -> str:
     """One line per quantity, one column per method: mean, spread, and difference to plain.
 
     The difference is taken seed by seed; `p` is that of a two-sided paired t-test.
     """
+    summary = _summary(runs)
     lines = [_row("", [METHOD_NAMES[method] for method in runs])]
-    for column in _COLUMNS:
-        summaries = [summarise(_values(runs, method, column)) for method in runs]
-        lines.append(_row(column, [f"{own.mean:.3f} ± {own.spread:.3f}" for own in summaries]))
-        if "plain" in runs and len(runs) > 1:
-            differences = [_difference_text(runs, method, column) for method in runs]
-            lines.append(_row("  - plain", differences))
+    for column in next(iter(summary.values())):
+        entries = [own[column] for own in summary.values()]
+        lines.append(_row(column, [f"{own['mean']:.3f} ± {own['spread']:.3f}" for own in entries]))
+        differences = [own.get("minus_plain") for own in entries]
+        if any(differences):
+            lines.append(_row("  - plain", [_difference_text(own) for own in differences]))
     return "\n".join(lines)
 
 
 def conclusions(runs: Runs) -> list[str]:
     """Sentences about every perturbed method against plain, read off the numbers."""
     sentences = []
-    for method in runs:
-        if method == "plain" or "plain" not in runs:
+    summary = _summary(runs)
+    for method, own in summary.items():
+        if method == "plain" or "plain" not in summary:
             continue
-        gap, test, ood = (
-            _difference(runs, method, column) for column in ("gap SRCC", "test SRCC", "ood SRCC")
+        gap, test, ood = (own[f"{part} SRCC"]["minus_plain"] for part in ("gap", "test", "ood"))
+        sharpness, step = (
+            own[column]["mean"] / summary["plain"][column]["mean"]
+            for column in ("sharpness", "ms / step")
         )
         sentences.append(
             f"{METHOD_NAMES[method]}: the train-test gap in SRCC is"
             f" {_verdict(gap, 'smaller', 'larger')};"
             f" the test SRCC is {_verdict(test, 'lower', 'higher')};"
             f" out of domain it is {_verdict(ood, 'lower', 'higher')};"
-            f" sharpness is {_ratio(runs, method, 'sharpness'):.2f} times that of plain, a step"
-            f" takes {_ratio(runs, method, 'ms / step'):.2f} times as long."
+            f" sharpness is {sharpness:.2f} times that of plain, a step"
+            f" takes {step:.2f} times as long."
         )
     return sentences
 
 
 def write_results(folder: Path, runs: Runs, description: Mapping[str, object]) -> list[Path]:
-    """Write `results.json`, `results.csv` and `figure.png`; returns their paths.
-
-    The first holds every number of the others and of the table.
-    """
+    """Write `results.json`, with every number of the others, `results.csv` and `figure.png`."""
     documents = [
         {
             "method": method,
             "seed": _seed(run),
             "gamma": run.document["settings"]["gamma"],
-            **{name: value(run) for name, value in _COLUMNS.items()},
+            **_numbers(run),
             "landscape": run.landscape,
         }
         for method, own in runs.items()
@@ -186,7 +171,7 @@ def write_results(folder: Path, runs: Runs, description: Mapping[str, object]) -
     }
     paths = [folder / name for name in ("results.json", "results.csv", "figure.png")]
     write_json(paths[0], document)
-    columns = ["method", "seed", *_COLUMNS]
+    columns = [name for name in documents[0] if name not in ("gamma", "landscape")]
     write_csv(paths[1], columns, ([own[name] for name in columns] for own in documents))
     draw_figure(paths[2], runs)
     return paths
@@ -202,7 +187,8 @@ def draw_figure(path: Path, runs: Runs) -> None:
         (gaps, "gap SRCC", "train - test SRCC (lower is better)"),
         (tests, "test SRCC", "test SRCC (higher is better)"),
     ):
-        draw_seeds(axes, {METHOD_NAMES[own]: _values(runs, own, column) for own in runs}, colours)
+        values = {METHOD_NAMES[own]: [_numbers(run)[column] for run in runs[own]] for own in runs}
+        draw_seeds(axes, values, colours)
         axes.set_ylabel(label)
     curves = {
         METHOD_NAMES[method]: torch.tensor([run.landscape["losses"] for run in own])
@@ -220,50 +206,48 @@ def _seed(run: Results) -> int:
     return int(run.document["settings"]["seed"])
 
 
-def _values(runs: Runs, method: Method, column: str) -> list[float]:
-    return [_COLUMNS[column](run) for run in runs[method]]
+def _numbers(run: Results) -> dict[str, float]:
+    """What is compared of a run, by column."""
+    numbers = {
+        f"{name} {metric.upper()}": run.score(part, metric)
+        for metric in ("srcc", "plcc")
+        for name, part in _PARTS.items()
+    }
+    return {**numbers, "sharpness": run.sharpness, "ms / step": 1e3 * run.step_seconds}
 
 
-def _difference(runs: Runs, method: Method, column: str) -> PairedDifference:
-    return paired_difference(_values(runs, method, column), _values(runs, "plain", column))
-
-
-def _difference_text(runs: Runs, method: Method, column: str) -> str:
-    if method == "plain":
-        return ""
-    difference = _difference(runs, method, column)
-    p_value = "" if math.isnan(difference.p_value) else f" p={difference.p_value:.2g}"
-    return f"{difference.mean:+.3f}{p_value}"
-
-
-def _ratio(runs: Runs, method: Method, column: str) -> float:
-    """Of the means of a method and plain."""
-    plain_mean = summarise(_values(runs, "plain", column)).mean
-    return 1 + _difference(runs, method, column).mean / plain_mean
-
-
-def _summary(runs: Runs) -> dict[str, dict[str, object]]:
+def _summary(runs: Runs) -> dict[Method, dict[str, dict[str, Any]]]:
     """Per method and column: mean and spread, and the paired difference to plain."""
-    summary: dict[str, dict[str, object]] = {}
-    for method in runs:
+    numbers = {method: [_numbers(run) for run in own] for method, own in runs.items()}
+    summary: dict[Method, dict[str, dict[str, Any]]] = {}
+    for method, own in numbers.items():
         summary[method] = {}
-        for column in _COLUMNS:
-            entry: dict[str, object] = asdict(summarise(_values(runs, method, column)))
-            if method != "plain" and "plain" in runs:
-                entry["minus_plain"] = asdict(_difference(runs, method, column))
+        for column in own[0]:
+            values = [row[column] for row in own]
+            entry: dict[str, Any] = asdict(summarise(values))
+            if method != "plain" and "plain" in numbers:
+                base = [row[column] for row in numbers["plain"]]
+                entry["minus_plain"] = asdict(paired_difference(values, base))
             summary[method][column] = entry
     return summary
 
 
-def _verdict(difference: PairedDifference, below: str, above: str) -> str:
+def _difference_text(difference: Mapping[str, Any] | None) -> str:
+    if difference is None:
+        return ""
+    p_value = difference["p_value"]
+    p_text = "" if math.isnan(p_value) else f" p={p_value:.2g}"
+    return f"{difference['mean']:+.3f}{p_text}"
+
+
+def _verdict(difference: Mapping[str, Any], below: str, above: str) -> str:
     """What the difference allows to say, with the numbers it rests on."""
-    falling = difference.mean < 0
-    word = below if falling else above
-    clear = difference.p_value < _LEVEL
-    agreeing = difference.falls if falling else difference.n - difference.falls
+    mean, falls, seeds = difference["mean"], difference["falls"], difference["n"]
+    word, agreeing = (below, falls) if mean < 0 else (above, seeds - falls)
+    clear = difference["p_value"] < _LEVEL
     return (
-        f"{word if clear else 'not clearly different'} ({difference.mean:+.3f},"
-        f" {word} on {agreeing} of {difference.n} seeds, p = {difference.p_value:.2g})"
+        f"{word if clear else 'not clearly different'} ({mean:+.3f},"
+        f" {word} on {agreeing} of {seeds} seeds, p = {difference['p_value']:.2g})"
     )
 
 

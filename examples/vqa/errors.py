@@ -27,11 +27,10 @@ _OURS = (str(Path(__file__).resolve().parents[1]), *(str(Path(p)) for p in torch
 def expected_errors_in_one_line() -> Iterator[None]:
     """Around a whole program: expected errors go to standard error, with exit status 2.
 
-    Expected is what this repository raises on purpose (every ValueError of ours says what was
-    expected and what was found) and a file or folder that cannot be read or written. Anything else
-    is a mistake of ours and keeps its traceback, and with `--debug` on the command line everything
-    does. Ctrl-C ends the program with a line, too, and exit status 130; a reader of its output that
-    has gone away, as `head` does, ends it without one, and with 141.
+    Expected is what this repository raises on purpose, and a file or folder that cannot be read or
+    written; anything else is a mistake of ours and keeps its traceback, as all does with `--debug`.
+    Ctrl-C ends the program with a line and status 130; a reader of its output that has gone away,
+    as `head` does, ends it without one, and with 141.
 
     `~` stands for the home folder wherever a path begins on the command line, since shells leave it
     in --output=~/x and --roots NAME=~/x.
@@ -42,6 +41,7 @@ def expected_errors_in_one_line() -> Iterator[None]:
     debug = _DEBUG in sys.argv
     if debug:
         sys.argv.remove(_DEBUG)
+    program = Path(sys.argv[0]).name
     try:
         yield
         sys.stdout.flush()
@@ -52,12 +52,11 @@ def expected_errors_in_one_line() -> Iterator[None]:
     except KeyboardInterrupt:
         if debug:
             raise
-        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+        print(f"{program}: interrupted", file=sys.stderr)
         raise SystemExit(_INTERRUPTED) from None
     except (ValueError, OSError) as error:
         if debug or not _is_expected(error):
             raise
-        program = Path(sys.argv[0]).name
         print(f"{program}: {_message(error)} ({_DEBUG} shows the traceback)", file=sys.stderr)
         raise SystemExit(2) from None
 

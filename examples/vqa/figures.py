@@ -27,19 +27,8 @@ def draw_curves(
 ) -> None:
     """Loss curves of several models in one axes, as in Figures 1(c, d) and 2 of the paper.
 
-    Args:
-        axes: where to draw.
-        alphas: positions [A].
-        curves: per model its losses [A], or [S, A] for S runs or directions: then the line is their
-            mean and the band reaches from the lowest to the highest.
-        colours: one for each model; by default colours that everybody tells apart.
-
-    >>> from matplotlib.figure import Figure
-    >>> axes = Figure().subplots()
-    >>> alphas = torch.linspace(-1, 1, 5)
-    >>> draw_curves(axes, alphas, {"flat": alphas**2, "sharp": 9 * alphas**2})
-    >>> [line.get_label() for line in axes.lines]
-    ['flat', 'sharp']
+    Positions are [A], losses of a model [A], or [S, A] for S runs or directions: then the line is
+    their mean and the band reaches from the lowest to the highest.
     """
     distinct = itertools.cycle((line, colour) for line in _LINES for colour in _COLOURS)
     styles = distinct if colours is None else (("-", colour) for colour in colours)
@@ -60,49 +49,36 @@ def draw_curves(
 
 
 def draw_contours(
-    axes: Axes,
-    alphas: Tensor,
-    betas: Tensor,
-    losses: Tensor,
-    limits: tuple[float, float] | None = None,
+    axes: Axes, alphas: Tensor, betas: Tensor, losses: Tensor, limits: tuple[float, float]
 ) -> None:
-    """A loss surface [A, B] from above, the model itself at the cross.
-
-    `limits` are the lowest and the highest loss of the scale, for surfaces side by side.
-    """
-    low, high = (float(losses.min()), float(losses.max())) if limits is None else limits
+    """A loss surface [A, B] from above, on a scale from the lower to the upper of the limits."""
     filled = axes.contourf(
         alphas.tolist(),
         betas.tolist(),
         losses.T.tolist(),
-        levels=MaxNLocator(24).tick_values(low, high),
+        levels=MaxNLocator(24).tick_values(*limits),
         cmap="viridis",
     )
     levels = list(filled.levels)[::3]
     lines = axes.contour(filled, levels=levels, colors="white", linewidths=0.5, alpha=0.7)
     bar = axes.figure.colorbar(filled, ax=axes, label="loss", shrink=0.8)
     bar.add_lines(lines)
-    axes.plot(0, 0, "+", color="white", markersize=10)
+    axes.plot(0, 0, "+", color="white", markersize=10)  # the model itself
     axes.set_xlabel(r"$\alpha$, along the first direction")
     axes.set_ylabel(r"$\beta$, along the second")
     axes.set_aspect("equal")
 
 
 def draw_surface(
-    axes: Axes3D,
-    alphas: Tensor,
-    betas: Tensor,
-    losses: Tensor,
-    limits: tuple[float, float] | None = None,
+    axes: Axes3D, alphas: Tensor, betas: Tensor, losses: Tensor, limits: tuple[float, float]
 ) -> None:
     """The same in perspective, of height and colour; `axes` has `projection="3d"`."""
-    low, high = (float(losses.min()), float(losses.max())) if limits is None else limits
+    low, high = limits
     rows, columns = (grid.numpy() for grid in torch.meshgrid(alphas, betas, indexing="ij"))
     axes.plot_surface(
         rows, columns, losses.numpy(), cmap="viridis", linewidth=0, vmin=low, vmax=high
     )
-    if limits is not None:
-        axes.set_zlim(low, high)
+    axes.set_zlim(low, high)
     axes.set_xlabel(r"$\alpha$")
     axes.set_ylabel(r"$\beta$")
     axes.set_zlabel("loss", labelpad=8)
@@ -112,19 +88,7 @@ def draw_surface(
 
 
 def draw_seeds(axes: Axes, values: Mapping[str, Sequence[float]], colours: Sequence[str]) -> None:
-    """A bar for each model's mean, a dot for each of its runs, a line through runs that pair up.
-
-    Args:
-        axes: where to draw.
-        values: per model one value for each seed, the seeds in the same order.
-        colours: one for each model.
-
-    >>> from matplotlib.figure import Figure
-    >>> axes = Figure().subplots()
-    >>> draw_seeds(axes, {"plain": [1.0, 3.0], "awp": [2.0, 2.0]}, ["grey", "blue"])
-    >>> [f"{bar.get_height():.1f}" for bar in axes.patches]
-    ['2.0', '2.0']
-    """
+    """A bar for each model's mean, a dot for each of its seeds, a line through those of a seed."""
     places = range(len(values))
     means = [sum(runs) / len(runs) for runs in values.values()]
     axes.bar(places, means, color=colours, alpha=0.6)

@@ -43,10 +43,6 @@ def _end_with_parent() -> None:
 
 
 def progress_bar(description: str, total: int, unit: str, **options: Any) -> tqdm[NoReturn]:
-    """A bar on stderr, to be used in a `with` block and moved by `update()`, `total` times in all.
-
-    The options are those of tqdm, such as `disable` in all processes but the first.
-    """
-    # Every refresh of a bar is a new line in a log.
+    """A bar of tqdm on stderr; rarely refreshed where each refresh is a new line in a log."""
     seconds = 0.1 if sys.stderr.isatty() else 5.0
     return tqdm(desc=description, total=total, unit=unit, mininterval=seconds, **options)

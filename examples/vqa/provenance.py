@@ -47,7 +47,6 @@ def source_digest() -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """What a reader would call the device."""
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
     return f"cpu ({platform.processor() or platform.machine()})"

@@ -44,22 +44,14 @@ class Results:
         return math.nan if found is None else float(found)
 
     def score(self, part: str, metric: str) -> float:
-        """One score, such as `srcc` of `train`, `gap` or a further data set.
-
-        It is NaN where it was not defined.
-
-        Raises:
-            ValueError: there are no such scores.
-        """
+        """`srcc` or another metric of `train`, `gap` or a further data set; NaN if not defined."""
         split = self.document["splits"][0]
-        scores = split[part] if part in _PARTS else split["also"].get(part)
+        of_split = part in ("train", "test", "validation", "gap")
+        scores = split[part] if of_split else split["also"].get(part)
         if scores is None or metric not in scores:
             raise ValueError(f"{self.file}: expected {metric} of {part!r}, there is none")
         value = scores[metric]
         return math.nan if value is None else float(value)
-
-
-_PARTS = frozenset({"train", "test", "validation", "gap"})
 
 
 class Named(Protocol):
@@ -70,8 +62,7 @@ class Named(Protocol):
         """Of its folder; holds a digest of everything that decides the result."""
 
     @property
-    def split(self) -> int:
-        """Number of the split."""
+    def split(self) -> int: ...
 
 
 class Store:
@@ -81,11 +72,9 @@ class Store:
         self._folder = folder
 
     def folder(self, run: Named) -> Path:
-        """Where a run writes."""
         return self._folder / run.name
 
     def log(self, run: Named) -> Path:
-        """What a run prints."""
         return self.folder(run) / "log.txt"
 
     def folder_of_logs(self) -> Path:
@@ -99,11 +88,7 @@ class Store:
         return self.folder(run) / f"split-{run.split}" / "best.pt"
 
     def results(self, run: Named) -> Results | None:
-        """Results of a finished run; None of any other.
-
-        Raises:
-            ValueError: its file is none of ours.
-        """
+        """Results of a finished run; None of any other."""
         return _read(self.folder(run) / "results.json")
 
     def has_begun(self, run: Named) -> bool:

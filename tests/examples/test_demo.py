@@ -10,7 +10,7 @@ from command_line import REPOSITORY, call_command, run_command
 
 from demo import Demo, Gammas
 from vqa.training.checkpoint import load_checkpoint
-from vqa.training.perturbation import METHOD_NAMES
+from vqa.training.settings import METHOD_NAMES
 from vqa.training.settings import plain as plain_values
 
 

@@ -8,7 +8,7 @@ import pytest
 from command_line import REPOSITORY
 from scipy import stats
 
-from vqa.training.perturbation import METHOD_NAMES
+from vqa.training.settings import METHOD_NAMES
 
 RESULTS = json.loads((REPOSITORY / "examples" / "demo.json").read_text(encoding="utf-8"))
 QUANTITIES = {

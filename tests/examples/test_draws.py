@@ -7,13 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vqa.training.loader import Draw, TrainingDraws, every_sample
+from vqa.training.loader import Draw, draws_in_order, training_draws
 
 
 @given(st.integers(2, 40), st.integers(2, 8), st.integers(0, 5))
 def test_an_epoch_draws_every_sample_once_but_for_a_batch_of_one(samples, batch, epoch):
-    draws = TrainingDraws(samples, batch, seed=0)
-    draws.start(epoch)
+    draws = training_draws(samples, batch, 0, epoch)
 
     drawn = [draw.index for draw in chain.from_iterable(draws)]
 
@@ -21,11 +20,7 @@ def test_an_epoch_draws_every_sample_once_but_for_a_batch_of_one(samples, batch,
 
 
 def test_epochs_differ_in_order_and_in_the_random_numbers_of_a_sample():
-    draws = TrainingDraws(8, 8, seed=0)
-    epochs = []
-    for epoch in (0, 1, 0):
-        draws.start(epoch)
-        epochs.append(next(iter(draws)))
+    epochs = [training_draws(8, 8, 0, epoch)[0] for epoch in (0, 1, 0)]
 
     assert epochs[0] == epochs[2]
     assert [d.index for d in epochs[0]] != [d.index for d in epochs[1]]
@@ -33,19 +28,10 @@ def test_epochs_differ_in_order_and_in_the_random_numbers_of_a_sample():
     assert len({d.seed for d in epochs[0]}) == 8
 
 
-def test_an_epoch_can_be_taken_up_in_the_middle():
-    draws = TrainingDraws(11, 3, seed=1)
-    draws.start(2)
-    whole = list(draws)
-    draws.start(2, first=2)
-
-    assert list(draws) == whole[2:]
-
-
 @given(st.integers(4, 30), st.sampled_from([2, 4]))
 def test_processes_share_the_batches_of_one(samples, processes):
-    one = TrainingDraws(samples, 4, seed=3)
-    shares = [list(TrainingDraws(samples, 4, 3, rank, processes)) for rank in range(processes)]
+    one = training_draws(samples, 4, seed=3)
+    shares = [training_draws(samples, 4, 3, 0, rank, processes) for rank in range(processes)]
 
     batches = [list(chain.from_iterable(own)) for own in zip(*shares, strict=True)]
 
@@ -55,8 +41,8 @@ def test_processes_share_the_batches_of_one(samples, processes):
 
 
 def test_a_last_batch_that_is_not_full_can_be_left_out():
-    assert [len(b) for b in TrainingDraws(10, 4, seed=0)] == [4, 4, 2]
-    assert [len(b) for b in TrainingDraws(10, 4, seed=0, drop_last=True)] == [4, 4]
+    assert [len(b) for b in training_draws(10, 4, seed=0)] == [4, 4, 2]
+    assert [len(b) for b in training_draws(10, 4, seed=0, drop_last=True)] == [4, 4]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +54,7 @@ def test_a_last_batch_that_is_not_full_can_be_left_out():
 )
 def test_what_cannot_be_shared_out_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        TrainingDraws(seed=0, **arguments)
+        training_draws(seed=0, **arguments)
 
 
 def test_a_draw_has_a_generator_of_its_own_and_a_test_draw_none():
@@ -79,6 +65,8 @@ def test_a_draw_has_a_generator_of_its_own_and_a_test_draw_none():
 
 
 def test_the_processes_test_every_sample_once():
-    drawn = [draw.index for rank in range(3) for draw in every_sample(7, rank, 3)]
+    drawn = [
+        draw.index for rank in range(3) for (draw,) in draws_in_order(7, rank=rank, processes=3)
+    ]
 
     assert sorted(drawn) == list(range(7))

@@ -59,7 +59,7 @@ def test_surfaces_side_by_side_share_their_scale():
 def test_contours_have_alpha_to_the_right_and_beta_upwards():
     axes = Figure().subplots()
     losses = ALPHAS[:, None].expand(5, 7)  # rises with alpha alone: lines are upright
-    draw_contours(axes, ALPHAS, BETAS, losses)
+    draw_contours(axes, ALPHAS, BETAS, losses, limits=(-1, 1))
     filled, lines, *_ = axes.collections
     assert filled.get_array().min() < 0 < filled.get_array().max()
     for path in lines.get_paths():
@@ -70,7 +70,7 @@ def test_contours_have_alpha_to_the_right_and_beta_upwards():
 
 def test_a_surface_spans_positions_and_losses():
     axes = Figure().add_subplot(projection="3d")
-    draw_surface(axes, ALPHAS, BETAS, ALPHAS[:, None] + 10 * BETAS[None])
+    draw_surface(axes, ALPHAS, BETAS, ALPHAS[:, None] + 10 * BETAS[None], limits=(-1, 61))
     assert axes.xy_dataLim.intervalx.tolist() == [-1, 1]
     assert axes.xy_dataLim.intervaly.tolist() == [0, 6]
     assert axes.zz_dataLim.intervalx.tolist() == [-1, 61]

@@ -24,7 +24,6 @@ from vqa.training import main
 from vqa.training.checkpoint import (
     Checkpoint,
     CheckpointError,
-    RunStateError,
     load_checkpoint,
     save_checkpoint,
 )
@@ -211,7 +210,7 @@ def test_a_folder_of_other_settings_is_refused_unless_the_run_begins_again(data,
     run(settings_for(data, tmp_path))
     other = {"gamma": 0.02}
 
-    with pytest.raises(RunStateError, match="choose another --output, or --resume never"):
+    with pytest.raises(CheckpointError, match="choose another --output, or --resume never"):
         run(settings_for(data, tmp_path, **other))
     assert run(settings_for(data, tmp_path, resume="never", **other))["settings"]["gamma"] == 0.02
 
@@ -538,7 +537,7 @@ def test_what_decides_a_result_decides_whether_it_is_found_finished(
     settings = settings_for(data, tmp_path)
     run(settings)
 
-    with pytest.raises(RunStateError, match=message):
+    with pytest.raises(CheckpointError, match=message):
         run(replace(settings, **change(data)))
 
 
@@ -548,7 +547,7 @@ def test_the_same_names_and_labels_in_another_folder_are_another_run(data, tmp_p
     other = tmp_path / "other"
     shutil.copytree(data, other)
 
-    with pytest.raises(RunStateError, match=r"data_root was .*data' and is .*other'"):
+    with pytest.raises(CheckpointError, match=r"data_root was .*data' and is .*other'"):
         run(replace(settings, data_root=other, annotations=other / "labels.txt"))
 
 
@@ -561,7 +560,7 @@ def test_other_weights_to_begin_with_are_another_run(data, tmp_path):
     run(replace(settings, finetune_from=tmp_path / "elsewhere.pt"))
     weights.write_bytes(b"second")
 
-    with pytest.raises(RunStateError, match="the content of finetune_from changed"):
+    with pytest.raises(CheckpointError, match="the content of finetune_from changed"):
         run(settings)
 
 

@@ -11,10 +11,10 @@ import torch
 from tiers import first_fast
 from toy_task import SETTINGS, score_toy, toy_samples, toy_task, with_settings
 
-from vqa.training.checkpoint import RunStateError
+from vqa.training.checkpoint import CheckpointError
 from vqa.training.distributed import ProcessGroup
 from vqa.training.loop import TrainingRun
-from vqa.training.perturbation import METHOD_NAMES
+from vqa.training.settings import METHOD_NAMES
 
 HERE = ProcessGroup(torch.device("cpu"))
 PERTURB = ["none", "rwp", "awp", "awp-update"]
@@ -181,7 +181,7 @@ def test_a_run_with_other_settings_or_labels_is_not_resumed(tmp_path):
         new_run(samples=toy_samples(17)),
     ):
         with pytest.raises(
-            RunStateError, match=r"last\.pt: expected a run with these settings and files, but "
+            CheckpointError, match=r"last\.pt: expected a run with these settings and files, but "
         ):
             other.load(tmp_path / "last.pt")
     new_run(with_settings(workers=1, output=tmp_path)).load(tmp_path / "last.pt")
@@ -195,7 +195,7 @@ def test_a_run_of_another_number_of_processes_or_device_is_not_resumed(tmp_path)
 
     for random, got in (([state, state], "2 on cpu"), ([{**state, "cuda": state["cpu"]}], "cuda")):
         torch.save({**values, "parts": {**values["parts"], "random": random}}, path)
-        with pytest.raises(RunStateError, match=rf"state of 1 process.* on cpu, got .*{got}"):
+        with pytest.raises(CheckpointError, match=rf"state of 1 process.* on cpu, got .*{got}"):
             new_run().load(path)
 
 
@@ -203,14 +203,14 @@ def test_a_run_of_another_number_of_processes_or_device_is_not_resumed(tmp_path)
 def test_a_damaged_state_is_named(tmp_path, content):
     (tmp_path / "last.pt").write_bytes(content)
 
-    with pytest.raises(RunStateError, match=r"last\.pt: expected a checkpoint, cannot be read"):
+    with pytest.raises(CheckpointError, match=r"last\.pt: expected a checkpoint, cannot be read"):
         new_run().load(tmp_path / "last.pt")
 
 
 def test_the_checkpoint_of_weights_is_no_state(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "best.pt")
 
-    with pytest.raises(RunStateError, match=r"best\.pt: expected the checkpoint of a run"):
+    with pytest.raises(CheckpointError, match=r"best\.pt: expected the checkpoint of a run"):
         new_run().load(tmp_path / "best.pt")
 
 

@@ -19,7 +19,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -48,6 +48,10 @@ _PIECE = 1 << 16
 # File systems take 255 bytes, and there is more to a name.
 _NAME_BYTES = 160
 
+# Of an extractor: kind, published weights, device.
+_MadeOf = tuple[MotionKind, Path | None, torch.device]
+_built_once = lru_cache(maxsize=1)(build_extractor)  # by each process of a pool, for all its videos
+
 
 class FeatureError(ValueError):
     """Features are missing, out of date or damaged; the message says of which file."""
@@ -59,16 +63,11 @@ class FeatureCache:
 
     folder: Path
     settings: FeatureSettings
-    motion: str
-    """Fingerprint of the motion extractor."""
+    motion: str  # fingerprint of the motion extractor
 
     @classmethod
     def create(cls, folder: Path, settings: FeatureSettings, motion: str) -> FeatureCache:
-        """The cache in `folder` for features made this way; other ones there are not used.
-
-        Raises:
-            FeatureError: the folder holds something else.
-        """
+        """The cache in `folder` for features made this way; other ones there are not used."""
         cache = cls(folder, settings, motion)
         made_by_us = (folder / MANIFEST).exists()
         if folder.exists() and not made_by_us and any(folder.iterdir()):
@@ -78,11 +77,7 @@ class FeatureCache:
 
     @classmethod
     def open(cls, folder: Path) -> FeatureCache:
-        """The cache that an extraction made in `folder`.
-
-        Raises:
-            FeatureError: there is none, or one of another version.
-        """
+        """The cache that an extraction made in `folder`."""
         try:
             made = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             cache = cls(folder, FeatureSettings(**made["settings"]), made["motion"])
@@ -97,17 +92,13 @@ class FeatureCache:
     def has(self, video: Path) -> bool:
         """Whether there is an entry for the video as it is now; none if it cannot be read."""
         try:
-            return self._path(video, self._record(video)).exists()
+            return self._entry(video)[0].exists()
         except FeatureError:
             return False
 
     def write(self, video: Path, features: Features) -> None:
-        """Store what was extracted from a video; complete or not at all."""
-        record = self._record(video)
-        with (
-            replacing(self._path(video, record)) as unfinished,
-            zipfile.ZipFile(unfinished, "w") as archive,
-        ):
+        entry, record = self._entry(video)
+        with replacing(entry) as unfinished, zipfile.ZipFile(unfinished, "w") as archive:
             for number, frame in enumerate(features.key_frames):
                 with archive.open(f"key_frame_{number}.png", "w") as file:
                     Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy()).save(file, "png")
@@ -116,26 +107,14 @@ class FeatureCache:
             archive.writestr("record.json", json.dumps(record))
 
     def read(
-        self, video: Path, generator: torch.Generator | None, crop: int = 448
+        self, video: Path, generator: torch.Generator | None, crop: int
     ) -> tuple[Tensor, Tensor]:
         """What SimpleVQA takes for one video, whose content must be what it was at the extraction.
 
-        Returns:
-            `cropped` key frames float32 [N, 3, crop, crop] and motion features float32 [N, M]; N is
-            the settings' `key_frames`.
-
-        Raises:
-            FeatureError: the video has no entry, or it is damaged.
-            ValueError: the crop is larger than the key frames.
+        `cropped` key frames float32 [N, 3, crop, crop] and motion features float32 [N, M]; N is the
+        settings' `key_frames`.
         """
-        key_frames, motion = self._load(video)
-        count = self.settings.key_frames
-        return cropped(key_frames, count, generator, crop), filled(motion, count)
-
-    def _load(self, video: Path) -> tuple[list[Tensor], Tensor]:
-        """Distinct key frames, uint8 [3, H, W] each, and motion float32 [C, M]."""
-        record = self._record(video)
-        entry = self._path(video, record)
+        entry, record = self._entry(video)
         try:
             with zipfile.ZipFile(entry) as archive:
                 intact = json.loads(archive.read("record.json")) == record
@@ -154,17 +133,15 @@ class FeatureCache:
             ) from error
         if not intact:
             raise FeatureError(f"{shown(entry)}: is of another video, delete it and extract again")
-        return key_frames, torch.from_numpy(motion)
+        count = self.settings.key_frames
+        return cropped(key_frames, count, generator, crop), filled(torch.from_numpy(motion), count)
 
-    def _path(self, video: Path, record: dict[str, object]) -> Path:
-        name = digest(record)[:32]
+    def _entry(self, video: Path) -> tuple[Path, dict[str, object]]:
+        """The file of a video's features, and all that they depend on."""
+        record = {**self.made(), "video": fingerprint(video)}
         # For people only, so the beginning will do.
         stem = os.fsencode(video.stem)[:_NAME_BYTES].decode("utf-8", "ignore")
-        return self.folder / f"{stem}-{name}.zip"
-
-    def _record(self, video: Path) -> dict[str, object]:
-        """All that an entry depends on."""
-        return {**self.made(), "video": fingerprint(video)}
+        return self.folder / f"{stem}-{digest(record)[:32]}.zip", record
 
     def made(self) -> dict[str, Any]:
         """How the features were made, as plain values."""
@@ -174,16 +151,10 @@ class FeatureCache:
 def cropped(
     key_frames: Sequence[Tensor], count: int, generator: torch.Generator | None, crop: int
 ) -> Tensor:
-    """As many key frames as the model takes, float32 [count, 3, crop, crop], normalised.
+    """So many of the key frames, uint8 [3, H, W], as float32 [count, 3, crop, crop], normalised.
 
-    Args:
-        key_frames: distinct ones, uint8 [3, H, W] each; beyond the last comes the last again.
-        count: how many the model takes.
-        generator: draws the place of every crop, also of repeated ones; `None` crops the centre.
-        crop: height and width in pixels.
-
-    Raises:
-        ValueError: the crop is larger than the key frames.
+    The last is repeated where there are fewer. The generator draws the place of every crop, also of
+    repeated ones; without one it is the centre.
     """
     numbers = torch.arange(count).clamp(max=len(key_frames) - 1)
     return normalise(torch.stack([_crop(key_frames[n], crop, generator) for n in numbers.tolist()]))
@@ -200,9 +171,6 @@ def fingerprint(video: Path) -> str:
     Cheap enough for every reading in training. A change anywhere in the file shows in the time; of
     two files of one time and size, the index of all frame sizes at one of a container's ends tells
     which it is.
-
-    Raises:
-        FeatureError: the file cannot be read.
     """
     pieces = hashlib.sha256()
     try:
@@ -231,17 +199,13 @@ def _crop(frame: Tensor, size: int, generator: torch.Generator | None) -> Tensor
     return frame[:, top : top + size, left : left + size]
 
 
-@dataclass(frozen=True)
-class Extraction:
-    """What came of it."""
+class Extraction(NamedTuple):
+    """How many videos were extracted, how many were there; what is wrong with those left out."""
 
     cache: FeatureCache
     extracted: int
-    """Videos whose features were extracted now."""
     reused: int
-    """Videos whose features were there."""
     bad_files: tuple[str, ...]
-    """What is wrong with the videos that were left out."""
 
 
 def extract_features(
@@ -255,29 +219,18 @@ def extract_features(
 ) -> Extraction:
     """Extract what is not in the cache yet; every finished video stays, whatever stops the run.
 
-    Args:
-        videos: the videos; one that is listed twice is extracted once.
-        folder: the cache, made if it is not there.
-        settings: what is read from every video.
-        slowfast_weights: published `slowfast_r50` weights, where the settings ask for them.
-        processes: how many videos are worked on at a time, each on one thread; a single one may use
-            all of torch's. But for rounding the result does not depend on it.
-        device: where the motion network runs.
-        skip_bad_files: leave out videos that cannot be read instead of stopping.
-
-    Raises:
-        VideoError: a video is missing or cannot be read; names it.
-        FeatureError: the folder holds something else.
-        ValueError: the weights are missing or not needed.
+    Of several processes each works on one video at a time on one thread; a single one may use all
+    of torch's. But for rounding the result does not depend on it.
     """
-    extractor = build_extractor(settings.motion, slowfast_weights, torch.device(device))
+    made_of = (settings.motion, slowfast_weights, torch.device(device))
+    extractor = build_extractor(*made_of)
     cache = FeatureCache.create(folder, settings, extractor.fingerprint)
     distinct = list(dict.fromkeys(videos))
     missing = [video for video in distinct if not cache.has(video)]
     reused = len(distinct) - len(missing)
     bad_files: list[str] = []
     if processes > 1 and len(missing) > 1:
-        done = _in_parallel(missing, cache, slowfast_weights, processes, device)
+        done = _in_parallel(missing, cache, made_of, processes)
     else:
         done = (_extract_one(video, cache, extractor) for video in missing)
     with (
@@ -302,28 +255,13 @@ def _extract_one(video: Path, cache: FeatureCache, extractor: MotionExtractor) -
 
 
 def _in_parallel(
-    videos: Sequence[Path],
-    cache: FeatureCache,
-    slowfast_weights: Path | None,
-    processes: int,
-    device: str,
+    videos: Sequence[Path], cache: FeatureCache, made_of: _MadeOf, processes: int
 ) -> Generator[str | None, None, None]:
     with process_pool(processes) as pool:
-        jobs = [pool.submit(_work, video, cache, slowfast_weights, device) for video in videos]
+        jobs = [pool.submit(_work, video, cache, made_of) for video in videos]
         for future in as_completed(jobs):
             yield future.result()
 
 
-def _work(
-    video: Path, cache: FeatureCache, slowfast_weights: Path | None, device: str
-) -> str | None:
-    extractor = _extractor_of_process(cache.settings.motion, slowfast_weights, device)
-    return _extract_one(video, cache, extractor)
-
-
-@lru_cache(maxsize=1)
-def _extractor_of_process(
-    kind: MotionKind, slowfast_weights: Path | None, device: str
-) -> MotionExtractor:
-    """Built once, with its first video."""
-    return build_extractor(kind, slowfast_weights, torch.device(device))
+def _work(video: Path, cache: FeatureCache, made_of: _MadeOf) -> str | None:
+    return _extract_one(video, cache, _built_once(*made_of))

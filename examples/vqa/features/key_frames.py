@@ -14,7 +14,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -32,32 +32,10 @@ FRAME_DIFFERENCES = 15
 """Length of the features of that kind."""
 
 
-class MotionExtractor(Protocol):
-    """What turns a clip into motion features."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Tells extractors apart that give other features, weights included."""
-
-    @property
-    def size(self) -> int:
-        """Height and width of the frames that it takes, in pixels."""
-
-    def __call__(self, clip: Tensor) -> Tensor:
-        """Features float32 [M] of a clip, uint8 [T, 3, size, size]."""
-
-
 def build_extractor(
     kind: MotionKind, weights: Path | None = None, device: torch.device | None = None
 ) -> MotionExtractor:
-    """The extractor of that kind.
-
-    `slowfast_r50` must have published weights, no other kind may; its network runs on the device,
-    by default the CPU.
-
-    Raises:
-        ValueError: weights are missing, unusable (`PublishedWeightsError`) or not needed.
-    """
+    """`slowfast_r50` must have published weights, no other kind may; by default on the CPU."""
     if (weights is None) == (kind == "slowfast_r50"):
         expected = "a file of the published network" if weights is None else "none"
         raise ValueError(f"slowfast_weights: expected {expected} for {kind}, got {weights}")
@@ -78,11 +56,6 @@ class SlowFastFeatures:
         self._network, self._device = network.to(device), device
 
     def __call__(self, clip: Tensor) -> Tensor:
-        """Features float32 [2304] of a clip, uint8 [32, 3, 224, 224].
-
-        Raises:
-            ValueError: a clip of another length.
-        """
         if len(clip) != FRAMES:
             raise ValueError(f"clip: expected {FRAMES} frames, got {len(clip)}")
         pixels = (clip.to(self._device).float() / 255 - 0.45) / 0.225
@@ -104,12 +77,7 @@ class FrameDifferences:
     _LAGS = (1, 2, 4)
 
     def __call__(self, clip: Tensor) -> Tensor:
-        """Features float32 [15] of a clip, uint8 [T, 3, H, W].
-
-        Raises:
-            ValueError: fewer than 6 frames, of which no two pairs are 4 apart.
-        """
-        if len(clip) < max(self._LAGS) + 2:
+        if len(clip) < max(self._LAGS) + 2:  # two pairs have a deviation
             raise ValueError(f"clip: expected at least 6 frames, got {len(clip)}")
         red, green, blue = clip.float().unbind(1)
         luma = 0.299 * red + 0.587 * green + 0.114 * blue
@@ -123,6 +91,11 @@ class FrameDifferences:
         levels = torch.stack([size.mean(), size.std(), brightness.mean(), brightness.std()])
         still = (size < 0.1).float().mean()  # a repeated frame, up to what the encoder added
         return torch.cat([levels.sign() * levels.abs().log1p(), still[None]])
+
+
+# What turns a clip, uint8 [T, 3, size, size], into motion features, float32 [M]. Those that give
+# other features, weights included, have another fingerprint.
+MotionExtractor = SlowFastFeatures | FrameDifferences
 
 
 def _digest(network: torch.nn.Module) -> str:
@@ -166,28 +139,11 @@ TINY = FeatureSettings(
 """For the half-second clips of mini-UGC, in seconds on a CPU."""
 
 
-@dataclass(frozen=True)
-class ChosenFrames:
-    """Frame numbers of the distinct key frames and chunks of a video.
-
-    A video with fewer than asked for repeats the last of each.
-    """
+class ChosenFrames(NamedTuple):
+    """Numbers of distinct key frames and chunks; whoever takes more repeats the last of each."""
 
     key_frames: tuple[int, ...]
     chunks: tuple[tuple[int, ...], ...]
-
-    @property
-    def frames(self) -> set[int]:
-        """All frames that are looked at."""
-        return {*self.key_frames, *(number for chunk in self.chunks for number in chunk)}
-
-
-@dataclass(frozen=True)
-class Features:
-    """What a video gave: distinct key frames uint8 [K, 3, H, W], motion float32 [C, M]."""
-
-    key_frames: Tensor
-    motion: Tensor
 
 
 def plan(
@@ -196,27 +152,17 @@ def plan(
     settings: FeatureSettings,
     times: NDArray[np.float64] | None = None,
 ) -> ChosenFrames:
-    """Which frames are read.
+    """Which of so many frames are read, with so many per second on average (0 if unknown).
 
     With a constant frame rate, key frame k is frame k * step and chunk k begins there, with
     step = frame rate / `per_second`, rounded half to even. There are as many chunks as whole steps,
     at least one; a chunk that reaches beyond the end repeats the last frame. A video of unknown
-    frame rate (0) gives frame 0 and the chunk that begins there, as in the published code's chunks;
-    its key frames would fail.
+    frame rate gives frame 0 and the chunk that begins there, as in the published code's chunks; its
+    key frames would fail.
 
-    Where the frames are not evenly spaced, key frame k is what is shown k / `per_second` seconds
-    after the beginning; a frame that is shown for longer counts once.
-
-    Args:
-        frames: how many there are.
-        frame_rate: their mean number per second, 0 if unknown.
-        settings: how many of them, and how far apart.
-        times: seconds from the first frame to every frame; evenly spaced if not given.
-
-    >>> plan(70, 29.97, FeatureSettings()).key_frames
-    (0, 30, 60)
-    >>> [(chunk[0], chunk[-1]) for chunk in plan(70, 29.97, FeatureSettings()).chunks]
-    [(0, 31), (30, 61)]
+    Where the `times`, seconds from the first frame to every frame, are not evenly spaced, key frame
+    k is what is shown k / `per_second` seconds after the beginning; a frame that is shown for
+    longer counts once.
     """
     step = round(frame_rate / settings.per_second)
     if times is not None and frame_rate and not (step and _evenly_spaced(times, frame_rate)):
@@ -248,12 +194,15 @@ def _shown_every(interval: float, duration: float, times: NDArray[np.float64]) -
     return list(dict.fromkeys((np.searchsorted(times, moments, side="right") - 1).tolist()))
 
 
-def extract(path: Path, settings: FeatureSettings, motion: MotionExtractor) -> Features:
-    """Key frames and motion features of one video, decoded once.
+class Features(NamedTuple):
+    """What a video gave: distinct key frames uint8 [K, 3, H, W], motion float32 [C, M]."""
 
-    Raises:
-        VideoError: as `read_chunks`.
-    """
+    key_frames: Tensor
+    motion: Tensor
+
+
+def extract(path: Path, settings: FeatureSettings, motion: MotionExtractor) -> Features:
+    """Key frames and motion features of one video, decoded once."""
     key_frames, chunks = read_chunks(path, settings, motion.size)
     return Features(key_frames, torch.stack([motion(chunk) for chunk in chunks]))
 
@@ -261,31 +210,22 @@ def extract(path: Path, settings: FeatureSettings, motion: MotionExtractor) -> F
 def read_chunks(
     path: Path, settings: FeatureSettings, size: int
 ) -> tuple[Tensor, Iterator[Tensor]]:
-    """Distinct key frames of one video, and the chunks that motion features are made of.
+    """Distinct key frames, uint8 [K, 3, H, W], and one after the other the chunks of a video.
 
-    Args:
-        path: the video.
-        settings: what is read.
-        size: height and width of the chunks' frames, in pixels.
-
-    Returns:
-        uint8 [K, 3, H, W], and uint8 [chunk, 3, size, size] one after the other.
-
-    Raises:
-        VideoError: the file is missing, damaged or truncated, or its frames change size; names it.
+    Chunks, of which motion features are made, are uint8 [chunk, 3, size, size].
     """
     with Video.open(path) as video:
         info = video.info()
-        wanted = plan(info.frames, info.frame_rate, settings, video.times)
-        in_chunks = {number for chunk in wanted.chunks for number in chunk}
+        key_frames, chunks = plan(info.frames, info.frame_rate, settings, video.times)
+        in_chunks = {number for chunk in chunks for number in chunk}
         large: dict[int, Tensor] = {}
         small: dict[int, Tensor] = {}
-        for number, pixels in video.decode(wanted.frames, "rgb24"):
+        for number, pixels in video.decode(in_chunks.union(key_frames), "rgb24"):
             # A copy, as turned frames are views with negative strides, which torch lacks.
             frame = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
-            if number in wanted.key_frames:
+            if number in key_frames:
                 large[number] = functional.resize(frame, [settings.short_side], antialias=False)
             if number in in_chunks:
                 small[number] = functional.resize(frame, [size, size], antialias=True)
-    chunks = (torch.stack([small[number] for number in chunk]) for chunk in wanted.chunks)
-    return torch.stack([large[number] for number in wanted.key_frames]), chunks
+    clips = (torch.stack([small[number] for number in chunk]) for chunk in chunks)
+    return torch.stack([large[number] for number in key_frames]), clips

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,43 +33,24 @@ _OTHER_FORMATS = {
 }
 
 
-class HasState(Protocol):
-    """A model, an optimizer or whatever else a run consists of."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that it takes to go on."""
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> object:
-        """Resume from there."""
-
-
-class RunStateError(ValueError):
-    """The checkpoint of an interrupted run cannot be used; the message names the file."""
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used, or a run not be resumed from it; the message names the file."""
 
 
 @dataclass
 class TrainerState:
     """How far a run has come."""
 
-    epoch: int = 0
-    """Finished epochs."""
-    batch: int = 0
-    """Batches of the current epoch that are done."""
-    step: int = 0
-    """Optimizer steps so far."""
-    best: float = -math.inf
-    """SRCC + PLCC of the chosen epoch on the part that chooses."""
+    epoch: int = 0  # finished ones
+    batch: int = 0  # batches of the current epoch that are done
+    step: int = 0  # optimizer steps so far
+    best: float = -math.inf  # SRCC + PLCC of the chosen epoch on the part that chooses
     best_epoch: int = 0
-    seconds: float = 0.0
-    """Training time so far, over all sessions."""
-    losses: list[float] = field(default_factory=list)
-    """Of the current epoch's steps."""
-    learning_rates: list[float] = field(default_factory=list)
-    """Of every parameter group, in the last step."""
-    step_seconds: list[float] = field(default_factory=list)
-    """Of every step, as `Step.seconds`."""
-    history: list[dict[str, float]] = field(default_factory=list)
-    """One row per finished epoch."""
+    seconds: float = 0.0  # training time so far, over all sessions
+    losses: list[float] = field(default_factory=list)  # of the current epoch's steps
+    learning_rates: list[float] = field(default_factory=list)  # of all groups, in the last step
+    step_seconds: list[float] = field(default_factory=list)  # as `Step.seconds`
+    history: list[dict[str, float]] = field(default_factory=list)  # a row per epoch
     bad_files: list[str] = field(default_factory=list)
 
 
@@ -77,10 +58,10 @@ def save_state(
     path: Path,
     config: Mapping[str, Any],
     state: TrainerState,
-    parts: Mapping[str, HasState],
+    parts: Mapping[str, Any],
     group: ProcessGroup,
 ) -> None:
-    """Write a run's state; a process killed meanwhile leaves the old file or none.
+    """Write a run's state, of whose parts each has a `state_dict`.
 
     Called by every process, each of which has random states of its own; written by the first.
     """
@@ -97,34 +78,26 @@ def save_state(
 
 
 def load_state(
-    path: Path, config: Mapping[str, Any], parts: Mapping[str, HasState], group: ProcessGroup
+    path: Path, config: Mapping[str, Any], parts: Mapping[str, Any], group: ProcessGroup
 ) -> TrainerState:
-    """Put every part and the random states back to what `save_state` wrote; how far it had come.
-
-    Raises:
-        RunStateError: the file is damaged or none of ours, or the run had other settings or files,
-            another number of processes or another kind of device.
-    """
-    try:
-        values = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever the damage leads to
-        raise RunStateError(f"{path}: expected a checkpoint, cannot be read ({error})") from error
+    """Put every part and the random states back to what `save_state` wrote; how far it had come."""
+    values = _load(path)
     if not isinstance(values, dict) or values.get("format") != _FORMAT:
-        raise RunStateError(f"{path}: expected the checkpoint of a run, got something else")
+        raise CheckpointError(f"{path}: expected the checkpoint of a run, got something else")
     if values.get("version") != _VERSION:
-        raise RunStateError(
+        raise CheckpointError(
             f"{path}: expected version {_VERSION}, got {values.get('version')!r}: choose another"
             " --output, or --resume never to begin again"
         )
-    if found := list(differences(values["identity"], config)):
-        raise RunStateError(
+    if found := list(_differences(values["identity"], config)):
+        raise CheckpointError(
             f"{path}: expected a run with these settings and files, but {'; '.join(found)}: choose"
             " another --output, or --resume never to begin again"
         )
     random = values["parts"]["random"]
     if len(random) != group.world_size or ("cuda" in random[0]) != (group.device.type == "cuda"):
         kind = "cuda" if "cuda" in random[0] else "cpu"
-        raise RunStateError(
+        raise CheckpointError(
             f"{path}: expected the state of {group.world_size} process(es) on"
             f" {group.device.type}, got that of {len(random)} on {kind}"
         )
@@ -148,11 +121,7 @@ class Scale(NamedTuple):
     opinion_deviation: float
 
     def opinion(self, predicted: float) -> float:
-        """A predicted score on the scale of the opinion scores.
-
-        >>> Scale(0.0, 0.5, 3.0, 1.0).opinion(0.5)
-        4.0
-        """
+        """A predicted score on the scale of the opinion scores."""
         standardised = (predicted - self.predicted_mean) / self.predicted_deviation
         return self.opinion_mean + standardised * self.opinion_deviation
 
@@ -162,61 +131,24 @@ class Checkpoint:
     """A trained model, with all it takes to build it again, to feed it and to read its scores."""
 
     script: str
-    """Name of the training script."""
-    settings: dict[str, Any]
-    """Its settings as plain values: which model, what builds it, how its inputs are cut."""
-    epoch: int
-    """The chosen one."""
+    settings: dict[str, Any]  # plain values: which model, what builds it, how its inputs are cut
+    epoch: int  # the chosen one
     state_dict: dict[str, Tensor]
-    scale: Scale | None = None
-    """None until the training has ended, or where its scores came to nothing."""
-    features: Mapping[str, Any] | None = None
-    """How the features that stand for a file were made; None where the model reads files."""
-    run: str | None = None
-    """Digest of all that decides the result of the run that wrote it; None where none was kept."""
-
-
-class CheckpointError(ValueError):
-    """A checkpoint of a training script cannot be used; the message names the file."""
+    scale: Scale | None = None  # none before the training has ended, or if scores came to nothing
+    features: Mapping[str, Any] | None = None  # how they were made, where the model reads features
+    run: str | None = None  # digest of all that decides the result of the run that wrote it
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint; a process killed meanwhile leaves the old file or none."""
-    values = {field.name: getattr(checkpoint, field.name) for field in fields(Checkpoint)}
+    values = {"format": _WEIGHTS_FORMAT, "version": _WEIGHTS_VERSION, **vars(checkpoint)}
     values["scale"] = None if checkpoint.scale is None else tuple(checkpoint.scale)
     values["features"] = None if checkpoint.features is None else dict(checkpoint.features)
-    _save(path, {"format": _WEIGHTS_FORMAT, "version": _WEIGHTS_VERSION, **values})
-
-
-def _save(path: Path, values: dict[str, Any]) -> None:
-    # To a file that Python opens: of one of its own, torch does not tell why it cannot be written.
-    with replacing(path) as unfinished, unfinished.open("wb") as file:
-        torch.save(values, file)
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Whether the file is a training script's checkpoint, of whatever version."""
-    try:
-        values = torch.load(path, map_location="meta", weights_only=True)
-    except Exception:  # torch.load raises whatever the damage leads to
-        return False
-    return isinstance(values, dict) and values.get("format") == _WEIGHTS_FORMAT
+    _save(path, values)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """What `save_checkpoint` wrote, tensors on the CPU; no code of the file's is run.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, none of ours, or of another version.
-    """
-    try:
-        values = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: expected a checkpoint, there is no file") from error
-    except Exception as error:  # torch.load raises whatever the damage leads to
-        # Torch's text is a page of advice, such as to run whatever code is in the file.
-        why = "no file of tensors and plain values" if isinstance(error, UnpicklingError) else error
-        raise CheckpointError(f"{path}: expected a checkpoint, cannot be read ({why})") from error
+    """What `save_checkpoint` wrote, tensors on the CPU; no code of the file's is run."""
+    values = _load(path)
     found = values.get("format") if isinstance(values, dict) else None
     if found != _WEIGHTS_FORMAT:
         got = _OTHER_FORMATS.get(str(found), "something else")
@@ -227,24 +159,48 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f" {values.get('version', 1)!r}, which does not say how the model is built and fed:"
             " train again"
         )
-    scale = None if values["scale"] is None else Scale(*values["scale"])
     # Older files lack what was not noted then.
     own = {field.name: values[field.name] for field in fields(Checkpoint) if field.name in values}
-    return Checkpoint(**{**own, "scale": scale})
+    own["scale"] = None if values["scale"] is None else Scale(*values["scale"])
+    return Checkpoint(**own)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether the file is a training script's checkpoint, of whatever version."""
+    try:
+        values = _load(path, "meta")
+    except CheckpointError:
+        return False
+    return isinstance(values, dict) and values.get("format") == _WEIGHTS_FORMAT
+
+
+def _save(path: Path, values: dict[str, Any]) -> None:
+    # To a file that Python opens: of one of its own, torch does not tell why it cannot be written.
+    with replacing(path) as unfinished, unfinished.open("wb") as file:
+        torch.save(values, file)
+
+
+def _load(path: Path, device: str = "cpu") -> Any:
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: expected a checkpoint, there is no file") from error
+    except Exception as error:  # torch.load raises whatever the damage leads to
+        # Torch's text is a page of advice, such as to run whatever code is in the file.
+        why = "no file of tensors and plain values" if isinstance(error, UnpicklingError) else error
+        raise CheckpointError(f"{path}: expected a checkpoint, cannot be read ({why})") from error
 
 
 # These change how long a run takes, what it prints or where it writes, but not what it learns.
-_WITHOUT_EFFECT = frozenset(
-    {
-        *("also_test", "missing_files", "bad_files", "splits"),
-        *("device", "compile", "workers", "threads"),
-        *("output", "resume", "save_every", "dry_run", "evaluate", "part"),
-        *("train_score", "landscape_points", "landscape_batches"),
-    }
-)
-# What these hold counts, not where it lies: labels are among the samples.
+_WITHOUT_EFFECT = {
+    *("also_test", "missing_files", "bad_files", "splits"),
+    *("device", "compile", "workers", "threads"),
+    *("output", "resume", "save_every", "dry_run", "evaluate", "part"),
+    *("train_score", "landscape_points", "landscape_batches"),
+    "annotations",  # labels are among the samples
+}
+# What these hold counts, not where it lies.
 _BY_CONTENT = ("pretrained", "finetune_from")
-_ELSEWHERE = frozenset({"annotations", *_BY_CONTENT})
 # Runs from before these were there had their defaults.
 _LATER = {"perturb_end": False}
 
@@ -257,15 +213,15 @@ def run_config(
 ) -> dict[str, Any]:
     """Plain values that are equal for two runs that must give the same result.
 
-    They are the settings with an effect; of the samples that train and those that choose the epoch,
-    by what they are for, labels, sizes and times of change of the media files; digests of weights
-    and of the files that the model's inputs are made of besides.
+    They are the settings with an effect; of the samples, by what they are for, labels, sizes and
+    times of change of the media files; digests of weights and of the files that the model's inputs
+    are made of besides.
     """
     described: dict[str, Any] = {"split": split}
     for name, value in asdict(settings).items():
         if name in _LATER and value == _LATER[name]:
             continue
-        if name not in _WITHOUT_EFFECT | _ELSEWHERE:
+        if name not in _WITHOUT_EFFECT and name not in _BY_CONTENT:
             described[name] = str(value.resolve()) if isinstance(value, Path) else value
     for name in _BY_CONTENT:
         file = getattr(settings, name)
@@ -282,7 +238,7 @@ def run_config(
     return plain
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     """What differs between two runs, a phrase each."""
     for name in dict.fromkeys((*now, *before)):
         old, new = before.get(name), now.get(name)

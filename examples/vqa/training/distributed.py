@@ -32,7 +32,6 @@ class ProcessGroup:
         return self.rank == 0
 
     def barrier(self) -> None:
-        """Return when every process has come here."""
         if self.world_size > 1:
             distributed.barrier()
 
@@ -51,7 +50,7 @@ class ProcessGroup:
                 distributed.broadcast(tensor, 0)
 
     def all_reduce_mean(self, tensors: Iterable[Tensor]) -> None:
-        """Give every process the mean of all processes' tensors, in their group."""
+        """Give every process the mean of all processes' tensors."""
         if self.world_size > 1:
             for tensor in tensors:
                 distributed.all_reduce(tensor.div_(self.world_size))
@@ -60,12 +59,8 @@ class ProcessGroup:
         """Predicted and opinion scores [B] of all processes; only one's own carry a gradient.
 
         A loss that compares all of them, times the number of processes, then gives after
-        DistributedDataParallel's averaging the gradient that one process would have found.
-
-        Args:
-            predicted: of this process's samples, [b] with b at most `share`.
-            target: their opinion scores [b], finite.
-            share: most samples that a process has.
+        DistributedDataParallel's averaging the gradient that one process would have found. A
+        process has at most `share` samples.
         """
         if self.world_size == 1:
             return predicted, target
@@ -80,11 +75,7 @@ class ProcessGroup:
 
 
 def own_device(device: DeviceName) -> torch.device:
-    """The device of this process; `"auto"` is its GPU where there is one.
-
-    Raises:
-        ValueError: another name, a GPU that there is not, or one for several processes.
-    """
+    """The device of this process; `"auto"` is its GPU where there is one."""
     named = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", device)
     if named is None:
         raise ValueError(f"device: expected auto, cpu, cuda or cuda:NUMBER, got {device!r}")
@@ -101,10 +92,7 @@ def own_device(device: DeviceName) -> torch.device:
 
 @contextmanager
 def process_group(device: DeviceName = "auto") -> Iterator[ProcessGroup]:
-    """This process among its peers, for the length of the block, as torchrun announces them.
-
-    The device, and the errors that are raised, are as of `own_device`.
-    """
+    """This process among its peers, for the length of the block, as torchrun announces them."""
     own = own_device(device)
     on_gpu = own.type == "cuda"
     processes = int(os.environ.get("WORLD_SIZE", "1"))

@@ -19,10 +19,7 @@ _STEPS, _LONG_ENOUGH_SECONDS = 3, 30.0
 
 
 def dry_run(task: Task, settings: Settings, parts: Parts, group: ProcessGroup) -> None:
-    """Print data, model, one batch's shapes, memory, and an estimate of the time.
-
-    Takes a few steps and tests a few files; nothing is written.
-    """
+    """Take a few steps, test a few files and print what was found; nothing is written."""
     run = TrainingRun(task, settings, parts.train, settings.splits[0], group)
     sizes = {"train": parts.train, "validation": parts.validation, "test": parts.test, **parts.also}
     print("samples:", ", ".join(f"{len(own)} {name}" for name, own in sizes.items()))

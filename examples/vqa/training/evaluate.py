@@ -1,7 +1,4 @@
-"""Predicted scores of labelled files and how well they agree with the opinion scores.
-
-With what a script leaves behind of them: the scores of every split and their medians.
-"""
+"""Predicted scores of labelled files, and how well they agree with the opinion scores."""
 
 from __future__ import annotations
 
@@ -10,14 +7,12 @@ import statistics
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import nn
 
 from vqa.datasets import Sample
@@ -26,7 +21,7 @@ from vqa.metrics import Agreement, agreement
 from vqa.processes import progress_bar
 from vqa.training.checkpoint import Scale
 from vqa.training.distributed import ProcessGroup
-from vqa.training.loader import LabelledFiles, evaluation_loader, every_sample
+from vqa.training.loader import batch_loader, draws_in_order
 from vqa.training.settings import Settings
 from vqa.training.task import ScoringTask
 
@@ -36,11 +31,9 @@ class Predictions:
     """Predicted and opinion scores of the samples whose files could be read."""
 
     samples: tuple[Sample, ...]
-    predicted: tuple[float, ...]
-    """The model's own, on whatever scale its loss has left them."""
+    predicted: tuple[float, ...]  # the model's own, on whatever scale its loss has left them
     bad_files: tuple[str, ...]
-    part: str = "test"
-    """What the files are for."""
+    part: str = "test"  # what the files are for
 
     @property
     def scores(self) -> tuple[float, ...]:
@@ -48,12 +41,10 @@ class Predictions:
         return tuple(sample.score for sample in self.samples)
 
 
-def autocast(settings: Settings, device: torch.device) -> AbstractContextManager[object]:
+def autocast(settings: Settings, device: torch.device) -> torch.autocast:
     """The region in which the model computes with the precision of the settings."""
-    if settings.amp == "none":
-        return nullcontext()
-    dtype = torch.bfloat16 if settings.amp == "bf16" else torch.float16
-    return torch.autocast(device.type, dtype)
+    dtype = torch.float16 if settings.amp == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=settings.amp != "none")
 
 
 @torch.no_grad()
@@ -67,15 +58,12 @@ def score_each(
 ) -> Iterator[tuple[int, float | str]]:
     """Number and predicted score, or what is wrong with its file, of this process's samples.
 
-    They come in their order; their opinion scores do not matter. With batches of one a score
-    depends on the file alone: not on the files beside it, on how many processes share them, or on
-    the number of workers. The model is in evaluation mode. Of the settings, workers, precision and
-    whether a bad file stops everything count.
+    In their order, of a model in evaluation mode. With batches of one a score depends on the file
+    alone: not on the files beside it, the number of processes that share them, or of workers. Of
+    the settings, workers, precision and whether a bad file stops everything count.
     """
-    files = LabelledFiles(samples, task.read, settings.bad_files == "skip")
-    draws = every_sample(len(samples), group.rank, group.world_size)
-    loader = evaluation_loader(files, draws, batch, settings.workers, group.device.type == "cuda")
-    for read in loader:
+    draws = draws_in_order(len(samples), batch, group.rank, group.world_size)
+    for read in batch_loader(samples, task.read, settings, draws, group.device):
         found: dict[int, float | str] = dict(read.bad_files)
         if len(read):
             with autocast(settings, group.device):
@@ -97,7 +85,7 @@ def predict(
     training = model.training
     model.eval()
     mine: list[tuple[int, float | str]] = []
-    total = len(every_sample(len(samples), group.rank, group.world_size))
+    total = len(samples[group.rank :: group.world_size])
     with progress_bar(title, total, "file", leave=False, disable=not group.is_main) as bar:
         for found in score_each(model, task, samples, settings, group, batch):
             mine.append(found)
@@ -119,28 +107,27 @@ def measured(predictions: Predictions, settings: Settings) -> Agreement:
     A training that diverged, or a model that says the same of every file, is a result too. So are
     opinion scores that are all the same, of which a warning says whose they are.
     """
-    predicted, scores = np.asarray(predictions.predicted), np.asarray(predictions.scores)
-    if len(scores) < 2 or np.ptp(scores) == 0:
-        held = f", all with the opinion score {scores[0]:g}" if len(scores) else ""
+    scores = predictions.scores
+    if len(set(scores)) < 2:
+        held = f", all with the opinion score {scores[0]:g}" if scores else ""
         warnings.warn(
             f"{predictions.part}: expected different opinion scores, got {len(scores)} files{held};"
             " no correlation is defined (NaN)",
             stacklevel=2,
         )
-        return Agreement(math.nan, math.nan, math.nan, math.nan)
-    if len(predicted) < 2 or not np.isfinite(predicted).all() or np.ptp(predicted) == 0:
+    if scale_of(predictions) is None:
         return Agreement(math.nan, math.nan, math.nan, math.nan)
     return agreement(
-        predicted,
-        predictions.scores,
+        predictions.predicted,
+        scores,
         logistic_fit=settings.logistic_fit,
         logistic_start=settings.logistic_start,
     )
 
 
-def scale_of(predicted: ArrayLike, scores: ArrayLike) -> Scale | None:
-    """How predictions [N] lie beside opinion scores [N]; None where either come to nothing."""
-    predicted, scores = (np.asarray(values, np.float64) for values in (predicted, scores))
+def scale_of(predictions: Predictions) -> Scale | None:
+    """How predicted scores lie beside opinion scores; None where either come to nothing."""
+    predicted, scores = np.asarray(predictions.predicted), np.asarray(predictions.scores)
     if len(predicted) < 2 or not np.isfinite(predicted).all():
         return None
     if np.ptp(predicted) == 0 or np.ptp(scores) == 0:
@@ -148,74 +135,25 @@ def scale_of(predicted: ArrayLike, scores: ArrayLike) -> Scale | None:
     return Scale(*(float(v) for own in (predicted, scores) for v in (own.mean(), own.std())))
 
 
-Scores = Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class SplitResult:
-    """One trained (or loaded) model on the parts of one split."""
-
-    split: int
-    test: Agreement
-    train: Agreement | None = None
-    validation: Agreement | None = None
-    also: Mapping[str, Agreement] = field(default_factory=dict)
-    """Scores on other data sets, by name."""
-    best_epoch: int | None = None
-    steps: int = 0
-    seconds: float = 0.0
-    """Training time."""
-    median_step_seconds: float | None = None
-    peak_memory_bytes: int | None = None
-    sizes: Mapping[str, int] = field(default_factory=dict)
-    """Samples scored, by part or data set."""
-    bad_files: Sequence[str] = ()
-    scale: Mapping[str, float] | None = None
-    """From the model's own scores to opinion scores; None where nothing was trained."""
-    landscape: Mapping[str, object] | None = None
-    """Training loss around the weights: positions, losses, sharpness."""
-
-    @property
-    def gap(self) -> Scores | None:
-        """SRCC and PLCC, train minus test."""
-        if self.train is None:
-            return None
-        return {name: getattr(self.train, name) - getattr(self.test, name) for name in _GAP}
-
-    def document(self) -> dict[str, object]:
-        """The same as plain values."""
-        return {**asdict(self), "gap": self.gap}
-
-
-_GAP = ("srcc", "plcc")
-
-
-def medians(results: Sequence[SplitResult]) -> dict[str, dict[str, float] | None]:
-    """Median over splits of every score, by part or data set; the gap's is that of the gaps.
-
-    >>> from vqa.metrics import Agreement
-    >>> splits = [SplitResult(n, Agreement(0.1 * n, 0.5, 0.5, 1.0)) for n in range(3)]
-    >>> medians(splits)["test"]["srcc"]
-    0.1
-    """
-    documents: list[dict[str, Any]] = [result.document() for result in results]
-    parts = {
-        part: [own[part] for own in documents] for part in ("train", "validation", "test", "gap")
-    }
-    parts |= {name: [own["also"][name] for own in documents] for name in results[0].also}
+def medians(splits: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float] | None]:
+    """Median over the splits of results.json of every score and of the gap, by part or data set."""
+    names = ("train", "validation", "test", "gap")
+    parts = {name: [own[name] for own in splits] for name in names}
+    parts |= {name: [own["also"][name] for own in splits] for name in splits[0]["also"]}
     found: dict[str, dict[str, float] | None] = {}
     for part, scores in parts.items():
         found[part] = None
         if all(scores):
-            names = scores[0]
-            found[part] = {name: statistics.median(own[name] for own in scores) for name in names}
+            found[part] = {
+                metric: statistics.median(own[metric] for own in scores) for metric in scores[0]
+            }
     return found
 
 
-def table(results: Sequence[SplitResult]) -> str:
+def table(splits: Sequence[Mapping[str, Any]]) -> str:
     """The medians as lines to read."""
     lines = [f"{'':<24}{'SRCC':>8}{'PLCC':>8}{'KRCC':>8}{'RMSE':>9}"]
-    for part, scores in medians(results).items():
+    for part, scores in medians(splits).items():
         if scores is not None:
             cells = [f"{scores[name]:8.4f}" for name in ("srcc", "plcc", "krcc") if name in scores]
             rmse = f"{scores['rmse']:9.4f}" if "rmse" in scores else ""
@@ -226,8 +164,7 @@ def table(results: Sequence[SplitResult]) -> str:
 def write_predictions(path: Path, by_split: Mapping[int, Sequence[Predictions]]) -> None:
     """Write what stands behind the results: `path,score,opinion,part`, a row for every file scored.
 
-    Scores are the model's own, bit for bit, on the scale that its loss has left them on. Of several
-    splits a fifth column says which.
+    Scores are the model's own, bit for bit. Of several splits a fifth column says which.
     """
     rows = [
         (sample.path, score, sample.score, own.part, split)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch_awp import landscape
 from vqa.datasets import Sample
 from vqa.training.distributed import ProcessGroup
-from vqa.training.loader import Batch, LabelledFiles, evaluation_loader, every_sample
+from vqa.training.loader import Batch, batch_loader, draws_in_order
 from vqa.training.settings import Settings
 from vqa.training.task import Task
 
@@ -31,34 +31,32 @@ class LandscapeSettings:
     points: int = 11
     """Places on the curve; an odd number includes the trained weights themselves."""
 
-
-def curve_positions(settings: LandscapeSettings) -> Tensor:
-    """Multiples of the direction at which the curve is evaluated, float64 [points]."""
-    return torch.linspace(-settings.reach, settings.reach, settings.points, dtype=torch.float64)
+    @property
+    def positions(self) -> Tensor:
+        """Multiples of the direction at which the curve is evaluated, float64 [points]."""
+        return torch.linspace(-self.reach, self.reach, self.points, dtype=torch.float64)
 
 
 def random_curve(
     model: nn.Module, loss: Loss, settings: LandscapeSettings, seed: int = 0
 ) -> Tensor:
-    """Losses [points] at `curve_positions` along a direction that the seed decides."""
+    """Losses [points] along a direction that the seed decides."""
     generator = torch.Generator().manual_seed(seed)
     direction = landscape.filter_normalized_direction(model, generator)
-    return landscape.loss_curve(model, loss, direction, curve_positions(settings))
+    return landscape.loss_curve(model, loss, direction, settings.positions)
 
 
 def random_surface(
     model: nn.Module, loss: Loss, settings: LandscapeSettings, seed: int = 0
 ) -> tuple[Tensor, float]:
-    """Losses over the plane of two random directions, the first being that of `random_curve`.
+    """Losses [points, points] over the plane of two directions, the first that of `random_curve`.
 
-    Returns:
-        Losses [points, points] at `curve_positions` along the first and the second direction, and
-        the cosine between the two, which normalising their filters leaves a little off zero.
+    With the cosine between the two, which normalising their filters leaves a little off zero.
     """
     generator = torch.Generator().manual_seed(seed)
     first = landscape.filter_normalized_direction(model, generator)
     second = landscape.filter_normalized_direction(model, generator, orthogonal_to=first)
-    positions = curve_positions(settings)
+    positions = settings.positions
     losses = landscape.loss_surface(model, loss, (first, second), positions, positions)
     return losses, landscape.cosine(first, second)
 
@@ -68,18 +66,10 @@ def worst_rise(model: nn.Module, loss: Loss, settings: LandscapeSettings) -> flo
     return landscape.sharpness(model, loss, settings.radius, steps=settings.ascent_steps)
 
 
-def average_rise(model: nn.Module, loss: Loss, settings: LandscapeSettings, samples: int) -> float:
-    """How far the loss rises there on average over random places; takes `samples + 1` losses."""
-    return landscape.sharpness(model, loss, settings.radius, mode="average", samples=samples)
-
-
 def landscape_of(
     model: nn.Module, task: Task, settings: Settings, samples: Sequence[Sample], group: ProcessGroup
 ) -> dict[str, object] | None:
-    """The loss along a random direction around the tested weights, and its worst rise.
-
-    Every process computes the same; None where the settings ask for no points.
-    """
+    """Loss along a random direction around the tested weights and its worst rise, if asked for."""
     if settings.landscape_points == 0:
         return None
     where = LandscapeSettings(points=settings.landscape_points)
@@ -87,7 +77,7 @@ def landscape_of(
     batches = read_batches(task, settings, some, group)
     loss = mean_loss(task, batches)
     return {
-        "positions": curve_positions(where).tolist(),
+        "positions": where.positions.tolist(),
         "losses": random_curve(model, loss, where).tolist(),
         "sharpness": worst_rise(model, loss, where),
         "radius": where.radius,
@@ -99,10 +89,8 @@ def read_batches(
     task: Task, settings: Settings, samples: Sequence[Sample], group: ProcessGroup
 ) -> list[Batch]:
     """Samples as they are tested, in their order, in batches as large as those of the training."""
-    files = LabelledFiles(samples, task.read, settings.bad_files == "skip")
-    loader = evaluation_loader(
-        files, every_sample(len(samples)), settings.batch, settings.workers, pin_memory=False
-    )
+    draws = draws_in_order(len(samples), settings.batch)
+    loader = batch_loader(samples, task.read, settings, draws, group.device)
     return [batch.to(group.device) for batch in loader if len(batch) > 1]
 
 

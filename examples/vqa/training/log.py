@@ -33,7 +33,6 @@ class RunLog:
         self._write(Event(step=done + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def step(self, number: int, loss: float, learning_rates: Sequence[float]) -> None:
-        """Note a step."""
         self._add("loss", loss, number)
         for group, rate in enumerate(learning_rates):
             self._add(f"learning_rate/{group}", rate, number)
@@ -47,12 +46,10 @@ class RunLog:
         write_csv(self._table, header, ([row[name] for name in header] for row in history))
 
     def flush(self) -> None:
-        """Have all events on disk."""
         with writing(self._path):
             self._events.flush()
 
     def close(self) -> None:
-        """Write what is still in memory."""
         with writing(self._path):
             self._events.close()
 

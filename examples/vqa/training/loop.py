@@ -1,7 +1,4 @@
-"""Training from top to bottom: the run, its epochs, a step, and the passes of the optimizer.
-
-What belongs to one process among several, to a sample or to a file is elsewhere.
-"""
+"""Training from top to bottom: the run, its epochs, a step, and the passes of the optimizer."""
 
 from __future__ import annotations
 
@@ -9,10 +6,11 @@ import itertools
 import math
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from contextlib import closing, nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +20,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch_awp import freeze_running_stats
 from vqa.datasets import Sample
 from vqa.io.files import digest
-from vqa.metrics import Agreement
 from vqa.models.computed_once import ComputedOnce
 from vqa.processes import progress_bar
 from vqa.training.checkpoint import (
     Checkpoint,
     CheckpointError,
-    HasState,
     TrainerState,
     load_checkpoint,
     load_state,
@@ -38,10 +34,9 @@ from vqa.training.checkpoint import (
 )
 from vqa.training.distributed import ProcessGroup
 from vqa.training.evaluate import autocast, measured, predict
-from vqa.training.loader import Batch, LabelledFiles, TrainingDraws, training_loader
+from vqa.training.loader import Batch, batch_loader, training_draws
 from vqa.training.log import RunLog
-from vqa.training.optim import advance, moving_average, split_off_head
-from vqa.training.perturbation import perturbed
+from vqa.training.optim import advance, moving_average, perturbed, split_off_head
 from vqa.training.settings import Settings, plain
 from vqa.training.task import Task
 
@@ -51,47 +46,41 @@ T = TypeVar("T")
 def fit(run: TrainingRun, folder: Path) -> None:
     """Train a run to its end, from where an earlier session stopped; load the chosen weights.
 
-    Args:
-        run: what is trained.
-        folder: of last.pt (all it takes to go on), best.pt (the chosen weights), log.csv and the
-            events.
-
-    Raises:
-        RunStateError: the run cannot be resumed from last.pt.
-        CheckpointError: best.pt is not what this run wrote.
-        ValueError: bad files have left nothing of an epoch to train on.
+    The folder is that of last.pt (all it takes to go on), best.pt (the chosen weights), log.csv and
+    the events.
     """
-    last, best = folder / "last.pt", folder / "best.pt"
+    state, last, best = run.state, folder / "last.pt", folder / "best.pt"
     if run.settings.resume == "auto" and last.is_file():
         run.load(last)
-        print(_describe_taken_up(run, folder))
+        state = run.state
+        if state.epoch == run.epochs:
+            print(f"{folder}: found finished with these settings and files, not trained again")
+        else:
+            print(f"{folder}: resumed after epoch {state.epoch}, step {state.step}")
     elif run.group.is_main:
         last.unlink(missing_ok=True)  # or the next session would resume the old run
-    log = RunLog(folder, run.state.step) if run.group.is_main else None
-    try:
-        while run.state.epoch < run.epochs:
+    with closing(RunLog(folder, state.step)) if run.group.is_main else nullcontext() as log:
+        while state.epoch < run.epochs:
             loss = _train_epoch(run, last, log)
-            chosen = _choose(run, best)
-            _write_history(run, loss, chosen, log)
+            row = {
+                "epoch": state.epoch,
+                "step": state.step,
+                "loss": loss,
+                "learning_rate": max(state.learning_rates),
+                "seconds": state.seconds,
+            }
+            state.history.append({**row, **_choose(run, best)})
+            if log is not None:
+                log.epoch(state.history, state.step)
             _save(run, last, log)
-    finally:
-        if log is not None:
-            log.close()
     run.group.barrier()
     kept = load_checkpoint(best)
-    if (kept.run, kept.epoch) != (run.digest, run.state.best_epoch):
+    if (kept.run, kept.epoch) != (run.digest, state.best_epoch):
         raise CheckpointError(
-            f"{best}: expected epoch {run.state.best_epoch} as this run wrote it, got epoch"
+            f"{best}: expected epoch {state.best_epoch} as this run wrote it, got epoch"
             f" {kept.epoch} of another run: choose another --output, or --resume never"
         )
     run.tested_model.load_state_dict(kept.state_dict)
-
-
-def _describe_taken_up(run: TrainingRun, folder: Path) -> str:
-    state = run.state
-    if state.epoch == run.epochs:
-        return f"{folder}: found finished with these settings and files, not trained again"
-    return f"{folder}: resumed after epoch {state.epoch}, step {state.step}"
 
 
 def _train_epoch(run: TrainingRun, last: Path, log: RunLog | None) -> float:
@@ -127,23 +116,16 @@ def _train_epoch(run: TrainingRun, last: Path, log: RunLog | None) -> float:
 class Step:
     """What one optimizer step gave."""
 
-    loss: float | None
-    """None where bad files have left nothing to take a step on."""
+    loss: float | None  # None where bad files have left nothing to take a step on
     batches: int
-    seconds: float
-    """From the batches being there to the weights being updated, on the device, too."""
+    seconds: float  # from the batches being there to the weights being updated on the device
 
 
 class TrainingRun:
     """A model, how it is trained, and how far that has come.
 
-    Args:
-        task: the model and what belongs to it.
-        settings: everything else.
-        samples: what it is trained on.
-        split: number of the split, part of what decides its result.
-        group: this process among its peers.
-        chooses: samples whose SRCC + PLCC chooses the epoch; empty for the last one.
+    The number of the split is part of what decides the result. The samples in `chooses` choose the
+    epoch by their SRCC + PLCC; without any the last one counts.
     """
 
     def __init__(
@@ -155,39 +137,35 @@ class TrainingRun:
         group: ProcessGroup,
         chooses: Sequence[Sample] = (),
     ) -> None:
-        self.task, self.settings, self.samples, self.group = task, settings, samples, group
+        self.task, self.settings, self.group, self.chooses = task, settings, group, chooses
         self.state = TrainerState()
-        self.chooses = chooses
         self._config = run_config(
             settings, split, {"train": samples, "choose the epoch": chooses}, task.files
         )
+        self.digest = digest(self._config)  # of all that decides the result
         torch.manual_seed(settings.seed)
         self.model = task.build().to(group.device)
         end = task.end if settings.perturb_end else ()
         self._once = ComputedOnce(self.model, end)
-        self.optimizer = perturbed(
-            task.optimizer(self.model),
-            settings.method,
-            settings.gamma,
-            settings.seed,
-            replace(settings.rule, within=end),
-        )
+        self.optimizer = perturbed(task.optimizer(self.model), settings, end)
         self.average = moving_average(self.model, settings.ema)
         self.scaler = torch.amp.GradScaler(group.device.type, enabled=settings.amp == "fp16")
-        self._draws = TrainingDraws(
+        self._draw_epoch = partial(
+            training_draws,
             len(samples),
             settings.batch,
             settings.seed,
-            group.rank,
-            group.world_size,
-            settings.drop_last,
+            rank=group.rank,
+            processes=group.world_size,
+            drop_last=settings.drop_last,
         )
+        self._draws = self._draw_epoch(epoch=0)
+        self._loader = batch_loader(samples, task.read, settings, self._draws, group.device)
+        self.epochs = settings.linear_epochs + settings.epochs
+        self.batches_per_epoch = len(self._draws)
+        self.steps_per_epoch = math.ceil(self.batches_per_epoch / settings.accumulate)
         self._schedule = LambdaLR(
             self.optimizer, lambda step: task.multiplier(step, self.steps_per_epoch)
-        )
-        files = LabelledFiles(samples, task.read, settings.bad_files == "skip")
-        self._loader = training_loader(
-            files, self._draws, settings.workers, pin_memory=group.device.type == "cuda"
         )
         self._compiled: nn.Module = self.model
         if settings.compile:
@@ -196,29 +174,9 @@ class TrainingRun:
         torch.manual_seed(settings.seed + group.rank)
 
     @property
-    def digest(self) -> str:
-        """Of all that decides the result."""
-        return digest(self._config)
-
-    @property
     def tested_model(self) -> nn.Module:
         """The model whose scores count: the moving average where there is one."""
         return self.model if self.average is None else self.average.module
-
-    @property
-    def batches_per_epoch(self) -> int:
-        """Batches in an epoch."""
-        return len(self._draws)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps in an epoch."""
-        return math.ceil(self.batches_per_epoch / self.settings.accumulate)
-
-    @property
-    def epochs(self) -> int:
-        """Epochs in all."""
-        return self.settings.linear_epochs + self.settings.epochs
 
     def steps(self) -> Generator[Step]:
         """Take the steps that the current epoch has left, and say after each what it gave."""
@@ -228,7 +186,7 @@ class TrainingRun:
             parameter.requires_grad_(state.epoch >= self.settings.linear_epochs)
         model = self._in_parallel()
         model.train()
-        self._draws.start(state.epoch, state.batch)
+        self._draws[:] = self._draw_epoch(epoch=state.epoch)[state.batch :]
         for batches in _groups(self._loader, self.settings.accumulate):
             began = time.perf_counter()
             mean = self._step(model, batches)
@@ -314,26 +272,22 @@ class TrainingRun:
 
     def first_batch(self) -> Batch:
         """The first batch of the current epoch, as the model would see it."""
-        self._draws.start(self.state.epoch)
+        self._draws[:] = self._draw_epoch(epoch=self.state.epoch)
         batch: Batch = next(iter(self._loader))
         return batch
 
     def save(self, path: Path) -> None:
-        """Write all that `load` needs; called by every process, written by the first."""
+        """Called by every process; the first one writes."""
         self.state.bad_files = sorted(set(self.group.all_gather(self.state.bad_files)))
         save_state(path, self._config, self.state, self._parts(), self.group)
 
     def load(self, path: Path) -> None:
-        """Resume from what `save` wrote, bit for bit.
-
-        Raises:
-            RunStateError: as `load_state`.
-        """
+        """Resume from what `save` wrote, bit for bit."""
         self.state = load_state(path, self._config, self._parts(), self.group)
 
-    def _parts(self) -> dict[str, HasState]:
+    def _parts(self) -> dict[str, Any]:
         """All that a step changes, state and random states aside."""
-        parts: dict[str, HasState] = {
+        parts: dict[str, Any] = {
             "model": self.model,
             "optimizer": self.optimizer,
             "schedule": self._schedule,
@@ -342,9 +296,10 @@ class TrainingRun:
         return parts if self.average is None else {**parts, "average": self.average}
 
 
-def _choose(run: TrainingRun, best: Path) -> Agreement | None:
+def _choose(run: TrainingRun, best: Path) -> dict[str, float]:
     """Score the epoch, and keep its weights if it is the best so far (or if nothing chooses)."""
-    state, chosen = run.state, None
+    state, score = run.state, math.inf
+    scores: dict[str, float] = {}
     if run.chooses:
         predictions = predict(
             run.tested_model,
@@ -356,9 +311,10 @@ def _choose(run: TrainingRun, best: Path) -> Agreement | None:
             run.task.choice_batch,
         )
         chosen = measured(predictions, run.settings)
-    score = math.inf if chosen is None else chosen.srcc + chosen.plcc
+        score = chosen.srcc + chosen.plcc
+        scores = {f"selection_{name}": value for name, value in asdict(chosen).items()}
     # Not a number is never better; but there must be one to fall back on.
-    if chosen is None or score > state.best or state.best_epoch == 0:
+    if score > state.best or state.best_epoch == 0:
         state.best = score if math.isfinite(score) else -math.inf
         state.best_epoch = state.epoch
         if run.group.is_main:
@@ -373,26 +329,7 @@ def _choose(run: TrainingRun, best: Path) -> Agreement | None:
                     run=run.digest,
                 ),
             )
-    return chosen
-
-
-def _write_history(
-    run: TrainingRun, loss: float, chosen: Agreement | None, log: RunLog | None
-) -> None:
-    state = run.state
-    scores = {} if chosen is None else {f"selection_{k}": v for k, v in asdict(chosen).items()}
-    state.history.append(
-        {
-            "epoch": state.epoch,
-            "step": state.step,
-            "loss": loss,
-            "learning_rate": max(state.learning_rates),
-            "seconds": state.seconds,
-            **scores,
-        }
-    )
-    if log is not None:
-        log.epoch(state.history, state.step)
+    return scores
 
 
 def _save(run: TrainingRun, last: Path, log: RunLog | None) -> None:

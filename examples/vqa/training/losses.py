@@ -1,10 +1,7 @@
-"""Losses that compare the predicted with the opinion scores of a batch.
+"""Losses that compare predicted with opinion scores of a batch, floating [B] or [B, 1] each.
 
 `quality_loss` and its terms train FAST-VQA (Wu et al. 2022) and SAMA, `l1_rank_loss` SimpleVQA (Sun
 et al. 2022). SAMA for images uses torch's own `smooth_l1_loss`.
-
-All take predicted scores and opinion scores of the same shape, floating [B] or [B, 1], and return a
-scalar of the dtype of the predicted ones.
 """
 
 from __future__ import annotations
@@ -50,10 +47,6 @@ def l1_rank_loss(predicted: Tensor, target: Tensor, *, released_order: bool = Fa
     `released_order` exchanges `p` and `q`, as SimpleVQA's training script does. The rank term then
     depends on the predictions through signs only: it changes the value, but not the gradient, which
     is that of the mean absolute error.
-
-    >>> predicted, target = torch.tensor([2.0, 1.0]), torch.tensor([2.0, 2.5])
-    >>> l1_rank_loss(predicted, target).item()  # 1.5 / 2 for the error, 1 for the wrong order
-    1.75
     """
     p, q = predicted.flatten(), target.flatten()
     if released_order:

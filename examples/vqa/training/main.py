@@ -7,8 +7,9 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,7 +29,6 @@ from vqa.training.distributed import ProcessGroup, process_group
 from vqa.training.dry_run import dry_run
 from vqa.training.evaluate import (
     Predictions,
-    SplitResult,
     measured,
     medians,
     peak_memory,
@@ -55,11 +55,7 @@ _NO_SCALE = (
 
 
 def run_script(settings: Settings, task: Task) -> Path | None:
-    """Do what the settings ask for.
-
-    Returns:
-        The results file; None after a dry run.
-    """
+    """Do what the settings ask for; the results file, None after a dry run."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     with (
@@ -82,7 +78,6 @@ def run_script(settings: Settings, task: Task) -> Path | None:
 
 
 def output_folder(task: Task, settings: Settings) -> Path:
-    """Where the results go."""
     trained = f"{settings.perturb}-seed-{settings.seed}"
     kind = trained if settings.evaluate is None else "evaluated"
     return settings.output or RUNS / task.script / f"{settings.dataset}-{kind}"
@@ -113,8 +108,7 @@ class _Session:
     task: Task
     settings: Settings
     group: ProcessGroup
-    folder: Path
-    """Of the results."""
+    folder: Path  # of the results
 
     def run(self, dataset: DataSet, by_split: Mapping[int, Parts]) -> Path:
         """Train or load, and score, split by split; the results file."""
@@ -129,9 +123,9 @@ class _Session:
             result, predictions[split] = self._run_split(parts, split)
             results.append(result)
             print(f"split {split}:\n{table([result])}")
-            if result.bad_files:
-                print(f"left out: {len(result.bad_files)} files that cannot be read")
-                print("\n".join(f"  {message}" for message in result.bad_files[:_SHOWN]))
+            if bad_files := result["bad_files"]:
+                print(f"left out: {len(bad_files)} files that cannot be read")
+                print("\n".join(f"  {message}" for message in bad_files[:_SHOWN]))
         if main:
             write_predictions(scores, predictions)
             write_json(
@@ -142,7 +136,7 @@ class _Session:
                     "opinion_scores": "synthetic" if dataset.synthetic else "human",
                     "settings": plain(self.settings),
                     "median": medians(results),
-                    "splits": [result.document() for result in results],
+                    "splits": results,
                     "seconds": time.perf_counter() - began,
                     "processes": self.group.world_size,
                     "provenance": provenance(self.group.device),
@@ -153,7 +147,7 @@ class _Session:
         print(f"Predictions, the model's own scores: {scores}\nResults: {path}")
         return path
 
-    def _run_split(self, parts: Parts, split: int) -> tuple[SplitResult, list[Predictions]]:
+    def _run_split(self, parts: Parts, split: int) -> tuple[dict[str, Any], list[Predictions]]:
         task, settings, group = self.task, self.settings, self.group
         if settings.evaluate is not None:
             torch.manual_seed(settings.seed)
@@ -169,16 +163,17 @@ class _Session:
         scale = self._scale(run.tested_model, parts, predictions)
         if scale is None:
             print(f"warning: {_NO_SCALE}")
+        else:
+            result["scale"] = scale._asdict()
         best = folder / "best.pt"
         if group.is_main and (checkpoint := load_checkpoint(best)).scale != scale:
             save_checkpoint(best, replace(checkpoint, scale=scale))
-        kept = None if scale is None else scale._asdict()
-        return replace(result, scale=kept), predictions
+        return result, predictions
 
     def _score(
         self, model: nn.Module, state: TrainerState, parts: Parts, split: int
-    ) -> tuple[SplitResult, list[Predictions]]:
-        """The result, and the predictions behind it: of training and validation part first."""
+    ) -> tuple[dict[str, Any], list[Predictions]]:
+        """One split of results.json, and its predictions: of training and validation part first."""
         settings, group = self.settings, self.group
         wanted: dict[str, Samples] = {"test": parts.test, **parts.also}
         if settings.select_on == "validation" and settings.part == "test":
@@ -186,25 +181,30 @@ class _Session:
         if settings.train_score and settings.part == "test":
             wanted = {"train": parts.train, **wanted}
         predictions = [self._predict(model, own, name) for name, own in wanted.items()]
-        scores = {own.part: measured(own, settings) for own in predictions}
+        scores = {own.part: asdict(measured(own, settings)) for own in predictions}
+        train, test = scores.get("train"), scores["test"]
+        gap = None
+        if train is not None:
+            gap = {name: train[name] - test[name] for name in ("srcc", "plcc")}
         bad_files = {*group.all_gather(state.bad_files)}
-        result = SplitResult(
-            split=split,
-            test=scores["test"],
-            train=scores.get("train"),
-            validation=scores.get("validation"),
-            also={name: scores[name] for name in parts.also},
-            best_epoch=state.best_epoch or None,
-            steps=state.step,
-            seconds=state.seconds,
-            median_step_seconds=(
-                statistics.median(state.step_seconds) if state.step_seconds else None
-            ),
-            peak_memory_bytes=peak_memory(group.device),
-            sizes={own.part: len(own.samples) for own in predictions},
-            bad_files=sorted(bad_files.union(*(own.bad_files for own in predictions))),
-            landscape=landscape_of(model, self.task, settings, parts.train, group),
-        )
+        seconds = state.step_seconds
+        result = {
+            "split": split,
+            "test": test,
+            "train": train,
+            "validation": scores.get("validation"),
+            "also": {name: scores[name] for name in parts.also},  # other data sets
+            "best_epoch": state.best_epoch or None,
+            "steps": state.step,
+            "seconds": state.seconds,  # of training
+            "median_step_seconds": statistics.median(seconds) if seconds else None,
+            "peak_memory_bytes": peak_memory(group.device),
+            "sizes": {own.part: len(own.samples) for own in predictions},
+            "bad_files": sorted(bad_files.union(*(own.bad_files for own in predictions))),
+            "scale": None,  # from the model's own scores to opinion scores
+            "landscape": landscape_of(model, self.task, settings, parts.train, group),
+            "gap": gap,
+        }
         return result, predictions
 
     def _scale(
@@ -215,7 +215,7 @@ class _Session:
         if found is None:
             some = parts.train[:: -(-len(parts.train) // _ENOUGH)]  # lists are often sorted
             found = self._predict(model, some, "scale")
-        return scale_of(found.predicted, found.scores)
+        return scale_of(found)
 
     def _predict(self, model: nn.Module, samples: Samples, title: str) -> Predictions:
         return predict(model, self.task, samples, self.settings, self.group, title)

@@ -1,8 +1,7 @@
 """What a training begins with: base optimizers as the papers build them, schedules, weights.
 
-Schedules are multipliers of the learning rate, of the published models and without their quirks:
-functions of the number of the step (or epoch) that is about to be made, from 0, for
-`torch.optim.lr_scheduler.LambdaLR`.
+A schedule is a multiplier of the learning rate, for torch's `LambdaLR`: a function of the number
+of the step (or epoch) that is about to be made, from 0.
 """
 
 from __future__ import annotations
@@ -12,27 +11,19 @@ import warnings
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from torch_awp import AdversarialWeightPerturbation, RandomWeightPerturbation
 from vqa.models import LoadReport, PublishedWeightsError, load_published
-from vqa.training.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    is_checkpoint,
-    load_checkpoint,
-)
+from vqa.training.checkpoint import Checkpoint, CheckpointError, is_checkpoint, load_checkpoint
 from vqa.training.settings import Settings
 
 
 def split_off_head(
     model: nn.Module, head: str
 ) -> tuple[list[tuple[str, nn.Parameter]], list[tuple[str, nn.Parameter]]]:
-    """Named parameters of everything but the module called `head`, and of that module.
-
-    Raises:
-        ValueError: the model has no parameters under that name.
-    """
+    """Named parameters of everything but the module called `head`, and of that module."""
     backbone: list[tuple[str, nn.Parameter]] = []
     own: list[tuple[str, nn.Parameter]] = []
     for name, parameter in model.named_parameters():
@@ -57,18 +48,6 @@ def adamw_for_backbone_and_head(
     )
 
 
-def cosine_multiplier(step: int, steps_per_epoch: int, settings: Settings) -> float:
-    """Factor of the learning rates of FAST-VQA and of SAMA for videos.
-
-    One schedule runs through the epochs in which only the head learns and those after them.
-    """
-    steps = (settings.linear_epochs + settings.epochs) * steps_per_epoch
-    rise = int(settings.warm_up_epochs * steps_per_epoch)
-    if settings.schedule == "released":
-        return published_cosine(step, steps, rise)
-    return warm_up_cosine(step, steps, rise)
-
-
 def adam(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
     """Adam with one learning rate; its weight decay is the L2 form, a term of the gradient."""
     return torch.optim.Adam(
@@ -76,18 +55,57 @@ def adam(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
     )
 
 
+def perturbed(
+    optimizer: torch.optim.Optimizer, settings: Settings, end: tuple[str, ...] = ()
+) -> AdversarialWeightPerturbation | RandomWeightPerturbation:
+    """Wrap an optimizer that has the parameters' names; given `end`, only modules called so move.
+
+    Plain training is wrapped, too, with a size of 0: the training loop need not tell it apart.
+    """
+
+    def select(name: str, parameter: Tensor) -> bool:
+        if end and not name.startswith(tuple(f"{own}." for own in end)):
+            return False
+        return "weight" in name if settings.named_weight else parameter.ndim > 1
+
+    if settings.perturb == "none":
+        return AdversarialWeightPerturbation(optimizer, gamma=0.0)
+    if settings.perturb == "rwp":
+        device = optimizer.param_groups[0]["params"][0].device
+        return RandomWeightPerturbation(
+            optimizer,
+            settings.gamma,
+            constraint=settings.constraint,
+            select=select,
+            epsilon=settings.epsilon,
+            generator=torch.Generator(device).manual_seed(settings.seed),
+        )
+    return AdversarialWeightPerturbation(
+        optimizer,
+        settings.gamma,
+        steps=settings.steps if settings.perturb == "awp" else 1,
+        ascent="update" if settings.perturb == "awp-update" else "current",
+        constraint=settings.constraint,
+        select=select,
+        epsilon=settings.epsilon,
+    )
+
+
+def cosine_multiplier(step: int, steps_per_epoch: int, settings: Settings) -> float:
+    """FAST-VQA and SAMA for videos: one schedule through head-only epochs and those after them."""
+    steps = (settings.linear_epochs + settings.epochs) * steps_per_epoch
+    rise = int(settings.warm_up_epochs * steps_per_epoch)
+    if settings.schedule == "released":
+        return published_cosine(step, steps, rise)
+    return warm_up_cosine(step, steps, rise)
+
+
 def published_cosine(step: int, steps: int, warm_up: int) -> float:
     """FAST-VQA and SAMA for videos, as released: a linear rise from 0, then a cosine.
 
-    `k / w` for `k <= w`, then `(1 + cos(pi (k - w) / M)) / 2`, for w steps of warm-up out of M.
-
-    The first update has a rate of 0 and so changes nothing. And because the cosine takes M steps
-    beginning after the warm-up, it never reaches 0; `warm_up_cosine` mends both. M counts all steps
-    of the training including any with a frozen backbone; w is `int(2.5 * steps per epoch)` as
-    published.
-
-    >>> [round(published_cosine(step, 3000, 250), 3) for step in (0, 125, 250, 2999)]
-    [0.0, 0.5, 1.0, 0.017]
+    `k / w` for `k <= w`, then `(1 + cos(pi (k - w) / M)) / 2`, for w steps of warm-up out of M, any
+    with a frozen backbone included; w is `int(2.5 * steps per epoch)` as published. So the first
+    update has a rate of 0, and the cosine, which takes M steps after the warm-up, never reaches 0.
     """
     if step < warm_up:
         return step / warm_up
@@ -99,9 +117,6 @@ def warm_up_cosine(step: int, steps: int, warm_up: int) -> float:
 
     `(k + 1) / w` for `k < w`, then `(1 + cos(pi (k - w) / (M - w))) / 2`, and 0 from M on, for w
     steps of warm-up (0 for none) out of M.
-
-    >>> [round(warm_up_cosine(step, 10, 2), 2) for step in (0, 1, 2, 6, 9, 10)]
-    [0.5, 1.0, 1.0, 0.5, 0.04, 0.0]
     """
     if step < warm_up:
         return (step + 1) / warm_up
@@ -111,23 +126,13 @@ def warm_up_cosine(step: int, steps: int, warm_up: int) -> float:
 
 
 def warm_up_constant(step: int, warm_up: int) -> float:
-    """SAMA for images: `max(0.01, k / w)` up to step w, five epochs as published, then 1 for good.
-
-    >>> [warm_up_constant(step, 500) for step in (0, 250, 500, 9999)]
-    [0.01, 0.5, 1.0, 1.0]
-    """
+    """SAMA for images: `max(0.01, k / w)` up to step w, five epochs as published, then 1."""
     return max(0.01, step / warm_up) if step < warm_up else 1.0
 
 
-def step_decay(epoch: int, factor: float = 0.95, every: int = 2) -> float:
-    """SimpleVQA: `factor ** (epoch // every)`.
-
-    The factor is 0.95 in the paper's code, 0.9 in SimpleVQA's original script.
-
-    >>> [round(step_decay(epoch), 6) for epoch in range(5)]
-    [1.0, 1.0, 0.95, 0.95, 0.9025]
-    """
-    return float(factor ** (epoch // every))
+def step_decay(epoch: int, factor: float = 0.95) -> float:
+    """SimpleVQA: `factor ** (epoch // 2)`; its own script has 0.9, the paper's code 0.95."""
+    return float(factor ** (epoch // 2))
 
 
 def advance(schedule: torch.optim.lr_scheduler.LRScheduler) -> None:
@@ -141,7 +146,7 @@ def advance(schedule: torch.optim.lr_scheduler.LRScheduler) -> None:
 
 
 def moving_average(model: nn.Module, decay: float) -> AveragedModel | None:
-    """The weights' moving average; None without one, for a decay of 0."""
+    """The weights' moving average; None for a decay of 0."""
     if decay == 0:
         return None
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
@@ -151,12 +156,7 @@ def moving_average(model: nn.Module, decay: float) -> AveragedModel | None:
 
 
 def load_weights(model: nn.Module, path: Path) -> LoadReport:
-    """Load the weights of a training script's checkpoint, or published ones of a whole model.
-
-    Raises:
-        CheckpointError: a checkpoint of an older version, or whose weights do not fit.
-        PublishedWeightsError: published weights cannot be used, or are a backbone's only.
-    """
+    """Load the weights of a training script's checkpoint, or published ones of a whole model."""
     if is_checkpoint(path):
         return load_checkpoint_weights(model, path, load_checkpoint(path))
     report = load_published(model, path)
@@ -170,11 +170,7 @@ def load_weights(model: nn.Module, path: Path) -> LoadReport:
 
 
 def load_checkpoint_weights(model: nn.Module, path: Path, checkpoint: Checkpoint) -> LoadReport:
-    """Load what `load_checkpoint` found in `path`.
-
-    Raises:
-        CheckpointError: the weights do not fit the model; names the file.
-    """
+    """Load what `load_checkpoint` found in `path`."""
     try:
         return load_published(model, checkpoint.state_dict)
     except PublishedWeightsError as error:
@@ -189,11 +185,7 @@ def load_initial_weights(
 ) -> nn.Module:
     """Load `pretrained`, then `finetune_from`, as far as given, and print what became of each.
 
-    The freshly built model is what is returned; `copy_missing` and `allow_shape_mismatch` are those
-    of `load_published`, for `pretrained`.
-
-    Raises:
-        PublishedWeightsError: a file cannot be used.
+    Returns the model; the last two arguments are those of `load_published`, for `pretrained`.
     """
     if settings.pretrained is not None:
         report = load_published(

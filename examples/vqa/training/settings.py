@@ -12,15 +12,17 @@ from vqa.datasets.splits import Protocol
 from vqa.metrics import LogisticStart
 from vqa.synthetic.mini_ugc import DEFAULT_FOLDER
 from vqa.training.distributed import DeviceName
-from vqa.training.perturbation import Method, PerturbationRule
 
 RUNS = Path(__file__).resolve().parents[3] / "runs"
 
+Method = Literal["plain", "rwp", "awp", "awp-update"]
 
-_AMOUNTS = (
-    *("gamma", "epsilon"),
-    *("learning_rate", "weight_decay", "backbone_factor", "warm_up_epochs"),
-)
+METHOD_NAMES: dict[Method, str] = {
+    "plain": "plain AdamW",
+    "rwp": "RWP",
+    "awp": "AWP",
+    "awp-update": 'AWP, ascent="update"',
+}
 
 
 @dataclass(frozen=True)
@@ -147,25 +149,22 @@ class Settings:
     """Show data, model, one batch, memory and an estimate of the time, and stop."""
 
     def __post_init__(self) -> None:
-        if self.batch < 2:
-            raise ValueError(
-                f"batch: expected at least 2, since losses compare samples, got {self.batch}"
-            )
+        def expect(holds: bool, name: str, what: str) -> None:
+            if not holds:
+                raise ValueError(f"{name}: expected {what}, got {getattr(self, name)}")
+
+        expect(self.batch >= 2, "batch", "at least 2, since losses compare samples")
         for name in ("epochs", "accumulate", "steps", "landscape_batches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+            expect(getattr(self, name) >= 1, name, "at least 1")
         for name in ("linear_epochs", "workers", "save_every", "landscape_points", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: expected at least 0, got {getattr(self, name)}")
-        for name in _AMOUNTS:
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name}: expected a finite number from 0, got {value}")
+            expect(getattr(self, name) >= 0, name, "at least 0")
+        rates = ("learning_rate", "weight_decay", "backbone_factor", "warm_up_epochs")
+        for name in ("gamma", "epsilon", *rates):
+            expect(0 <= getattr(self, name) < math.inf, name, "a finite number from 0")
         for name in ("ema", "validation_share"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name}: expected at least 0 and below 1, got {getattr(self, name)}"
-                )
+            expect(0 <= getattr(self, name) < 1, name, "at least 0 and below 1")
+        once = len(set(self.splits)) == len(self.splits)
+        expect(bool(self.splits) and once, "splits", "one or more, each once")
         if self.perturb_end and self.perturb == "none":
             raise ValueError("perturb_end: has an effect with perturb only, which is 'none'")
         if self.perturb_end and self.compile:
@@ -177,8 +176,6 @@ class Settings:
                 "landscape_points: of the loss on the training part, which part 'all' does not tell"
                 f" apart, got {self.landscape_points}"
             )
-        if not self.splits or len(set(self.splits)) < len(self.splits):
-            raise ValueError(f"splits: expected one or more, each once, got {self.splits}")
 
     def _refuse_without_effect(self, names: Collection[str], on: str) -> None:
         for field in fields(self):
@@ -191,17 +188,12 @@ class Settings:
         """The perturbation as the package names it."""
         return "plain" if self.perturb == "none" else self.perturb
 
-    @property
-    def rule(self) -> PerturbationRule:
-        """How the perturbation is made."""
-        return PerturbationRule(self.steps, self.constraint, self.named_weight, self.epsilon)
-
 
 def plain(settings: Any) -> dict[str, Any]:
     """A dataclass of settings as plain values, paths as text."""
-    values = asdict(settings)
     return {
-        name: str(value) if isinstance(value, Path) else value for name, value in values.items()
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in asdict(settings).items()
     }
 
 
@@ -210,23 +202,17 @@ AnySettings = TypeVar("AnySettings")
 
 
 def restored(kind: type[AnySettings], values: Mapping[str, Any]) -> AnySettings:
-    """Settings of that kind from what `plain` made of them; what is not there is as by default.
-
-    Raises:
-        ValueError: a value that the settings do not have, or that they refuse.
-    """
-    hints = get_type_hints(kind)
-    if unknown := [name for name in values if name not in hints]:
-        raise ValueError(f"settings: expected those of {kind.__name__}, got {unknown[0]!r}")
+    """Settings of that kind from what `plain` made of them; what is not there is as by default."""
+    hints, typed = get_type_hints(kind), dict(values)
     for name, value in values.items():
-        if get_origin(hints[name]) is Literal and value not in get_args(hints[name]):
-            choices = ", ".join(map(repr, get_args(hints[name])))
+        if name not in hints:
+            raise ValueError(f"settings: expected those of {kind.__name__}, got {name!r}")
+        possible = get_args(hints[name])
+        if get_origin(hints[name]) is Literal and value not in possible:
+            choices = ", ".join(map(repr, possible))
             raise ValueError(f"{name}: expected one of {choices}, got {value!r}")
-    paths = {name for name, hint in hints.items() if Path in (hint, *get_args(hint))}
-    typed: dict[str, Any] = {
-        name: Path(value) if name in paths and value is not None else value
-        for name, value in values.items()
-    }
+        if value is not None and Path in (hints[name], *possible):
+            typed[name] = Path(value)
     return kind(**typed)
 
 

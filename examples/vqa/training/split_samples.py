@@ -25,11 +25,7 @@ class Parts:
     also: Mapping[str, Samples]
 
     def chooses(self, settings: Settings) -> Samples:
-        """The samples whose scores choose the epoch; none if the last one counts.
-
-        A line says so where that is because their scores are all the same, and where so few choose
-        that chance does.
-        """
+        """The samples whose scores choose the epoch; none if the last one counts."""
         if settings.select_on == "last":
             return ()
         part: Samples = self.validation if settings.select_on == "validation" else self.test
@@ -54,28 +50,25 @@ def parts_of(
 
     Where samples carry official parts these are used, and parts other than train, validation and
     test are tested on, too. Validation samples are set aside from the training part where the data
-    set has none of its own and they are to choose the epoch. Where the settings ask for everything
-    to be tested, nothing is left out of the test part.
-
-    Raises:
-        ValueError: no sample to train or to test on.
+    set has none of its own and they are to choose the epoch.
     """
+    others = {name: own.samples for name, own in also.items()}
     if settings.part == "all":
-        everything = dataset.samples
-        return Parts((), (), everything, {name: own.samples for name, own in also.items()})
-    official = {sample.part for sample in dataset.samples} - {None}
+        return Parts((), (), dataset.samples, others)
+    official = sorted({sample.part for sample in dataset.samples if sample.part is not None})
+    validation: Samples = ()
     if official and settings.official_parts == "use":
         by_part = {
             part: tuple(sample for sample in dataset.samples if sample.part == part)
-            for part in sorted(filter(None, official))
+            for part in official
         }
         train, test = by_part.pop("train", ()), by_part.pop("test", ())
         validation = by_part.pop("validation", ())
+        others = {f"{dataset.name}-{part}": own for part, own in by_part.items()} | others
     else:
         train_numbers, test_numbers = split(len(dataset.samples), number, settings.protocol)
         train = tuple(dataset.samples[index] for index in train_numbers)
         test = tuple(dataset.samples[index] for index in test_numbers)
-        by_part, validation = {}, ()
     if not validation and settings.select_on == "validation":
         train, validation = hold_out_validation(train, settings.validation_share, settings.seed)
     for name, samples in (("train", train), ("test", test)):
@@ -83,36 +76,27 @@ def parts_of(
             raise ValueError(
                 f"{dataset.source}: expected at least two samples to {name}, got {len(samples)}"
             )
-    more = {f"{dataset.name}-{part}": samples for part, samples in by_part.items()}
-    return Parts(train, validation, test, {**more, **{k: v.samples for k, v in also.items()}})
+    return Parts(train, validation, test, others)
 
 
 def parts_of_splits(
     dataset: DataSet, also: Mapping[str, DataSet], settings: Settings
 ) -> dict[int, Parts]:
-    """The parts of all splits that the settings ask for, so that none fails after hours of others.
-
-    Raises:
-        ValueError: as `parts_of`, or there are official parts, which are the same in every split.
-    """
+    """All splits that the settings ask for, so that none is refused after hours of others."""
+    numbers = settings.splits
     if settings.part == "all":  # the same in every split
-        return {settings.splits[0]: parts_of(dataset, also, settings, settings.splits[0])}
+        numbers = numbers[:1]
     official = any(sample.part is not None for sample in dataset.samples)
-    if official and settings.official_parts == "use" and len(settings.splits) > 1:
+    if official and settings.official_parts == "use" and len(numbers) > 1:
         raise ValueError(
             f"splits: expected one, since {dataset.name} comes with parts (or --official-parts"
-            f" ignore to draw them), got {settings.splits}"
+            f" ignore to draw them), got {numbers}"
         )
-    return {number: parts_of(dataset, also, settings, number) for number in settings.splits}
+    return {number: parts_of(dataset, also, settings, number) for number in numbers}
 
 
 def load_also(settings: Settings) -> dict[str, DataSet]:
-    """The data sets of `also_test`, by name.
-
-    Raises:
-        ValueError: an entry is not NAME=ROOT or NAME=ROOT,ANNOTATIONS, or a name comes twice.
-        DatasetError: as `load_dataset`.
-    """
+    """The data sets of `also_test`, by name."""
     found: dict[str, DataSet] = {}
     for entry in settings.also_test:
         name, equals, place = entry.partition("=")
