@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import resources
 from typing import Any, Literal
 
@@ -16,21 +17,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional
 
-Pixels = NDArray[np.uint8]
+from vqa.io.video import Pixels
 
-_FOLDERS = {
-    "skimage": "data",
-    "matplotlib": "mpl-data/sample_data",
-    "sklearn": "datasets/images",
-}
+_FOLDERS = {"skimage": "data", "matplotlib": "mpl-data/sample_data", "sklearn": "datasets/images"}
 
 
 @dataclass(frozen=True)
 class Photograph:
-    """One photograph inside an installed package.
+    """One photograph inside an installed package, shrunk by an integer factor on loading.
 
-    `reduce` is the integer factor by which it is shrunk on loading: a scan that is soft at full
-    size would make a pristine clip look blurred.
+    A scan that is soft at full size would make a pristine clip look blurred.
     """
 
     package: Literal["skimage", "matplotlib", "sklearn"]
@@ -73,12 +69,10 @@ def photographs_of(part: str, number: int | None = None) -> tuple[Photograph, ..
     return tuple(own for own in PHOTOGRAPHS if own.part == part)[:number]
 
 
+# Files of one photograph are made one after the other.
+@lru_cache(maxsize=1)
 def load_photograph(photograph: Photograph) -> Pixels:
-    """Pixels of a photograph, uint8 RGB [H, W, 3]; grey ones get three equal channels.
-
-    Raises:
-        FileNotFoundError: the installed package does not ship the file.
-    """
+    """Pixels of a photograph, uint8 RGB [H, W, 3]; grey ones get three equal channels."""
     folder = resources.files(photograph.package) / _FOLDERS[photograph.package]
     with resources.as_file(folder / photograph.file) as path:
         if not path.is_file():
@@ -93,20 +87,19 @@ def load_photograph(photograph: Photograph) -> Pixels:
 
 @dataclass(frozen=True)
 class CameraPath:
-    """Where the camera looks in every frame.
-
-    `centre` [T, 2] (row, column) in pixels of the photograph, `scale` [T] photograph pixels per
-    output pixel, `angle` [T] in radians.
-    """
+    """Where the camera looks in each of T frames."""
 
     centre: NDArray[np.floating[Any]]
+    """[T, 2] (row, column) in pixels of the photograph."""
     scale: NDArray[np.floating[Any]]
+    """[T] photograph pixels per output pixel."""
     angle: NDArray[np.floating[Any]]
+    """[T] in radians."""
 
 
 def draw_camera_path(
     random: np.random.Generator,
-    photograph_size: tuple[int, int],
+    photograph_size: tuple[int, ...],
     frame_size: tuple[int, int],
     frames: int,
 ) -> CameraPath:
