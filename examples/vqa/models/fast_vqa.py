@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,14 @@ class FastVqa(nn.Module):
         self.backbone = FragmentSwin3d(
             window, fragment_tables=fragment_tables, checkpoint_activations=checkpoint_activations
         )
-        self.head = ScoreHead(self.backbone.num_features)
+        layers = OrderedDict(
+            dropout_1=nn.Dropout(0.5),
+            hidden=nn.Conv3d(self.backbone.num_features, 64, kernel_size=1),
+            activation=nn.GELU(),
+            dropout_2=nn.Dropout(0.5),
+            score=nn.Conv3d(64, 1, kernel_size=1),
+        )
+        self.head = nn.Sequential(layers)
 
     @property
     def published_formats(self) -> tuple[Format, ...]:
@@ -53,22 +61,6 @@ class FastVqaM(FastVqa):
         super().__init__(
             (4, 4, 4), fragment_tables=False, checkpoint_activations=checkpoint_activations
         )
-
-
-class ScoreHead(nn.Module):
-    """A score at every location from the features there, with a hidden layer of 64."""
-
-    def __init__(self, features: int) -> None:
-        super().__init__()
-        self.hidden = nn.Conv3d(features, 64, kernel_size=1)
-        self.score = nn.Conv3d(64, 1, kernel_size=1)
-        self.dropout = nn.Dropout(0.5)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Scores [B, 1, D, H, W] of features [B, C, D, H, W]."""
-        hidden = nn.functional.gelu(self.hidden(self.dropout(features)))
-        scores: Tensor = self.score(self.dropout(hidden))
-        return scores
 
 
 class TinyFastVqa(nn.Module):

@@ -50,10 +50,7 @@ _NUMPY_NUMBERS: list[Any] = [
 
 
 class PublishedWeightsError(ValueError):
-    """A file is missing, unreadable, of an unknown kind or does not fit the model.
-
-    It lacks a tensor, has one that is unknown, one of another shape, or one with NaN.
-    """
+    """A file is missing, unreadable, of an unknown kind or does not fit the model."""
 
 
 @dataclass(frozen=True)

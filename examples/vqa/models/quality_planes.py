@@ -15,10 +15,8 @@ from torch.nn import functional
 
 from vqa.models.imagenet import DEVIATION, MEAN
 
-PLANES = 3
-"""Number of planes that `quality_planes` returns."""
-CONTRAST_PLANES = 2
-"""Number of planes that `ContrastPlanes` returns."""
+PLANES, CONTRAST_PLANES = 3, 2
+"""Number of planes that `quality_planes` and `ContrastPlanes` return."""
 RADIUS = 3
 """Pixels by which the window reaches beyond the one that it is for."""
 

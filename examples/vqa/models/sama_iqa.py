@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
 
 import timm
@@ -30,7 +31,7 @@ class SamaIqa(nn.Module):
             global_pool="",
             drop_path_rate=drop_path,
         )
-        self.vqa_head = TokenHead(768, 64, dropout)
+        self.vqa_head = _token_head(768, 64, dropout)
 
     @property
     def published_formats(self) -> tuple[Format, ...]:
@@ -42,7 +43,7 @@ class SamaIqa(nn.Module):
             raise ValueError(f"images: expected [B, 3, {_SIZE}, {_SIZE}], got {list(images.shape)}")
         tokens: Tensor = self.backbone(images)
         scores: Tensor = self.vqa_head(tokens.flatten(1, 2))
-        return scores
+        return scores.squeeze(2)
 
 
 class TinySamaIqa(nn.Module):
@@ -56,29 +57,25 @@ class TinySamaIqa(nn.Module):
             *_halve(width, 2 * width),
             *_halve(2 * width, 3 * width),
         )
-        self.vqa_head = TokenHead(3 * width, width, dropout)
+        self.vqa_head = _token_head(3 * width, width, dropout)
 
     def forward(self, images: Tensor) -> Tensor:
         """Token scores [B, H / 8 * W / 8], row by row, of images [B, 3, H, W]."""
         tokens: Tensor = self.backbone(images)
         scores: Tensor = self.vqa_head(tokens.flatten(2).transpose(1, 2))
-        return scores
-
-
-class TokenHead(nn.Module):
-    """Scores every token by itself: dropout, linear, GELU, dropout, linear."""
-
-    def __init__(self, inputs: int, hidden: int, dropout: float) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(inputs, hidden)
-        self.fc2 = nn.Linear(hidden, 1)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Scores [B, N] of tokens [B, N, C]."""
-        hidden = nn.functional.gelu(self.fc1(self.dropout(tokens)))
-        scores: Tensor = self.fc2(self.dropout(hidden))
         return scores.squeeze(2)
+
+
+def _token_head(inputs: int, hidden: int, dropout: float) -> nn.Module:
+    """Scores [B, N, 1] of tokens [B, N, C], each by itself."""
+    layers = OrderedDict(
+        dropout_1=nn.Dropout(dropout),
+        fc1=nn.Linear(inputs, hidden),
+        activation=nn.GELU(),
+        dropout_2=nn.Dropout(dropout),
+        fc2=nn.Linear(hidden, 1),
+    )
+    return nn.Sequential(layers)
 
 
 def _halve(inputs: int, outputs: int) -> tuple[nn.Module, ...]:

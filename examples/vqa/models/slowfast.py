@@ -44,7 +44,8 @@ class SlowFastR50(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         stages = [_stage(number, depth) for number, depth in enumerate(_DEPTHS)]
-        self.blocks = nn.ModuleList([_stem(), *stages])
+        slow, fast = _stem_pathway(64, kernel_time=1), _stem_pathway(64 // _BETA, kernel_time=5)
+        self.blocks = nn.ModuleList([_Block(slow, fast, channels=64 // _BETA), *stages])
         self.requires_grad_(False)
         self.eval()
 
@@ -119,11 +120,6 @@ class _Residual(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         shortcut = self.branch1_norm(self.branch1_conv(features))
         return torch.relu(shortcut + self.branch2(features))
-
-
-def _stem() -> nn.Module:
-    slow, fast = _stem_pathway(64, kernel_time=1), _stem_pathway(64 // _BETA, kernel_time=5)
-    return _Block(slow, fast, channels=64 // _BETA)
 
 
 def _stem_pathway(channels: int, kernel_time: int) -> nn.Module:

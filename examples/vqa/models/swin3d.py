@@ -54,14 +54,12 @@ def fragment_distance(
     shift: tuple[int, int],
     device: torch.device | None = None,
 ) -> Tensor:
-    """How many fragments apart two tokens of a window are: G of the gated bias.
+    """G of the gated bias, int64 [H/h * W/w, h * w, h * w], windows and tokens row by row.
 
     On a map of H x W tokens (`rows_columns`), a multiple of the window of h x w, a token at row r
     belongs to the fragment row `floor(r * h / H)`; the distance of two tokens is that of their
     fragment rows plus that of their fragment columns, whatever their frames. The map is rolled back
     by `shift` before it is cut into windows.
-
-    int64 [H/h * W/w, h * w, h * w], windows and tokens row by row.
     """
     rows, columns = (
         _distances_along(*axis, device) for axis in zip(rows_columns, window, shift, strict=True)

@@ -74,14 +74,14 @@ def read_clips(
         uses = uses_of(video.decode(indices.flatten().tolist(), "rgb24"), indices)
         if sampling.augmentation != "none" and generator is not None:
             uses = _augmented(uses, sampling, generator)
-        mosaics = _cut(uses, sampling, generator).permute(0, 4, 1, 2, 3)
-        return normalise(mosaics.to(torch.float32, memory_format=torch.contiguous_format))
+        return normalise(_cut(uses, sampling, generator).permute(0, 4, 1, 2, 3))
 
 
 def normalise(clips: Tensor) -> Tensor:
-    """(value - mean) / deviation in place, of float32 [clips, 3, T, H, W], 0..255."""
+    """(value - mean) / deviation of [clips, 3, T, H, W], 0..255, float32; in place if it can."""
+    pixels = clips.to(torch.float32, memory_format=torch.contiguous_format)
     mean, deviation = (torch.tensor(value).view(3, 1, 1, 1) for value in (MEAN, DEVIATION))
-    return clips.sub_(mean).div_(deviation)
+    return pixels.sub_(mean).div_(deviation)
 
 
 def uses_of(frames: Iterable[tuple[int, Pixels]], indices: Tensor) -> Uses:

@@ -49,9 +49,6 @@ def draw_frames(
     * `"sama"`: as SAMA; short videos end with their last frame repeated.
 
     Without a generator clips are in the middle of their segments.
-
-    >>> draw_frames(8, ClipSampling(frames=3, interval=2, clips=1), "fixed", None)
-    tensor([[1, 3, 5]])
     """
     if rule == "fixed":
         length = torch.tensor([video_frames])

@@ -141,10 +141,7 @@ class _SmallVideo:
 
 
 class _Patches:
-    """What the planes of a video's views need of its frames [T, H, W]: small pieces of them.
-
-    The views are the test views where no generator draws one for training.
-    """
+    """Pieces of a video [T, H, W] for one training view, or without a generator the test views."""
 
     def __init__(
         self,

@@ -121,7 +121,8 @@ def write_all(title: str, files: Sequence[Filmed], folder: Path, processes: int)
     write = partial(_write, folder)
     in_parallel = process_pool(processes) if processes > 1 else nullcontext()
     with progress_bar(title, len(files), "file") as bar, in_parallel as pool:
-        for quality in pool.map(write, files, chunksize=8) if pool else map(write, files):
+        made = pool.map(write, files, chunksize=8) if pool else map(write, files)
+        for quality in made:
             qualities.append(quality)
             bar.update()
     return qualities

@@ -1,7 +1,4 @@
-"""Real photographs that installed packages ship, so that mini-UGC needs no download.
-
-A camera moves over them: pan, zoom, rotation and hand shake as affine paths.
-"""
+"""Real photographs that installed packages ship, so no download, and a camera that films them."""
 
 from __future__ import annotations
 
@@ -36,7 +33,6 @@ class Photograph:
 
     @property
     def name(self) -> str:
-        """File name without its ending."""
         return self.file.rsplit(".", 1)[0]
 
 
@@ -103,7 +99,7 @@ def draw_camera_path(
     frame_size: tuple[int, int],
     frames: int,
 ) -> CameraPath:
-    """Draw a path that stays inside the photograph.
+    """Draw a path that stays inside the photograph: pan, zoom, rotation and hand shake.
 
     The view is at least one photograph pixel per output pixel wherever the photograph is large
     enough (a pristine clip must be sharp) and at most what fits in it.
