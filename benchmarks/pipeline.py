@@ -63,8 +63,7 @@ from vqa.sampling.fast_vqa import (
 )
 from vqa.sampling.fragments import draw_offsets
 from vqa.sampling.frames import draw_frames
-from vqa.sampling.sama_clips import read_sama_clips
-from vqa.sampling.sama_video import SamaSampling
+from vqa.sampling.sama_video import SamaSampling, read_sama_clips
 from vqa.sampling.tiny_fast_vqa import FragmentSampling, read_planes
 from vqa.synthetic.mini_ugc import DEFAULT_FOLDER
 from vqa.synthetic.photographs import PHOTOGRAPHS, load_photograph
@@ -117,10 +116,9 @@ class Task:
     def draw(self) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Frame numbers [clips, frames] and patch offsets, as `read_clips` draws them."""
         generator = torch.Generator().manual_seed(self.seed)
-        indices = draw_frames(self.info.frames, self.sampling.temporal, generator)
-        grid, patch = self.sampling.grid, self.sampling.patch
-        slack = (self.info.height // grid - patch, self.info.width // grid - patch)
-        return indices, draw_offsets(1, (grid, grid), slack, self.sampling.clips, generator)
+        indices = draw_frames(self.info.frames, self.sampling, "fixed", generator)
+        size = (self.info.height, self.info.width)
+        return indices, draw_offsets(self.sampling, size, 1, self.sampling.clips, generator)
 
 
 def ours(task: Task, threads: int) -> Tensor:

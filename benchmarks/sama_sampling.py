@@ -30,7 +30,7 @@ from torch.nn.functional import interpolate
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 from vqa.provenance import device_name
-from vqa.sampling.sama_video import SamaSampling, ladder, scale_and_mask
+from vqa.sampling.sama_video import FRAMES_PER_STEP, Mosaics, SamaSampling, ladder
 
 Sampler = Callable[[Tensor], Tensor]
 GRID, PATCH = 7, 32
@@ -49,7 +49,11 @@ class Benchmark:
 
 def ours(frames: Tensor) -> Tensor:
     """This repository."""
-    return scale_and_mask(frames[None], SamaSampling())[0]
+    size = (frames.shape[-2], frames.shape[-1])
+    mosaics = Mosaics(SamaSampling(frames=frames.shape[1]), size, None)
+    for step, pair in enumerate(torch.split(frames, FRAMES_PER_STEP, dim=1)):
+        mosaics.sample(0, FRAMES_PER_STEP * step, pair)
+    return mosaics.pixels[0]
 
 
 def published(frames: Tensor) -> Tensor:

@@ -96,8 +96,8 @@ def _build(settings: SamaIqa) -> nn.Module:
 
 def _sampling(settings: SamaIqa) -> SamaImageSampling:
     if settings.model == "tiny_sama_iqa":
-        return SamaImageSampling(settings.variant, grid=4, patch=32)
-    return SamaImageSampling(settings.variant)
+        return SamaImageSampling(variant=settings.variant, grid=4, patch=32)
+    return SamaImageSampling(variant=settings.variant)
 
 
 def _read(sampling: SamaImageSampling, path: Path, generator: torch.Generator | None) -> Inputs:

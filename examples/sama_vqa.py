@@ -22,8 +22,7 @@ from torch import Tensor, nn
 
 from vqa.errors import expected_errors_in_one_line
 from vqa.models import ENDS, build_model
-from vqa.sampling.sama_clips import read_sama_clips
-from vqa.sampling.sama_video import SamaSampling
+from vqa.sampling.sama_video import SamaSampling, read_sama_clips
 from vqa.training.loader import Inputs, Read
 from vqa.training.losses import quality_loss
 from vqa.training.main import run_script
@@ -113,9 +112,9 @@ def _build(settings: SamaVqa) -> nn.Module:
 
 
 def _reader(settings: SamaVqa) -> Read:
-    training = SamaSampling(settings.variant)
+    training = SamaSampling(variant=settings.variant)
     if settings.model == "tiny_fast_vqa":
-        training = SamaSampling(settings.variant, frames=8, interval=1, grid=3, patch=16)
+        training = SamaSampling(variant=settings.variant, frames=8, interval=1, grid=3, patch=16)
     return partial(_read, training, replace(training, clips=settings.test_clips))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from vqa.io.label_list import DatasetError, read_label_list
 from vqa.io.video import VideoError, read_frames
 from vqa.models.quality_planes import PLANES, quality_planes
-from vqa.sampling.fragments import cut_fragments
+from vqa.sampling.fragments import Offsets, cell_starts
 from vqa.sampling.tiny_fast_vqa import FragmentSampling, draw_views
 
 
@@ -84,7 +84,21 @@ def sample_fragments(
     length, height, width = clips.planes.shape[2:]
     indices, offsets = draw_views(len(which), length, (height, width), sampling, generator)
     frames = clips.planes[which[:, None], :, indices].transpose(1, 2)
-    return cut_fragments(frames, *offsets, (sampling.patch, sampling.patch)).float()
+    return cut_fragments(frames, offsets, sampling.patch).float()
+
+
+def cut_fragments(frames: Tensor, offsets: Offsets, patch: int) -> Tensor:
+    """Fragments [B, C, T, rows * patch, columns * patch] of whole frames [B, C, T, H, W]."""
+    clips, planes, time, height, width = frames.shape
+    _, rows, columns, _ = offsets[0].shape
+    top = cell_starts(height, rows, patch)[:, None, None] + offsets[0]
+    left = cell_starts(width, columns, patch)[:, None] + offsets[1]
+    # Pixel numbers in a frame, [B, rows, patch rows, columns, patch columns].
+    y = top[:, :, None] + torch.arange(patch)[:, None, None]
+    x = left[:, :, None] + torch.arange(patch)
+    places = (y * width + x).reshape(clips, 1, 1, -1)
+    cut = frames.reshape(clips, planes, time, -1).gather(-1, places.expand(-1, planes, time, -1))
+    return cut.reshape(clips, planes, time, rows * patch, columns * patch)
 
 
 def fixed_views(clips: PlaneClips, sampling: FragmentSampling, views: int, seed: int) -> Tensor:

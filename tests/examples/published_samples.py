@@ -1,11 +1,14 @@
 """The conformance set's synthetic pixels, and its summaries of what samplers make of them."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.testing import assert_allclose
+
+from vqa.sampling.sama_video import FRAMES_PER_STEP, Mosaics, SamaSampling
 
 
 def formula_video(frames: int, height: int, width: int) -> torch.Tensor:
@@ -42,3 +45,15 @@ def assert_published(sample: torch.Tensor, file: Mapping[str, Any], key: str, at
     assert_allclose(sample.flatten()[places], file[f"{key}/sample2000"], rtol=0, atol=atol)
     for name, mean in means.items():
         assert_allclose(mean, file[f"{key}/{name}"], rtol=0, atol=atol)
+
+
+def scale_and_mask(
+    frames: torch.Tensor, sampling: SamaSampling, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """Mosaics of any number of whole clips [clips, 3, T, H, W], two frames at a time."""
+    sampling = replace(sampling, clips=len(frames), frames=frames.shape[2])
+    mosaics = Mosaics(sampling, tuple(frames.shape[-2:]), generator)
+    for clip, own in enumerate(frames):
+        for step, pair in enumerate(torch.split(own, FRAMES_PER_STEP, dim=1)):
+            mosaics.sample(clip, FRAMES_PER_STEP * step, pair)
+    return mosaics.pixels

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from published_cut import cut
 from torch import Tensor
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 from video_files import Stream, textured_clip, write_stream, write_video
@@ -13,6 +14,7 @@ from video_files import Stream, textured_clip, write_stream, write_video
 from benchmarks.generalization_grounds.clips import (
     LumaClips,
     PlaneClips,
+    cut_fragments,
     fixed_views,
     load_clips,
     sample_fragments,
@@ -22,7 +24,7 @@ from benchmarks.generalization_grounds.clips import (
 from vqa.io.label_list import DatasetError, LabelledVideo, write_label_list
 from vqa.io.video import read_frames
 from vqa.sampling.augmentation import Augmentation
-from vqa.sampling.fragments import enlarge
+from vqa.sampling.fragments import Mosaic, draw_offsets, enlarge
 from vqa.sampling.tiny_fast_vqa import FragmentSampling, read_planes
 
 SAMPLING = FragmentSampling(grid=2, patch=8, frames=2, interval=2)
@@ -95,6 +97,14 @@ def test_the_same_generator_state_gives_the_same_fragments():
 
     assert draws[0].equal(draws[1])
     assert not draws[0].equal(draws[2])
+
+
+def test_clips_are_cut_patch_by_patch():
+    frames = torch.arange(2 * 3 * 4 * 13 * 17).view(2, 3, 4, 13, 17)
+    generator = torch.Generator().manual_seed(1)
+    offsets = draw_offsets(Mosaic(2, 3), (13, 17), clips=2, generator=generator)
+
+    assert cut_fragments(frames, offsets, 3).equal(cut(frames, *offsets, 3))
 
 
 def test_fixed_views_differ_from_each_other_but_not_from_call_to_call():

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from vqa.models.contrast_planes import ContrastPlanes
-from vqa.models.quality_planes import quality_planes
+from vqa.models.quality_planes import ContrastPlanes, quality_planes
 
 MEAN, DEVIATION = (
     torch.tensor(each).view(3, 1, 1) for each in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

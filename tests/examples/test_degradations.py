@@ -9,7 +9,6 @@ import pytest
 from video_files import textured_clip
 
 from vqa.synthetic.degradations import (
-    Chain,
     Link,
     blur,
     decode,
@@ -102,7 +101,7 @@ def test_stutter_holds_every_frame_equally_long():
 
 @pytest.mark.parametrize(("kind", "codec"), [("h264", "h264"), ("mpeg4", "mpeg4")])
 def test_a_chain_is_delivered_as_a_real_file_of_its_codec(kind, codec):
-    file = degrade(textured_clip(), Chain((), Link(kind, 0.5)), np.random.default_rng(0))
+    file = degrade(textured_clip(), (Link(kind, 0.5),), np.random.default_rng(0))
 
     with av.open(io.BytesIO(file)) as container:
         assert container.streams.video[0].codec_context.name == codec
@@ -112,7 +111,7 @@ def test_a_chain_is_delivered_as_a_real_file_of_its_codec(kind, codec):
 def test_links_are_applied_in_order():
     clip, delivery = textured_clip(), Link("h264", 0.0)
     blurred_then_noisy, noisy_then_blurred = (
-        decode(degrade(clip, Chain(links, delivery), np.random.default_rng(0)))
+        decode(degrade(clip, (*links, delivery), np.random.default_rng(0)))
         for links in (
             (Link("blur", 0.8), Link("noise", 0.8)),
             (Link("noise", 0.8), Link("blur", 0.8)),
@@ -126,7 +125,7 @@ def test_links_are_applied_in_order():
 def test_an_upload_that_was_encoded_before_is_worse_on_delivery(kind):
     clip, delivery = textured_clip(), Link("h264", 0.1)
     once, twice = (
-        error(decode(degrade(clip, Chain(links, delivery), np.random.default_rng(0))), clip)
+        error(decode(degrade(clip, (*links, delivery), np.random.default_rng(0))), clip)
         for links in ((), (Link(kind, 0.9),))
     )
 
@@ -141,4 +140,4 @@ def test_strength_spans_the_quantisers(kind, best, worst):
 
 def test_only_encoders_deliver():
     with pytest.raises(ValueError, match="expected 'h264' or 'mpeg4' as delivery, got 'blur'"):
-        degrade(textured_clip(), Chain((), Link("blur", 0.5)), RANDOM)
+        degrade(textured_clip(), (Link("blur", 0.5),), RANDOM)

@@ -5,18 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from published_cut import published_fragments
+from published_cut import cut, published_fragments
 
 from vqa.sampling.fragments import (
-    centre_offsets,
-    clip_frame_indices,
-    cut_fragments,
+    Mosaic,
     cut_frame,
-    draw_clip_starts,
     draw_offsets,
     enlarge,
 )
-from vqa.sampling.published_fragments import draw_offsets_as_published
+from vqa.sampling.frames import clip_frame_indices, draw_clip_starts
 
 DATA = Path(__file__).parents[1] / "data"
 SPATIAL = np.load(DATA / "fast_spatial_fragments.npz")
@@ -33,21 +30,21 @@ def formula_video(frames: int, height: int, width: int) -> torch.Tensor:
     return (still % 256).byte()[:, None] + (7 * t % 256).byte()[:, None, None]
 
 
-def small_frames() -> torch.Tensor:
-    return torch.arange(2 * 1 * 4 * 13 * 17).view(2, 1, 4, 13, 17)
-
-
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_fragments_are_the_published_ones(size):
     key = "fragments_seed0/{}x{}x{}".format(*size)
-    offsets = (torch.tensor(SPATIAL[f"{key}/{name}"])[None] for name in ("rnd_h", "rnd_w"))
+    rows, columns = (torch.tensor(SPATIAL[f"{key}/{name}"]) for name in ("rnd_h", "rnd_w"))
 
-    cut = cut_fragments(formula_video(*size)[None], *offsets, (32, 32))[0]
+    frames = [
+        cut_frame(frame, (rows[..., time // 32], columns[..., time // 32]), 32)
+        for time, frame in enumerate(formula_video(*size).permute(1, 2, 3, 0).numpy())
+    ]
 
-    places = torch.randint(cut.numel(), (2000,), generator=torch.Generator().manual_seed(0))
-    assert list(cut.shape) == SPATIAL[f"{key}_uint8/shape"].tolist()
-    assert cut.flatten()[:200].tolist() == SPATIAL[f"{key}_uint8/first200"].tolist()
-    assert cut.flatten()[places].tolist() == SPATIAL[f"{key}_uint8/sample2000"].tolist()
+    fragments = torch.from_numpy(np.stack(frames)).permute(3, 0, 1, 2)
+    places = torch.randint(fragments.numel(), (2000,), generator=torch.Generator().manual_seed(0))
+    assert list(fragments.shape) == SPATIAL[f"{key}_uint8/shape"].tolist()
+    assert fragments.flatten()[:200].tolist() == SPATIAL[f"{key}_uint8/first200"].tolist()
+    assert fragments.flatten()[places].tolist() == SPATIAL[f"{key}_uint8/sample2000"].tolist()
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -55,9 +52,8 @@ def test_offsets_are_drawn_as_the_published_sampler_draws_them(size):
     key = "fragments_seed0/{}x{}x{}".format(*size)
 
     rows, columns = draw_offsets(
-        1,
-        (7, 7),
-        (size[1] // 7 - 32, size[2] // 7 - 32),
+        Mosaic(7, 32),
+        size[1:],
         segments=size[0] // 32,
         generator=torch.Generator().manual_seed(0),
     )
@@ -72,18 +68,18 @@ def test_published_fragments_are_the_published_ones_in_every_respect(size, dtype
     key = "fragments_seed0/{}x{}x{}_{}".format(*size, dtype)
     video = formula_video(*size).to(getattr(torch, dtype))
 
-    cut = published_fragments(video, torch.Generator().manual_seed(0))
+    fragments = published_fragments(video, torch.Generator().manual_seed(0))
 
     # Enlarged levels, up to 255, are rounded by the processor and the version of torch, to 2e-5 of
     # themselves; cut off to integers, a few are one lower then.
     level, mean = (
         (0, 0) if size != ENLARGED else {"float32": (5e-3, 1e-3), "uint8": (1, 0.05)}[dtype]
     )
-    places = torch.randint(cut.numel(), (2000,), generator=torch.Generator().manual_seed(0))
-    found = cut.double()
+    places = torch.randint(fragments.numel(), (2000,), generator=torch.Generator().manual_seed(0))
+    found = fragments.double()
     blocks = found.unflatten(1, (-1, 16)).unflatten(3, (7, 32)).unflatten(5, (7, 32))
-    assert cut.dtype == video.dtype
-    assert list(cut.shape) == SPATIAL[f"{key}/shape"].tolist()
+    assert fragments.dtype == video.dtype
+    assert list(fragments.shape) == SPATIAL[f"{key}/shape"].tolist()
     for values, name, tolerance in [
         (found.flatten()[:200], "first200", {"rtol": 0, "atol": level}),
         (found.flatten()[places], "sample2000", {"rtol": 0, "atol": level}),
@@ -95,24 +91,25 @@ def test_published_fragments_are_the_published_ones_in_every_respect(size, dtype
 
 
 def test_published_offsets_are_not_drawn_for_a_side_without_slack():
-    rows, columns = draw_offsets_as_published(
-        (7, 7), (180 // 7 - 32, 320 // 7 - 32), 1, torch.Generator().manual_seed(0)
-    )
+    generator = torch.Generator().manual_seed(0)
+    rows, columns = draw_offsets(Mosaic(7, 32), (180, 320), generator=generator, as_published=True)
 
     key = "fragments_seed0/32x180x320"
     assert rows[0].tolist() == SPATIAL[f"{key}/rnd_h"].tolist()
     assert columns[0].tolist() == SPATIAL[f"{key}/rnd_w"].tolist()
 
 
-def test_one_frame_is_cut_as_many_are():
+@pytest.mark.parametrize("laid_over", [None, (30, 44)])
+def test_every_patch_is_a_slice_of_its_cell(laid_over):
     frame = np.random.default_rng(0).integers(0, 256, (40, 61, 3), dtype=np.uint8)
-    rows, columns = draw_offsets(1, (3, 4), (8, 9), generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    rows, columns = draw_offsets(Mosaic(3, 5), laid_over or (40, 61), generator=generator)
 
-    cut = cut_frame(frame, rows[0, :, :, 0], columns[0, :, :, 0], (5, 6))
+    found = cut_frame(frame, (rows[0, :, :, 0], columns[0, :, :, 0]), 5, laid_over)
 
     planes = torch.from_numpy(frame).permute(2, 0, 1)[None, :, None]
-    expected = cut_fragments(planes, rows, columns, (5, 6))[0, :, 0]
-    assert torch.from_numpy(cut).permute(2, 0, 1).equal(expected)
+    expected = cut(planes, rows, columns, 5, laid_over)[0, :, 0]
+    assert torch.from_numpy(found).permute(2, 0, 1).equal(expected)
 
 
 @pytest.mark.parametrize("size", [(180, 320), (320, 180), (100, 500), (223, 224)], ids=str)
@@ -140,46 +137,12 @@ def test_large_frames_stay_as_they_are():
     assert enlarge(frames, (30, 40)) is frames
 
 
-def test_every_patch_is_a_slice_of_its_cell():
-    frames, patch = small_frames(), 3
-    rows, columns = draw_offsets(2, (2, 3), (3, 2), 2, torch.Generator().manual_seed(1))
-
-    cut = cut_fragments(frames, rows, columns, (patch, patch))
-
-    for b, i, j, t in np.ndindex(2, 2, 3, 4):
-        segment = t // 2
-        top = 13 // 2 * i + int(rows[b, i, j, segment])
-        left = 17 // 3 * j + int(columns[b, i, j, segment])
-        expected = frames[b, 0, t, top : top + patch, left : left + patch]
-        found = cut[b, 0, t, 3 * i : 3 * i + 3, 3 * j : 3 * j + 3]
-        assert found.equal(expected)
-
-
-def test_patches_stay_in_place_over_a_segment():
-    still = torch.rand(1, 1, 1, 20, 20).expand(-1, -1, 4, -1, -1)
-    offsets = draw_offsets(1, (2, 2), (6, 6), generator=torch.Generator().manual_seed(0))
-
-    cut = cut_fragments(still, *offsets, (4, 4))
-
-    assert cut.equal(cut[:, :, :1].expand_as(cut))
-
-
-def test_centre_offsets_are_in_the_middle_of_the_slack():
-    rows, columns = centre_offsets(1, (2, 3), (7, 0))
+def test_without_a_generator_patches_are_in_the_middle_of_the_slack():
+    rows, columns = draw_offsets(Mosaic(2, 3), (20, 6))
 
     assert rows.unique().tolist() == [3]
     assert columns.unique().tolist() == [0]
-    assert rows.shape == (1, 2, 3, 1)
-
-
-def test_frames_smaller_than_the_mosaic_are_an_error():
-    with pytest.raises(ValueError, match="at least 16 x 16 pixels"):
-        cut_fragments(small_frames(), *centre_offsets(2, (2, 2), (0, 0)), (8, 8))
-
-
-def test_segments_must_divide_the_frames():
-    with pytest.raises(ValueError, match="divide 4 frames, got 3"):
-        cut_fragments(small_frames(), *centre_offsets(2, (2, 2), (0, 0), 3), (3, 3))
+    assert rows.shape == (1, 2, 2, 1)
 
 
 @pytest.mark.parametrize("clips", [1, 4])

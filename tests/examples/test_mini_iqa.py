@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from vqa.datasets import load_dataset, specs
-from vqa.synthetic.degradations import Chain, Link, degrade_still, jpeg
+from vqa.synthetic.degradations import jpeg
 from vqa.synthetic.mini_iqa import MiniIqaSettings, build_mini_iqa, is_mini_iqa
 
 SMALL = MiniIqaSettings(seed=1, height=48, width=64, photographs=2, train_images=5, test_images=3)
@@ -115,8 +115,3 @@ def test_jpeg_gets_worse_with_strength_and_keeps_the_shape():
 
     assert {each.shape for each in degraded} == {clip.shape}
     assert errors[0] < errors[1] < errors[2]
-
-
-def test_a_still_is_delivered_as_jpeg_only():
-    with pytest.raises(ValueError, match="expected 'jpeg' as delivery, got 'h264'"):
-        degrade_still(texture(), Chain((), Link("h264", 0.5)), np.random.default_rng(0))

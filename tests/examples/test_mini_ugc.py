@@ -107,9 +107,9 @@ def test_chains_stay_in_their_mix_and_cover_it(part):
     random = np.random.default_rng(0)
     chains = [draw_chain(MIXES[part], random) for _ in range(300)]
 
-    assert {link.kind for chain in chains for link in chain.links} == set(MIXES[part].kinds)
-    assert {chain.delivery.kind for chain in chains} == set(MIXES[part].deliveries)
-    assert {len(chain.links) for chain in chains} == {0, 1, 2}
+    assert {link.kind for chain in chains for link in chain[:-1]} == set(MIXES[part].kinds)
+    assert {chain[-1].kind for chain in chains} == set(MIXES[part].deliveries)
+    assert {len(chain) - 1 for chain in chains} == {0, 1, 2}
 
 
 @pytest.mark.parametrize("photograph", PHOTOGRAPHS, ids=lambda photograph: photograph.name)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from video_files import textured_clip
 
-from vqa.synthetic.degradations import Chain, Link
+from vqa.synthetic.degradations import Link
 from vqa.synthetic.opinion import (
     Content,
     Opinion,
@@ -18,29 +18,25 @@ AVERAGE = Content(texture=0.5, motion=0.5)
 NO_MASKING = Opinion(masking=0.0)
 
 
-def chain(*links: Link) -> Chain:
-    return Chain(links[:-1], links[-1])
-
-
 def test_a_chain_without_strength_is_excellent():
-    assert expected_quality(chain(Link("h264", 0.0)), AVERAGE, Opinion()) == 5
+    assert expected_quality((Link("h264", 0.0),), AVERAGE, Opinion()) == 5
 
 
 def test_at_the_midpoint_quality_is_in_the_middle_of_the_scale():
-    quality = expected_quality(chain(Link("h264", 0.5)), AVERAGE, NO_MASKING)
+    quality = expected_quality((Link("h264", 0.5),), AVERAGE, NO_MASKING)
 
     assert quality == pytest.approx(3.0)
 
 
 def test_impairments_add_up_as_the_sides_of_a_right_triangle():
-    two = chain(Link("blur", 0.3), Link("h264", 0.4))
+    two = (Link("blur", 0.3), Link("h264", 0.4))
 
     assert expected_quality(two, AVERAGE, NO_MASKING) == pytest.approx(3.0)
 
 
 def test_quality_falls_with_strength():
     qualities = [
-        expected_quality(chain(Link("noise", strength), Link("h264", 0.05)), AVERAGE, Opinion())
+        expected_quality((Link("noise", strength), Link("h264", 0.05)), AVERAGE, Opinion())
         for strength in np.linspace(0, 1, 9)
     ]
 

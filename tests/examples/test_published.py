@@ -15,7 +15,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torchvision.models.video import swin3d_t
 
-from vqa.models import Drop, Format, PublishedWeightsError, build_model, load_published
+from vqa.models import PublishedWeightsError, build_model, load_published
+from vqa.models.published import Drop, Format
 
 DATA = Path(__file__).parents[1] / "data"
 MAP = json.loads((DATA / "map_fastvqa_backbone_to_torchvision_swin3d_t.json").read_text())
@@ -35,7 +36,7 @@ class Toy(nn.Module):
         return (
             Format(
                 name="toy file",
-                recognises=lambda tensors: "trunk.weight" in tensors,
+                marks=("trunk.weight",),
                 place=lambda key: (
                     Drop("classifier") if key.startswith("cls.") else key.replace("trunk", "body")
                 ),

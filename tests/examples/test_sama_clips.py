@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
+from published_samples import scale_and_mask
 from video_files import numbered_clip, textured_clip, write_video
 
 from vqa.io.video import VideoError, read_frames
-from vqa.sampling.sama_clips import read_sama_clips
-from vqa.sampling.sama_video import SamaSampling, scale_and_mask
+from vqa.sampling.sama_video import SamaSampling, read_sama_clips
 
 MEAN = torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1, 1)
 DEVIATION = torch.tensor([58.395, 57.12, 57.375]).view(3, 1, 1, 1)

@@ -32,7 +32,7 @@ DEVIATION = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
 
 
 def tiny(variant="sama"):
-    return SamaImageSampling(variant, grid=2, patch=8)
+    return SamaImageSampling(variant=variant, grid=2, patch=8)
 
 
 def noise(height=30, width=41):
@@ -54,7 +54,7 @@ def test_files_are_read_as_published(key, tmp_path):
     variant = key.split("/")[1]
     path = save(tmp_path / "image.png", formula_video(1, *published_size(key))[:, 0])
 
-    image = read_sama_image(path, SamaImageSampling(OUR_NAMES.get(variant, variant)))
+    image = read_sama_image(path, SamaImageSampling(variant=OUR_NAMES.get(variant, variant)))
 
     assert_published(image, PUBLISHED, key, atol=1e-4)
 
@@ -65,7 +65,9 @@ def test_mosaics_are_the_published_ones(key):
     generator = torch.Generator().manual_seed(0) if "train" in key else None
     image = formula_video(1, *published_size(key))[:, 0] / 255
 
-    mosaic = mask_scales(image, SamaImageSampling(OUR_NAMES.get(variant, variant)), generator)
+    mosaic = mask_scales(
+        image, SamaImageSampling(variant=OUR_NAMES.get(variant, variant)), generator
+    )
 
     assert_published(mosaic, PUBLISHED, key, atol=1e-5)
 
@@ -270,7 +272,7 @@ def test_an_image_smaller_than_the_mosaic_cannot_be_masked():
 @pytest.mark.parametrize("name", ["swm", "fragment", "sama-swm"])
 def test_an_unknown_variant_is_an_error(name):
     with pytest.raises(ValueError, match="variant: expected one of sama, sama-spm, fragments"):
-        SamaImageSampling(name)
+        SamaImageSampling(variant=name)
 
 
 @pytest.mark.parametrize("name", ["grid", "patch"])

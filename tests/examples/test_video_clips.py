@@ -5,19 +5,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from published_cut import published_fragments
+from published_cut import cut, published_fragments
 from video_files import Stream, decode_in_order, textured_clip, turn, write_stream
 
 from vqa.io.video import VideoError
-from vqa.sampling.augmentation import augment
+from vqa.sampling.augmentation import draw_augmentation
 from vqa.sampling.fast_vqa import (
     FAST_VQA,
     FAST_VQA_M,
     FastVqaSampling,
     read_clips,
 )
-from vqa.sampling.fragments import centre_offsets, cut_fragments, draw_offsets
-from vqa.sampling.frames import FrameSampling, draw_frames
+from vqa.sampling.fragments import draw_offsets
+from vqa.sampling.frames import draw_frames
 
 SMALL = FastVqaSampling(frames=4, interval=2, clips=2, grid=3, patch=8)
 
@@ -50,10 +50,10 @@ def test_the_published_settings():
 def test_testing_takes_the_middle_of_everything(path):
     clips = read_clips(path, SMALL)
 
-    offsets = centre_offsets(2, (3, 3), (48 // 3 - 8, 64 // 3 - 8))
+    offsets = draw_offsets(SMALL, (48, 64), 2)
     # Segments of 15 frames leave 7 places for 8 frames: the middle one is 3.
     whole = whole_clips(path, np.array([[3, 5, 7, 9], [18, 20, 22, 24]]))
-    torch.testing.assert_close(clips, normalised(cut_fragments(whole, *offsets, (8, 8))))
+    torch.testing.assert_close(clips, normalised(cut(whole, *offsets, 8)))
     assert clips.is_contiguous()
 
 
@@ -61,11 +61,11 @@ def test_training_draws_frames_and_then_places(path):
     clips = read_clips(path, SMALL, seeded())
 
     generator = seeded()
-    numbers = draw_frames(30, FrameSampling(4, 2, 2), generator)
-    rows, columns = draw_offsets(1, (3, 3), (8, 13), 2, generator)
+    numbers = draw_frames(30, SMALL, "fixed", generator)
+    rows, columns = draw_offsets(SMALL, (48, 64), 1, 2, generator)
     whole = whole_clips(path, numbers.numpy())
     offsets = (offset[0].permute(2, 0, 1)[..., None] for offset in (rows, columns))
-    torch.testing.assert_close(clips, normalised(cut_fragments(whole, *offsets, (8, 8))))
+    torch.testing.assert_close(clips, normalised(cut(whole, *offsets, 8)))
 
 
 def test_a_seed_gives_the_same_clips_whatever_the_global_generators_do(path):
@@ -84,8 +84,8 @@ def test_a_short_video_starts_again(tmp_path):
     clips = read_clips(path, replace(SMALL, clips=1))
 
     whole = whole_clips(path, np.array([[0, 2, 4, 1]]))
-    offsets = centre_offsets(1, (3, 3), (8, 13))
-    torch.testing.assert_close(clips, normalised(cut_fragments(whole, *offsets, (8, 8))))
+    offsets = draw_offsets(SMALL, (48, 64))
+    torch.testing.assert_close(clips, normalised(cut(whole, *offsets, 8)))
 
 
 def test_portrait_videos_are_cut_as_displayed(path):
@@ -95,8 +95,8 @@ def test_portrait_videos_are_cut_as_displayed(path):
 
     plain = torch.from_numpy(decode_in_order(path)[[[3, 5, 7, 9], [18, 20, 22, 24]]].copy())
     whole = torch.rot90(plain, -1, dims=(2, 3)).permute(0, 4, 1, 2, 3)
-    offsets = centre_offsets(2, (3, 3), (64 // 3 - 8, 48 // 3 - 8))
-    torch.testing.assert_close(clips, normalised(cut_fragments(whole, *offsets, (8, 8))))
+    offsets = draw_offsets(SMALL, (64, 48), 2)
+    torch.testing.assert_close(clips, normalised(cut(whole, *offsets, 8)))
 
 
 @pytest.mark.parametrize("patch", [8, 20])
@@ -107,10 +107,10 @@ def test_released_behaviour_cuts_as_the_published_code(path, patch):
     clips = read_clips(path, sampling, seeded())
 
     generator = seeded()
-    numbers = draw_frames(30, FrameSampling(4, 2, 2, "fast_vqa"), generator)
+    numbers = draw_frames(30, SMALL, "fast_vqa", generator)
     in_a_row = whole_clips(path, numbers.numpy()).transpose(0, 1).flatten(1, 2)
-    cut = published_fragments(in_a_row, generator, 3, patch, aligned=4)
-    torch.testing.assert_close(clips, normalised(cut.unflatten(1, (2, 4)).transpose(0, 1)))
+    fragments = published_fragments(in_a_row, generator, 3, patch, aligned=4)
+    torch.testing.assert_close(clips, normalised(fragments.unflatten(1, (2, 4)).transpose(0, 1)))
 
 
 def test_small_frames_are_enlarged_and_seen_whole(tmp_path):
@@ -131,12 +131,14 @@ def test_augmentation_comes_before_the_fragments_and_is_drawn_per_clip(path):
     clips = read_clips(path, replace(SMALL, augmentation="auto"), seeded(1))
 
     generator = seeded(1)
-    numbers = draw_frames(30, FrameSampling(4, 2, 2), generator)
+    numbers = draw_frames(30, SMALL, "fixed", generator)
     whole = whole_clips(path, numbers.numpy()).transpose(1, 2)
-    changed = torch.stack([augment(clip, "auto", generator) for clip in whole]).transpose(1, 2)
-    rows, columns = draw_offsets(1, (3, 3), (8, 13), 2, generator)
+    changed = torch.stack([draw_augmentation("auto", generator)(clip) for clip in whole]).transpose(
+        1, 2
+    )
+    rows, columns = draw_offsets(SMALL, (48, 64), 1, 2, generator)
     offsets = (offset[0].permute(2, 0, 1)[..., None] for offset in (rows, columns))
-    torch.testing.assert_close(clips, normalised(cut_fragments(changed, *offsets, (8, 8))))
+    torch.testing.assert_close(clips, normalised(cut(changed, *offsets, 8)))
 
 
 @pytest.mark.parametrize("change", [{"behaviour": "released"}, {"augmentation": "auto"}])

@@ -6,12 +6,9 @@ from importlib import import_module
 
 from torch import nn
 
-from vqa.models.formats import Drop, Format
 from vqa.models.published import LoadReport, PublishedWeightsError, load_published, other_owner
 
 __all__ = [
-    "Drop",
-    "Format",
     "LoadReport",
     "PublishedWeightsError",
     "build_model",
@@ -27,7 +24,7 @@ _MODELS = {
     "sama_iqa": ("sama_iqa", "SamaIqa"),
     "sama_vqa": ("fast_vqa", "FastVqa"),
     "simple_vqa": ("simple_vqa", "SimpleVqa"),
-    "tiny_fast_vqa": ("tiny_fast_vqa", "TinyFastVqa"),
+    "tiny_fast_vqa": ("fast_vqa", "TinyFastVqa"),
     "tiny_sama_iqa": ("sama_iqa", "TinySamaIqa"),
     "tiny_simple_vqa": ("simple_vqa", "TinySimpleVqa"),
 }
@@ -50,13 +47,6 @@ def build_model(name: str, **settings: int) -> nn.Module:
     """A freshly initialised model; `settings` are its constructor's arguments.
 
     SAMA scores video with FAST-VQA's model, on samples of its own; both names build it.
-
-    Raises:
-        ValueError: there is no model of that name; names those that exist.
-
-    >>> import torch
-    >>> build_model("tiny_fast_vqa", width=8)(torch.zeros(2, 3, 4, 48, 48)).shape
-    torch.Size([2])
     """
     if name not in _MODELS:
         raise ValueError(f"name: expected one of {', '.join(sorted(_MODELS))}, got {name!r}")

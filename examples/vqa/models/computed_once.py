@@ -16,13 +16,9 @@ Outputs = dict[nn.Module, list[Any]]
 
 
 class ComputedOnce:
-    """Keeps the outputs of what runs before the end of a model, for the later passes of a step.
+    """Keeps what runs before the end of a model (names of modules) for the later passes of a step.
 
-    Their graphs live as long, so that the last backward pass goes through all of the model.
-
-    Args:
-        model: the whole.
-        end: names of the modules that it ends with; none keeps nothing.
+    The graphs live as long, so that the last backward pass goes through all of the model.
     """
 
     def __init__(self, model: nn.Module, end: Sequence[str]) -> None:

@@ -1,9 +1,13 @@
-"""Load published weights into a model: completely, or with a reason for everything left out."""
+"""Load published weights into a model: completely, or with a reason for everything left out.
+
+A model lists the kinds of file that people have as `published_formats`, which state facts about
+names and nothing else.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -14,8 +18,6 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-
-from vqa.models.formats import Drop, Format, own_names
 
 # Where both are in a file, the moving average is what its authors tested.
 _WRAPPERS = (
@@ -48,7 +50,40 @@ _NUMPY_NUMBERS: list[Any] = [
 
 
 class PublishedWeightsError(ValueError):
-    """A file or state dict does not fit the model; the message says in what and names the file."""
+    """A file is missing, unreadable, of an unknown kind or does not fit the model."""
+
+
+@dataclass(frozen=True)
+class Drop:
+    """A tensor of a file that the model has no use for."""
+
+    reason: str
+    """Why, as the report prints it: "classifier of Kinetics-400"."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """One kind of checkpoint file; its keys come without prefixes, names are the model's own."""
+
+    name: str
+    """What people call it: "Video Swin, Kinetics-400, authors"."""
+    marks: tuple[str, ...]
+    """What keys of such a file begin with, all of these; the first kind listed that fits counts."""
+    place: Callable[[str], str | Drop]
+    """File key -> name in the model; one that the model lacks makes the file an error."""
+    keeps: Callable[[str], str | None] = lambda name: None
+    """Model name -> why the file need not have it; `None` where it must."""
+    copies: Callable[[str], str | None] = lambda name: None
+    """Model name that the file may lack -> model name whose tensor it can take instead."""
+    convert: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = lambda tensors: tensors
+    """Tensors by the file's keys -> those that `place` gets, without changing what it is given."""
+
+
+def keeps_counts(name: str) -> str | None:
+    """For `Format.keeps`: BatchNorm's counts."""
+    if name.endswith("num_batches_tracked"):
+        return "a count of training batches, which older files lack and nothing here reads"
+    return None
 
 
 @dataclass(frozen=True)
@@ -95,30 +130,18 @@ def load_published(
     copy_missing: bool = False,
     allow_shape_mismatch: bool = False,
 ) -> LoadReport:
-    """Load a checkpoint by the key names that it was published with.
+    """Load a checkpoint, file or content, by the key names that it was published with.
 
     The kind of file is recognised by its keys, among the model's `published_formats` and its own
     names. `{"state_dict": ...}` and its like are unwrapped, and the prefixes "_orig_mod.",
-    "module." and "model." are removed in whatever order they come. Everything is checked before the
-    first weight changes.
+    "module." and "model." are removed in whatever order they come. No code of a file is run, and
+    everything is checked before the first weight changes.
 
-    Args:
-        model: the model to fill; its device and dtypes stay.
-        source: a file of `torch.save`, which is read without running code from it, or of
-            safetensors; or its content.
-        copy_missing: give a tensor that the file lacks the tensor that its format names in its
-            place, instead of keeping it. (A Kinetics-400 file has no fragment tables; the paper
-            starts them at zero, this starts them as the relative tables.)
-        allow_shape_mismatch: keep, and report, a tensor whose shape in the file is another one,
-            instead of raising. (What the published training code does without a word, for instance
-            to every position table when FAST-VQA-M starts from Kinetics-400 weights.)
-
-    Returns:
-        Which tensors were loaded, copied, kept and dropped, and why; print it.
-
-    Raises:
-        PublishedWeightsError: a `ValueError`; the file is missing, unreadable or of an unknown
-            kind, lacks a tensor, has one that is unknown, one of another shape, or one with NaN.
+    `copy_missing` gives a tensor that the file lacks the one that its format names in its place.
+    (A Kinetics-400 file has no fragment tables; the paper starts them at zero, this starts them as
+    the relative tables.) `allow_shape_mismatch` keeps, and reports, a tensor whose shape in the
+    file is another one, instead of raising. (What the published training code does without a word,
+    for instance to every position table when FAST-VQA-M starts from Kinetics-400 weights.)
     """
     where = "state dict" if isinstance(source, Mapping) else str(Path(source))
     content = source if isinstance(source, Mapping) else _read(Path(source))
@@ -131,8 +154,10 @@ def load_published(
 
 def _read(path: Path) -> Any:
     try:
-        if _is_safetensors(path):
-            return load_file(path)
+        with path.open("rb") as file:
+            # The length of a JSON header and the header, whatever the file's name.
+            if file.read(9)[8:] == b"{":
+                return load_file(path)
         with torch.serialization.safe_globals(_NUMPY_NUMBERS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
@@ -144,12 +169,6 @@ def _read(path: Path) -> Any:
             f"{path}: expected a file of tensors and plain values that loads without running code"
             f" from it{why}"
         ) from error
-
-
-def _is_safetensors(path: Path) -> bool:
-    """Whether a file begins with the length of a JSON header and the header, whatever its name."""
-    with path.open("rb") as file:
-        return file.read(9)[8:] == b"{"
 
 
 def _unwrapped(content: Any) -> Mapping[str, Tensor]:
@@ -174,15 +193,18 @@ def _recognised(
     model: nn.Module, tensors: Mapping[str, Tensor]
 ) -> tuple[Format, Mapping[str, Tensor]]:
     """The file's kind, and its tensors without the prefixes that the kind does not know."""
+    names = model.state_dict().keys()
+    own = Format(name="names of this project", marks=(), place=lambda key: key)
     published: Sequence[Format] = getattr(model, "published_formats", ())
-    formats = (*published, own_names(model))
     left: Mapping[str, Tensor] | None = tensors
     while left is not None:
-        for format_ in formats:
-            if format_.recognises(left):
+        for format_ in published:
+            if all(any(key.startswith(mark) for key in left) for mark in format_.marks):
                 return format_, left
+        if 2 * len(names & left.keys()) > len(names):
+            return own, left
         left = _without_prefix(left)
-    known = "; ".join(format_.name for format_ in formats)
+    known = "; ".join(format_.name for format_ in (*published, own))
     raise PublishedWeightsError(
         f"expected weights for {type(model).__name__} ({known}), got keys {_shown(list(tensors))}"
     )
@@ -212,17 +234,24 @@ def _load(
         if name in own and own[name].shape != tensor.shape
     }
     fitting = {name: tensor for name, tensor in placed.items() if name not in mismatched}
-    copied = _copies(own, placed, fitting, format_) if copy_missing else {}
-    absent = [name for name in own if name not in placed and name not in copied]
+    missing = [name for name in own if name not in placed]
+    stand_ins = {name: format_.copies(name) for name in missing} if copy_missing else {}
+    copied = {name: source for name, source in stand_ins.items() if source in fitting}
+    absent = [name for name in missing if name not in copied]
     kept = {name: reason for name in absent if (reason := format_.keeps(name)) is not None}
+    of_another_shape = [f"{name} ({shapes})" for name, shapes in mismatched.items()]
     problems = {
         "missing": [name for name in absent if name not in kept],
         "unknown": [name for name in placed if name not in own],
         "with NaN": [name for name, tensor in placed.items() if bool(tensor.isnan().any())],
-        "of another shape": [] if allow_shape_mismatch else _pairs(mismatched),
+        "of another shape": [] if allow_shape_mismatch else of_another_shape,
     }
     if any(problems.values()):
-        raise PublishedWeightsError(_problems(model, format_, problems))
+        found = [f"{len(all_)} {kind}: {_shown(all_)}" for kind, all_ in problems.items() if all_]
+        raise PublishedWeightsError(
+            f"recognised as {format_.name}, but does not fit {type(model).__name__}: "
+            + "; ".join(found)
+        )
     sources = {name: fitting[source] for name, source in copied.items()}
     model.load_state_dict({**own, **fitting, **sources})
     return LoadReport(format_.name, tuple(fitting), copied, kept | mismatched, dropped)
@@ -245,21 +274,6 @@ def _place(
     return placed, dropped
 
 
-def _copies(
-    own: Iterable[str], placed: Mapping[str, Tensor], fitting: Mapping[str, Tensor], format_: Format
-) -> dict[str, str]:
-    """Names that the file lacks -> name of the file's tensor that they can take."""
-    missing = ((name, format_.copies(name)) for name in own if name not in placed)
-    return {name: source for name, source in missing if source is not None and source in fitting}
-
-
-def _problems(model: nn.Module, format_: Format, problems: Mapping[str, list[str]]) -> str:
-    found = "; ".join(
-        f"{len(names)} {kind}: {_shown(names)}" for kind, names in problems.items() if names
-    )
-    return f"recognised as {format_.name}, but does not fit {type(model).__name__}: {found}"
-
-
 def _by_reason(verb: str, reasons: Mapping[str, str]) -> Iterator[str]:
     """One line for all names with the same reason."""
     for reason in dict.fromkeys(reasons.values()):
@@ -267,11 +281,6 @@ def _by_reason(verb: str, reasons: Mapping[str, str]) -> Iterator[str]:
         yield f"  {verb} {len(names)} ({reason}): {_shown(names)}"
 
 
-def _pairs(reasons: Mapping[str, str]) -> list[str]:
-    return [f"{name} ({reason})" for name, reason in reasons.items()]
-
-
-def _shown(names: Iterable[str]) -> str:
-    names = list(names)
+def _shown(names: Sequence[str]) -> str:
     more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
     return ", ".join(names[:_NAMES_SHOWN]) + more

@@ -1,8 +1,8 @@
-"""What the small model sees instead of RGB: planes in which distortions stand out from content.
+"""What the small models see instead of RGB: planes in which distortions stand out from content.
 
-With a few hundred training clips a network fed with RGB learns what is pictured. Mean-subtracted
-contrast-normalised luma (MSCN; Ruderman 1994, Mittal et al. 2012) is close to Gaussian for any
-undistorted photograph, so what deviates is the distortion.
+With a few hundred training clips or images a network fed with RGB learns what is pictured.
+Mean-subtracted contrast-normalised luma (MSCN; Ruderman 1994, Mittal et al. 2012) is close to
+Gaussian for any undistorted photograph, so what deviates is the distortion.
 """
 
 from __future__ import annotations
@@ -10,20 +10,22 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-PLANES = 3
-"""Number of planes that `quality_planes` returns."""
+from vqa.models.imagenet import DEVIATION, MEAN
 
-
+PLANES, CONTRAST_PLANES = 3, 2
+"""Number of planes that `quality_planes` and `ContrastPlanes` return."""
 RADIUS = 3
 """Pixels by which the window reaches beyond the one that it is for."""
+
 _SIGMA = 7 / 6
+_LUMA = (0.299, 0.587, 0.114)
 
 
 def quality_planes(luma: Tensor) -> Tensor:
-    """MSCN, temporal difference and local contrast of a video.
+    """Float32 [3, T, H, W] of a video's luma [T, H, W], 0..255.
 
     With a Gaussian window (deviation 7/6, cut at `RADIUS` pixels), local mean `m` and deviation
     `s`:
@@ -32,12 +34,6 @@ def quality_planes(luma: Tensor) -> Tensor:
     2. `(y_t - y_(t-1)) / (s + 1)`, zero where the video stands still (the first frame takes the
        second one's, if there is one);
     3. `log(s + 1) - 2`, how much contrast there is.
-
-    Args:
-        luma: uint8 or floating [T, H, W], 0..255.
-
-    Returns:
-        float32 [3, T, H, W].
     """
     y = luma.float()
     change = y.diff(dim=0)
@@ -48,28 +44,24 @@ def quality_planes(luma: Tensor) -> Tensor:
 def inner_planes(luma: Tensor, change: Tensor) -> Tensor:
     """The planes of `quality_planes` where the surroundings are given instead of mirrored.
 
-    Args:
-        luma: uint8 or floating [N, H + 2 * RADIUS, W + 2 * RADIUS], 0..255.
-        change: the inner part's `y_t - y_(t-1)`, [N, H, W].
-
-    Returns:
-        float32 [3, N, H, W].
+    `luma` is [N, H + 2 * RADIUS, W + 2 * RADIUS], `change` the inner part's `y_t - y_(t-1)`.
     """
     deviation, contrast = _contrast(luma.float())
     return torch.stack([deviation / contrast, change / contrast, contrast.log() - 2])
 
 
-def still_planes(luma: Tensor) -> Tensor:
-    """The planes of `quality_planes` that need no second frame: the first and the third.
+class ContrastPlanes(nn.Module):
+    """The planes of `quality_planes` that need no second frame: the first and the third."""
 
-    Args:
-        luma: uint8 or floating [B, H, W], 0..255.
-
-    Returns:
-        float32 [2, B, H, W].
-    """
-    deviation, contrast = _contrast(_mirrored(luma.float()))
-    return torch.stack([deviation / contrast, contrast.log() - 2])
+    def forward(self, images: Tensor) -> Tensor:
+        """Planes [B, 2, H, W] of images [B, 3, H, W] normalised as for ImageNet; H, W > 3."""
+        weights = [255 * part * deviation for part, deviation in zip(_LUMA, DEVIATION, strict=True)]
+        black = 255 * sum(part * mean for part, mean in zip(_LUMA, MEAN, strict=True))
+        # In single precision also under autocast: a variance is a difference of squares.
+        luma = torch.einsum("bchw,c->bhw", images.float(), images.new_tensor(weights).float())
+        deviation, contrast = _contrast(_mirrored(luma + black))
+        planes = torch.stack([deviation / contrast, contrast.log() - 2], dim=1)
+        return planes.to(images.dtype)
 
 
 def _mirrored(y: Tensor) -> Tensor:

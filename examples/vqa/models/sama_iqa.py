@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections import OrderedDict
+from collections.abc import Mapping
 
 import timm
 from torch import Tensor, nn
 
-from vqa.models.contrast_planes import PLANES, ContrastPlanes
-from vqa.models.formats import Drop, Format
+from vqa.models.published import Drop, Format
+from vqa.models.quality_planes import CONTRAST_PLANES, ContrastPlanes
 
 _SIZE = 256
 
@@ -17,10 +18,8 @@ _SIZE = 256
 class SamaIqa(nn.Module):
     """Swin V2-T on masked fragments -> a score at each of 8 x 8 tokens; their mean is the image's.
 
-    Args:
-        drop_path: largest probability of leaving out a residual branch; rises linearly from 0 over
-            the blocks.
-        dropout: probability of dropping an input of either layer of the head.
+    The probability of leaving out a residual branch rises linearly from 0 to `drop_path` over the
+    blocks; `dropout` is that of dropping an input of either layer of the head.
     """
 
     def __init__(self, drop_path: float = 0.2, dropout: float = 0.5) -> None:
@@ -32,65 +31,51 @@ class SamaIqa(nn.Module):
             global_pool="",
             drop_path_rate=drop_path,
         )
-        self.vqa_head = TokenHead(768, 64, dropout)
+        self.vqa_head = _token_head(768, 64, dropout)
 
     @property
     def published_formats(self) -> tuple[Format, ...]:
-        """The authors' file, and ImageNet weights of Microsoft, timm and torchvision."""
         return (_AUTHORS, _MICROSOFT, _TIMM, _TORCHVISION)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Token scores [B, 64], row by row, of images [B, 3, 256, 256] normalised as for ImageNet.
-
-        Raises:
-            ValueError: images of another shape.
-        """
+        """Token scores [B, 64], row by row, of ImageNet-normalised images [B, 3, 256, 256]."""
         if images.ndim != 4 or images.shape[1:] != (3, _SIZE, _SIZE):
             raise ValueError(f"images: expected [B, 3, {_SIZE}, {_SIZE}], got {list(images.shape)}")
         tokens: Tensor = self.backbone(images)
         scores: Tensor = self.vqa_head(tokens.flatten(1, 2))
-        return scores
+        return scores.squeeze(2)
 
 
 class TinySamaIqa(nn.Module):
-    """The same idea on three small convolutions, to train in minutes without a GPU.
-
-    Args:
-        width: channels of the first convolution; the tokens have three times as many.
-        dropout: probability of dropping an input of either layer of the head.
-    """
+    """The same on three convolutions of 1, 2 and 3 times `width` channels, for CPUs."""
 
     def __init__(self, width: int = 16, dropout: float = 0.1) -> None:
         super().__init__()
         self.backbone = nn.Sequential(
             ContrastPlanes(),
-            *_halve(PLANES, width),
+            *_halve(CONTRAST_PLANES, width),
             *_halve(width, 2 * width),
             *_halve(2 * width, 3 * width),
         )
-        self.vqa_head = TokenHead(3 * width, width, dropout)
+        self.vqa_head = _token_head(3 * width, width, dropout)
 
     def forward(self, images: Tensor) -> Tensor:
         """Token scores [B, H / 8 * W / 8], row by row, of images [B, 3, H, W]."""
         tokens: Tensor = self.backbone(images)
         scores: Tensor = self.vqa_head(tokens.flatten(2).transpose(1, 2))
-        return scores
-
-
-class TokenHead(nn.Module):
-    """Scores every token by itself: dropout, linear, GELU, dropout, linear."""
-
-    def __init__(self, inputs: int, hidden: int, dropout: float) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(inputs, hidden)
-        self.fc2 = nn.Linear(hidden, 1)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Scores [B, N] of tokens [B, N, C]."""
-        hidden = nn.functional.gelu(self.fc1(self.dropout(tokens)))
-        scores: Tensor = self.fc2(self.dropout(hidden))
         return scores.squeeze(2)
+
+
+def _token_head(inputs: int, hidden: int, dropout: float) -> nn.Module:
+    """Scores [B, N, 1] of tokens [B, N, C], each by itself."""
+    layers = OrderedDict(
+        dropout_1=nn.Dropout(dropout),
+        fc1=nn.Linear(inputs, hidden),
+        activation=nn.GELU(),
+        dropout_2=nn.Dropout(dropout),
+        fc2=nn.Linear(hidden, 1),
+    )
+    return nn.Sequential(layers)
 
 
 def _halve(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
@@ -113,7 +98,6 @@ def _split_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 _STEM_OF_TORCHVISION = {"0.0": "patch_embed.proj", "0.2": "patch_embed.norm"}
-_MLP_OF_TORCHVISION = {".mlp.0.": ".mlp.fc1.", ".mlp.3.": ".mlp.fc2."}
 
 
 def _place_torchvision(key: str) -> str | Drop:
@@ -124,8 +108,7 @@ def _place_torchvision(key: str) -> str | Drop:
     if layer in _STEM_OF_TORCHVISION:
         return f"backbone.{_STEM_OF_TORCHVISION[layer]}.{leaf}"
     _, number, rest = key.split(".", 2)
-    for theirs, ours in _MLP_OF_TORCHVISION.items():
-        rest = rest.replace(theirs, ours)
+    rest = rest.replace(".mlp.0.", ".mlp.fc1.").replace(".mlp.3.", ".mlp.fc2.")
     stage, is_block = divmod(int(number), 2)
     part = f"blocks.{rest}" if is_block else f"downsample.{rest}"
     return _place_timm(f"layers.{stage}.{part}")
@@ -156,30 +139,26 @@ def _keeps_head(name: str) -> str | None:
     return "ImageNet files have no quality head" if name.startswith("vqa_head.") else None
 
 
-def _has(key: str) -> Callable[[Mapping[str, Tensor]], bool]:
-    return lambda tensors: key in tensors
-
-
 _AUTHORS = Format(
     name="SAMA for images, authors",
-    recognises=_has("backbone.layers.0.downsample.norm.weight"),
+    marks=("backbone.layers.0.downsample.norm.weight",),
     place=_place_authors,
 )
 _MICROSOFT = Format(
     name="Swin V2-T, ImageNet, Microsoft",
-    recognises=_has("layers.0.downsample.norm.weight"),
+    marks=("layers.0.downsample.norm.weight",),
     place=_place_microsoft,
     keeps=_keeps_head,
 )
 _TIMM = Format(
     name="Swin V2-T, ImageNet, timm",
-    recognises=_has("layers.3.downsample.norm.weight"),
+    marks=("layers.3.downsample.norm.weight",),
     place=_place_timm,
     keeps=_keeps_head,
 )
 _TORCHVISION = Format(
     name="Swin V2-T, ImageNet, torchvision",
-    recognises=_has("features.1.0.attn.cpb_mlp.0.weight"),
+    marks=("features.1.0.attn.cpb_mlp.0.weight",),
     convert=_split_biases,
     place=_place_torchvision,
     keeps=_keeps_head,

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torchvision.models import resnet50  # type: ignore[import-untyped]
 
-from vqa.models.contrast_planes import PLANES, ContrastPlanes
-from vqa.models.formats import Drop, Format
+from vqa.models.published import Drop, Format, keeps_counts
+from vqa.models.quality_planes import CONTRAST_PLANES, ContrastPlanes
 
 
 class FrameScorer(nn.Module):
     """Pooled stages of an image network and motion features -> a score for every frame.
 
-    Every stage's feature map is pooled by its mean and its (unbiased) standard deviation over
-    locations: mean of the first stage, deviation of the first stage, mean of the second, ... Then
-    follow the motion features, and two linear layers with nothing between them give the score.
-
-    Args:
-        stages: network [B, 3, H, W] -> feature maps [B, C_i, h_i, w_i], one for each stage.
-        channels: C_i of each stage.
-        motion: length of the motion features M.
-        hidden: outputs of the first linear layer.
+    `stages` takes images [B, 3, H, W] to feature maps [B, C_i, h_i, w_i], C_i in `channels`. Each
+    is pooled by its mean and its (unbiased) standard deviation over locations: mean of the first
+    stage, deviation of the first stage, mean of the second, ... Then follow `motion` motion
+    features, and two linear layers with nothing between them give the score.
     """
 
     def __init__(
@@ -41,15 +36,9 @@ class FrameScorer(nn.Module):
         return self.frame_scores(frames, motion).mean(dim=1)
 
     def frame_scores(self, frames: Tensor, motion: Tensor) -> Tensor:
-        """Scores [B, N] of key frames.
+        """Scores [B, N] of key frames, floating [B, N, 3, H, W], normalised as for ImageNet.
 
-        Args:
-            frames: floating [B, N, 3, H, W], normalised as for ImageNet.
-            motion: floating [B, N, M], motion features of the clip that follows each frame.
-
-        Raises:
-            ValueError: the arguments do not fit each other or the network, or the frames are so
-                small that the last stage has one location and hence no deviation.
+        `motion`, floating [B, N, M], are features of the clip that follows each frame.
         """
         expected = (*frames.shape[:2], self.motion)
         if motion.shape != expected:
@@ -61,7 +50,7 @@ class FrameScorer(nn.Module):
     def features(self, frames: Tensor) -> Tensor:
         """Pooled stages [B, N, 2 * sum of channels] of frames [B, N, 3, H, W]."""
         maps: tuple[Tensor, ...] = self.backbone(frames.flatten(0, 1))
-        if maps[-1].shape[2:].numel() == 1:
+        if maps[-1].shape[2:].numel() == 1:  # and hence no deviation
             raise ValueError(
                 "frames: expected frames whose last feature map has several locations, got"
                 f" {frames.shape[3]} x {frames.shape[4]} pixels"
@@ -75,28 +64,18 @@ class FrameScorer(nn.Module):
 
 
 class SimpleVqa(FrameScorer):
-    """The published network: ResNet-50 stages 2 to 4 and 2304 SlowFast features.
-
-    Args:
-        motion: length of the motion features, 2048 slow and 256 fast.
-    """
+    """The published network: ResNet-50 stages 2 to 4, 2048 slow and 256 fast SlowFast features."""
 
     def __init__(self, motion: int = 2304) -> None:
         super().__init__(_ResNet50Stages(), channels=(512, 1024, 2048), motion=motion, hidden=128)
 
     @property
     def published_formats(self) -> tuple[Format, ...]:
-        """The authors' file, and torchvision's ImageNet ResNet-50."""
         return (_AUTHORS, _IMAGENET)
 
 
 class TinySimpleVqa(FrameScorer):
-    """The same on three small stages, to train in minutes without a GPU.
-
-    Args:
-        motion: length of the motion features.
-        width: channels of the first stage; the next have two and three times as many.
-    """
+    """The same on stages of 1, 2 and 3 times `width` channels, trained in minutes on a CPU."""
 
     def __init__(self, motion: int, width: int = 16) -> None:
         channels = (width, 2 * width, 3 * width)
@@ -128,9 +107,10 @@ class _SmallStages(nn.Module):
     def __init__(self, channels: tuple[int, int, int]) -> None:
         super().__init__()
         first, second, third = channels
+        planes = ContrastPlanes()
         self.stages = nn.ModuleList(
             [
-                nn.Sequential(ContrastPlanes(), *_halve(PLANES, first), *_halve(first, first)),
+                nn.Sequential(planes, *_halve(CONTRAST_PLANES, first), *_halve(first, first)),
                 nn.Sequential(*_halve(first, second)),
                 nn.Sequential(*_halve(second, third)),
             ]
@@ -154,31 +134,22 @@ def _place_in_trunk(key: str) -> str | Drop:
     return key if key.startswith("quality.") else f"backbone.{key}"
 
 
-def _keeps_count(name: str) -> str | None:
-    if name.endswith("num_batches_tracked"):
-        return "a count of training batches, which older files lack and nothing here reads"
-    return None
-
-
 def _keeps_head(name: str) -> str | None:
     if name.startswith("quality."):
         return "ImageNet files have no quality head"
-    return _keeps_count(name)
+    return keeps_counts(name)
 
 
-def _is_trunk(tensors: Mapping[str, Tensor]) -> bool:
-    return "conv1.weight" in tensors and "layer4.2.conv3.weight" in tensors
-
-
+_TRUNK = ("conv1.weight", "layer4.2.conv3.weight")
 _AUTHORS = Format(
     name="SimpleVQA, authors",
-    recognises=lambda tensors: _is_trunk(tensors) and "quality.0.weight" in tensors,
+    marks=(*_TRUNK, "quality.0.weight"),
     place=_place_in_trunk,
-    keeps=_keeps_count,
+    keeps=keeps_counts,
 )
 _IMAGENET = Format(
     name="ResNet-50, ImageNet, torchvision",
-    recognises=lambda tensors: _is_trunk(tensors) and "quality.0.weight" not in tensors,
+    marks=_TRUNK,
     place=_place_in_trunk,
     keeps=_keeps_head,
 )

@@ -8,19 +8,17 @@ without the Kinetics classifier, which nothing of SimpleVQA reads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
 
-from vqa.models.formats import Drop, Format
+from vqa.models.published import Drop, Format, keeps_counts
 
 FRAMES = 32
 """Frames per clip, all seen by the fast pathway."""
 SIZE = 224
 """Height and width of a frame in pixels."""
-FEATURES = 2304
-"""Length of a clip's features: 2048 of the slow pathway, then 256 of the fast one."""
 
 _ALPHA = 4  # the fast pathway has so many frames for one of the slow pathway
 _BETA = 8  # and so much fewer channels
@@ -45,11 +43,9 @@ class SlowFastR50(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        stages = [
-            _Stage(number, depth, fused=number < len(_DEPTHS) - 1)
-            for number, depth in enumerate(_DEPTHS)
-        ]
-        self.blocks = nn.ModuleList([_Stem(), *stages])
+        stages = [_stage(number, depth) for number, depth in enumerate(_DEPTHS)]
+        slow, fast = _stem_pathway(64, kernel_time=1), _stem_pathway(64 // _BETA, kernel_time=5)
+        self.blocks = nn.ModuleList([_Block(slow, fast, channels=64 // _BETA), *stages])
         self.requires_grad_(False)
         self.eval()
 
@@ -59,18 +55,14 @@ class SlowFastR50(nn.Module):
 
     @property
     def published_formats(self) -> tuple[Format, ...]:
-        """PyTorchVideo's file, and what `state_dict` of this network gives."""
         return (_PYTORCHVIDEO,)
 
     def forward(self, clips: Tensor) -> Tensor:
-        """Features float32 [B, 2304] of clips [B, 3, 32, 224, 224], normalised.
+        """Features float32 [B, 2304] of clips [B, 3, 32, 224, 224], (v / 255 - 0.45) / 0.225.
 
-        Pixels are normalised as (v / 255 - 0.45) / 0.225. Feature map after the last stage, mean
-        over time and space: slow pathway, then fast pathway.
-
-        Raises:
-            ValueError: clips of another shape; the published pooling has a fixed window.
+        Means of the last stage over time and space: 2048 of the slow pathway, 256 of the fast one.
         """
+        # The published pooling has a fixed window.
         if clips.ndim != 5 or clips.shape[1:] != (3, FRAMES, SIZE, SIZE):
             raise ValueError(
                 f"clips: expected [B, 3, {FRAMES}, {SIZE}, {SIZE}], got {list(clips.shape)}"
@@ -82,50 +74,13 @@ class SlowFastR50(nn.Module):
         return torch.cat([slow.mean(dim=(2, 3, 4)), fast.mean(dim=(2, 3, 4))], dim=1)
 
 
-class _Stem(nn.Module):
-    """First convolution of both pathways, then the fast one joins the slow one."""
+class _Block(nn.Module):
+    """Both pathways; then the fast one, of so many channels, joins the slow one."""
 
-    def __init__(self) -> None:
+    def __init__(self, slow: nn.Module, fast: nn.Module, channels: int | None) -> None:
         super().__init__()
-        self.multipathway_blocks = nn.ModuleList(
-            [_StemPathway(64, kernel_time=1), _StemPathway(64 // _BETA, kernel_time=5)]
-        )
-        self.multipathway_fusion = _Fusion(64 // _BETA)
-
-    def forward(self, slow: Tensor, fast: Tensor) -> tuple[Tensor, Tensor]:
-        slow, fast = self.multipathway_blocks[0](slow), self.multipathway_blocks[1](fast)
-        return self.multipathway_fusion(slow, fast), fast
-
-
-class _StemPathway(nn.Module):
-    def __init__(self, channels: int, kernel_time: int) -> None:
-        super().__init__()
-        self.conv = _convolution(3, channels, (kernel_time, 7, 7), stride=(1, 2, 2))
-        self.norm = nn.BatchNorm3d(channels)
-        self.pool = nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
-
-    def forward(self, clips: Tensor) -> Tensor:
-        features: Tensor = self.pool(torch.relu(self.norm(self.conv(clips))))
-        return features
-
-
-class _Stage(nn.Module):
-    """Residual blocks of both pathways; all stages but the last end in a fusion."""
-
-    def __init__(self, number: int, depth: int, fused: bool) -> None:
-        super().__init__()
-        outputs = 256 << number
-        own = 64 if number == 0 else outputs // 2  # without what the last fusion brought along
-        stride = 1 if number == 0 else 2
-        # The slow pathway looks along time in its last two stages only.
-        slow_time = 1 if number < 2 else 3
-        self.multipathway_blocks = nn.ModuleList(
-            [
-                _ResidualStage(own + 2 * own // _BETA, outputs, depth, slow_time, stride),
-                _ResidualStage(own // _BETA, outputs // _BETA, depth, 3, stride),
-            ]
-        )
-        self.multipathway_fusion = _Fusion(outputs // _BETA) if fused else None
+        self.multipathway_blocks = nn.ModuleList([slow, fast])
+        self.multipathway_fusion = None if channels is None else _Fusion(channels)
 
     def forward(self, slow: Tensor, fast: Tensor) -> tuple[Tensor, Tensor]:
         slow, fast = self.multipathway_blocks[0](slow), self.multipathway_blocks[1](fast)
@@ -149,60 +104,72 @@ class _Fusion(nn.Module):
         return torch.cat([slow, brought], dim=1)
 
 
-class _ResidualStage(nn.Module):
-    def __init__(
-        self, inputs: int, outputs: int, depth: int, kernel_time: int, stride: int
-    ) -> None:
-        super().__init__()
-        first = _Residual(inputs, outputs, kernel_time, stride, projected=True)
-        rest = [
-            _Residual(outputs, outputs, kernel_time, stride=1, projected=False)
-            for _ in range(depth - 1)
-        ]
-        self.res_blocks = nn.Sequential(first, *rest)
-
-    def forward(self, features: Tensor) -> Tensor:
-        result: Tensor = self.res_blocks(features)
-        return result
-
-
 class _Residual(nn.Module):
-    def __init__(
-        self, inputs: int, outputs: int, kernel_time: int, stride: int, projected: bool
-    ) -> None:
+    """A bottleneck; the shortcut around it is projected where the number of channels changes."""
+
+    def __init__(self, inputs: int, outputs: int, kernel_time: int, stride: int) -> None:
         super().__init__()
         steps = (1, stride, stride)
-        self.branch1_conv = _convolution(inputs, outputs, (1, 1, 1), steps) if projected else None
-        self.branch1_norm = nn.BatchNorm3d(outputs) if projected else None
-        self.branch2 = _Bottleneck(inputs, outputs, kernel_time, steps)
+        self.branch1_conv: nn.Module = nn.Identity()
+        self.branch1_norm: nn.Module = nn.Identity()
+        if inputs != outputs:
+            self.branch1_conv = _convolution(inputs, outputs, (1, 1, 1), steps)
+            self.branch1_norm = nn.BatchNorm3d(outputs)
+        self.branch2 = _bottleneck(inputs, outputs, kernel_time, steps)
 
     def forward(self, features: Tensor) -> Tensor:
-        shortcut = features
-        if self.branch1_conv is not None and self.branch1_norm is not None:
-            shortcut = self.branch1_norm(self.branch1_conv(features))
+        shortcut = self.branch1_norm(self.branch1_conv(features))
         return torch.relu(shortcut + self.branch2(features))
 
 
-class _Bottleneck(nn.Module):
+def _stem_pathway(channels: int, kernel_time: int) -> nn.Module:
+    return nn.Sequential(
+        OrderedDict(
+            conv=_convolution(3, channels, (kernel_time, 7, 7), stride=(1, 2, 2)),
+            norm=nn.BatchNorm3d(channels),
+            activation=nn.ReLU(),
+            pool=nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1)),
+        )
+    )
+
+
+def _stage(number: int, depth: int) -> nn.Module:
+    """Residual blocks of both pathways; all stages but the last end in a fusion."""
+    outputs = 256 << number
+    own = 64 if number == 0 else outputs // 2  # without what the last fusion brought along
+    stride = 1 if number == 0 else 2
+    # The slow pathway looks along time in its last two stages only.
+    slow_time = 1 if number < 2 else 3
+    slow = _residual_stage(own + 2 * own // _BETA, outputs, depth, slow_time, stride)
+    fast = _residual_stage(own // _BETA, outputs // _BETA, depth, 3, stride)
+    return _Block(slow, fast, channels=None if number == len(_DEPTHS) - 1 else outputs // _BETA)
+
+
+def _residual_stage(
+    inputs: int, outputs: int, depth: int, kernel_time: int, stride: int
+) -> nn.Module:
+    first = _Residual(inputs, outputs, kernel_time, stride)
+    rest = [_Residual(outputs, outputs, kernel_time, stride=1) for _ in range(depth - 1)]
+    return nn.Sequential(OrderedDict(res_blocks=nn.Sequential(first, *rest)))
+
+
+def _bottleneck(
+    inputs: int, outputs: int, kernel_time: int, stride: tuple[int, int, int]
+) -> nn.Module:
     """Along time, then in the plane, then to all channels."""
-
-    def __init__(
-        self, inputs: int, outputs: int, kernel_time: int, stride: tuple[int, int, int]
-    ) -> None:
-        super().__init__()
-        inner = outputs // 4
-        self.conv_a = _convolution(inputs, inner, (kernel_time, 1, 1))
-        self.norm_a = nn.BatchNorm3d(inner)
-        self.conv_b = _convolution(inner, inner, (1, 3, 3), stride)
-        self.norm_b = nn.BatchNorm3d(inner)
-        self.conv_c = _convolution(inner, outputs, (1, 1, 1))
-        self.norm_c = nn.BatchNorm3d(outputs)
-
-    def forward(self, features: Tensor) -> Tensor:
-        features = torch.relu(self.norm_a(self.conv_a(features)))
-        features = torch.relu(self.norm_b(self.conv_b(features)))
-        result: Tensor = self.norm_c(self.conv_c(features))
-        return result
+    inner = outputs // 4
+    return nn.Sequential(
+        OrderedDict(
+            conv_a=_convolution(inputs, inner, (kernel_time, 1, 1)),
+            norm_a=nn.BatchNorm3d(inner),
+            activation_a=nn.ReLU(),
+            conv_b=_convolution(inner, inner, (1, 3, 3), stride),
+            norm_b=nn.BatchNorm3d(inner),
+            activation_b=nn.ReLU(),
+            conv_c=_convolution(inner, outputs, (1, 1, 1)),
+            norm_c=nn.BatchNorm3d(outputs),
+        )
+    )
 
 
 def _convolution(
@@ -215,25 +182,15 @@ def _convolution(
     return nn.Conv3d(inputs, outputs, kernel, stride, (time, height, width), bias=False)
 
 
-def _is_slowfast(tensors: Mapping[str, Tensor]) -> bool:
-    return "blocks.0.multipathway_fusion.conv_fast_to_slow.weight" in tensors
-
-
 def _place(key: str) -> str | Drop:
     if key.startswith("blocks.6."):
         return Drop("the Kinetics classifier: features are taken before it")
     return key
 
 
-def _keeps(name: str) -> str | None:
-    if name.endswith("num_batches_tracked"):
-        return "a count of training batches, which older files lack and nothing here reads"
-    return None
-
-
 _PYTORCHVIDEO = Format(
     name="SlowFast R50, Kinetics-400, PyTorchVideo",
-    recognises=_is_slowfast,
+    marks=("blocks.0.multipathway_fusion.conv_fast_to_slow.weight",),
     place=_place,
-    keeps=_keeps,
+    keeps=keeps_counts,
 )

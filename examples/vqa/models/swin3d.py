@@ -33,15 +33,10 @@ _WINDOW_FITS: Size3d = (32, 224, 224)  # the clip, in frames and pixels, for the
 
 
 def adaptive_window(window: Size3d, clip: Size3d) -> Size3d:
-    """The window for a clip: shrunk in proportion where the clip is smaller than 32 x 224 x 224.
+    """The window, in tokens, for a clip of so many frames and pixels.
 
-    Args:
-        window: the full window, in tokens.
-        clip: size of the clip, in frames and pixels.
-
-    Returns:
-        `floor(window * clip / (32, 224, 224))` per axis, at least 1 and at most the full window.
-        (The published code has neither limit and cannot run such clips.)
+    `floor(window * clip / (32, 224, 224))` per axis, at least 1 and at most the full window. (The
+    published code has neither limit and cannot run such clips.)
 
     >>> adaptive_window((8, 7, 7), (16, 224, 112))
     (4, 7, 3)
@@ -59,22 +54,12 @@ def fragment_distance(
     shift: tuple[int, int],
     device: torch.device | None = None,
 ) -> Tensor:
-    """How many fragments apart two tokens of a window are: G of the gated bias.
+    """G of the gated bias, int64 [H/h * W/w, h * w, h * w], windows and tokens row by row.
 
-    Tokens at row r of H belong to the fragment row `floor(r * h / H)`; the distance of two tokens
-    is that of their fragment rows plus that of their fragment columns, whatever their frames.
-
-    Args:
-        rows_columns: size (H, W) of the feature map, a multiple of the window.
-        window: rows and columns (h, w) of a window, in tokens.
-        shift: rows and columns by which the map is rolled back before it is cut into windows.
-        device: where the result lies.
-
-    Returns:
-        int64 [H/h * W/w, h * w, h * w], windows and tokens row by row.
-
-    >>> fragment_distance((4, 2), window=(2, 1), shift=(1, 0))[:, 0, 1]
-    tensor([1, 1, 1, 1])
+    On a map of H x W tokens (`rows_columns`), a multiple of the window of h x w, a token at row r
+    belongs to the fragment row `floor(r * h / H)`; the distance of two tokens is that of their
+    fragment rows plus that of their fragment columns, whatever their frames. The map is rolled back
+    by `shift` before it is cut into windows.
     """
     rows, columns = (
         _distances_along(*axis, device) for axis in zip(rows_columns, window, shift, strict=True)
@@ -92,11 +77,7 @@ def _distances_along(length: int, window: int, shift: int, device: torch.device 
 
 
 class FragmentAttention(ShiftedWindowAttention3d):  # type: ignore[misc]  # torchvision is untyped
-    """Attention in shifted windows of a given size, with a gated bias once it has a second table.
-
-    The window, the mask and the attention itself are torchvision's; what is added to the attention
-    logits is ours.
-    """
+    """torchvision's attention in shifted windows, with a window of any size and a gated bias."""
 
     fragment_position_bias_table: nn.Parameter | None
 
@@ -119,10 +100,7 @@ class FragmentAttention(ShiftedWindowAttention3d):  # type: ignore[misc]  # torc
     def forward(self, tokens: Tensor, window: Size3d) -> Tensor:
         """Attend within windows: tokens [B, D, H, W, C] -> the same shape.
 
-        Args:
-            tokens: the feature map.
-            window: the window for this clip; where the map is smaller, it is the map's size and
-                not shifted.
+        Where the map is smaller than the window, the window is the map's size and not shifted.
         """
         size = tokens.shape[1:4]
         used = [min(pair) for pair in zip(window, size, strict=True)]
@@ -197,14 +175,10 @@ class FragmentBlock(SwinTransformerBlock):  # type: ignore[misc]
 class FragmentSwin3d(SwinTransformer3d):  # type: ignore[misc]
     """Video Swin-T without its classifier: a clip -> features at every location.
 
-    Residual branches are left out at random in training, with probabilities rising linearly from 0
-    to 0.1 over the 12 blocks.
-
-    Args:
-        window: the window in tokens, for clips of 32 x 224 x 224.
-        fragment_tables: whether the blocks of the first three stages have a gated bias.
-        checkpoint_activations: compute each block a second time in the backward pass instead of
-            keeping what it computed: less memory, more time.
+    `window`, in tokens, is that for clips of 32 x 224 x 224. With `fragment_tables` the blocks of
+    the first three stages have a gated bias. With `checkpoint_activations` each block is computed a
+    second time in the backward pass: less memory, more time. In training residual branches are left
+    out at random, with probabilities rising linearly from 0 to 0.1 over the 12 blocks.
     """
 
     def __init__(

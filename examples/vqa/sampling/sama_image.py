@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,11 +15,10 @@ from torchvision.transforms.v2 import functional  # type: ignore[import-untyped]
 
 from vqa.io.files import shown
 from vqa.models.imagenet import normalise
+from vqa.sampling.fragments import Mosaic
 from vqa.sampling.mosaic import (
     SMALL_SQUARE,
-    Grid,
     cell_offsets,
-    find_positions,
     masked_positions,
     read_pixels,
 )
@@ -36,59 +35,32 @@ class ImageError(ValueError):
 
 
 @dataclass(frozen=True)
-class SamaImageSampling:
-    """How an image becomes a mosaic of `grid` x `grid` patches.
+class SamaImageSampling(Mosaic):
+    """How an image becomes a mosaic.
 
     * `"sama"`: full resolution and the size at which the short side is as long as the mosaic, in
       turn on a checkerboard of patches (window masks);
     * `"sama-spm"`: the same on a checkerboard of 4 x 4 pixels (small patch masks);
     * `"fragments"`: full resolution throughout.
-
-    Raises:
-        ValueError: an unknown variant, or a number below 1.
     """
 
-    variant: ImageVariant = "sama"
     grid: int = 8
     patch: int = 32
-
-    def __post_init__(self) -> None:
-        """Refuse what the published sampler quietly turns into plain fragments."""
-        if self.variant not in get_args(ImageVariant):
-            names = ", ".join(get_args(ImageVariant))
-            raise ValueError(f"variant: expected one of {names}, got {self.variant!r}")
-        for name in ("grid", "patch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-
-    @property
-    def mosaic(self) -> Grid:
-        """The mosaic that an image becomes."""
-        return Grid(self.grid, self.patch)
+    variant: ImageVariant = "sama"
 
 
 def read_sama_image(
     path: Path, sampling: SamaImageSampling, generator: torch.Generator | None = None
 ) -> Tensor:
-    """An image file as the model takes it.
+    """An image file as the model takes it, normalised, float32 [3, S, S] with S = grid * patch.
 
-    An image smaller than the mosaic is enlarged. In training it is mirrored half of the time, then
-    rotated by up to 45 degrees with black corners, and the patches are cut at random positions.
-
-    Args:
-        path: image file, in any format that Pillow reads. Grey becomes colour, transparency is
-            dropped, of several pictures the first counts. As in published code, pixels are taken
-            as stored: an EXIF orientation is ignored.
-        sampling: variant and mosaic.
-        generator: makes all draws of training; `None` for testing.
-
-    Returns:
-        float32 [3, S, S], normalised, with S = grid * patch.
-
-    Raises:
-        ImageError: the file is missing or damaged, or holds no 8-bit colours; names the file.
+    Any format that Pillow reads. Grey becomes colour, transparency is dropped, of several pictures
+    the first counts. As in published code, pixels are taken as stored: an EXIF orientation is
+    ignored. An image smaller than the mosaic is enlarged. In training, which draws from the
+    generator, it is mirrored half of the time, then rotated by up to 45 degrees with black corners,
+    and the patches are cut at random positions.
     """
-    pixels = load_pixels(path, sampling.mosaic.side)
+    pixels = load_pixels(path, sampling.side)
     if generator is not None:
         pixels = _mirror_and_rotate(pixels, generator)
     # Published code normalises first: the same, as the weights of the neighbours add up to one.
@@ -100,36 +72,23 @@ def mask_scales(
 ) -> Tensor:
     """Mosaic of an image: [3, H, W], any dtype and range -> float32 [3, S, S] in that range.
 
-    Args:
-        image: neither side shorter than the mosaic's S = grid * patch.
-        sampling: variant and mosaic.
-        generator: draws the positions of the patches, at the same share of the way through the cell
-            at both scales; `None` cuts every patch from the middle of its cell.
-
-    Raises:
-        ValueError: the image is smaller than the mosaic.
+    The generator draws where in their cells patches are cut, at the same share of the way at both
+    scales; without one they are cut from the middle.
     """
-    grid, size = sampling.mosaic, (image.shape[-2], image.shape[-1])
-    if min(size) < grid.side:
-        raise ValueError(f"image: expected at least {grid.side} pixels a side, got {size}")
+    size = (image.shape[-2], image.shape[-1])
+    if min(size) < sampling.side:
+        raise ValueError(f"image: expected at least {sampling.side} pixels a side, got {size}")
     plain = sampling.variant == "fragments"
-    (offsets,) = cell_offsets(grid, 1, generator, size if plain else None)
-    if plain:
-        positions = find_positions(size, size, grid, offsets)
-    else:
-        scale = 1 / (min(size) / grid.side)
-        reduced = (round(size[0] * scale), round(size[1] * scale))
-        square = SMALL_SQUARE if sampling.variant == "sama-spm" else grid.patch
-        positions = masked_positions(size, (size, reduced), grid, offsets, square)
-    return read_pixels(image, positions).view(-1, grid.side, grid.side)
+    (offsets,) = cell_offsets(sampling, 1, generator, size if plain else None)
+    scale = 1 if plain else 1 / (min(size) / sampling.side)
+    reduced = (round(size[0] * scale), round(size[1] * scale))
+    square = SMALL_SQUARE if sampling.variant == "sama-spm" else sampling.patch
+    positions = masked_positions(size, (size, reduced), sampling, offsets, square)
+    return read_pixels(image, positions).view(-1, sampling.side, sampling.side)
 
 
 def load_pixels(path: Path, smallest: int) -> Tensor:
-    """Pixels of a file, uint8 [3, H, W], enlarged if a side has fewer than `smallest` pixels.
-
-    Raises:
-        ImageError: as `read_sama_image`.
-    """
+    """Pixels of a file, uint8 [3, H, W], enlarged if a side has fewer than `smallest` pixels."""
     try:
         with warnings.catch_warnings():
             # Of 90 million pixels, which phones make; at twice as many Pillow refuses.

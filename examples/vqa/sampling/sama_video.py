@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vqa.io.video import Video
+from vqa.sampling.fast_vqa import normalise, uses_of
+from vqa.sampling.frames import ClipSampling, draw_frames
 from vqa.sampling.mosaic import (
     SMALL_SQUARE,
-    Grid,
     Positions,
     cell_offsets,
-    find_positions,
     masked_positions,
     read_pixels,
 )
@@ -31,7 +33,7 @@ FRAMES_PER_STEP = 2
 
 
 @dataclass(frozen=True)
-class SamaSampling:
+class SamaSampling(ClipSampling):
     """How clips are taken from a video and turned into mosaics of `grid` x `grid` patches.
 
     Scales go from 1 to the one that makes the short side as long as the mosaic, `1/r`:
@@ -45,94 +47,62 @@ class SamaSampling:
 
     Published are 32 frames (16 steps) and four clips for testing. Any numbers do here: a clip of
     T frames takes ceil(T / 2) steps, and each clip has its ladder.
-
-    Raises:
-        ValueError: an unknown variant, or a number below 1.
     """
 
     variant: Variant = "sama"
-    frames: int = 32
-    interval: int = 2
-    clips: int = 1
-    grid: int = 7
-    patch: int = 32
-
-    def __post_init__(self) -> None:
-        """Refuse what the published sampler quietly turns into something else."""
-        if self.variant not in get_args(Variant):
-            names = ", ".join(get_args(Variant))
-            raise ValueError(f"variant: expected one of {names}, got {self.variant!r}")
-        for name in ("frames", "interval", "clips", "grid", "patch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-
-    @property
-    def mosaic(self) -> Grid:
-        """The mosaic that a frame becomes."""
-        return Grid(self.grid, self.patch)
 
 
-def scale_and_mask(
-    frames: Tensor, sampling: SamaSampling, generator: torch.Generator | None = None
+def read_sama_clips(
+    path: Path, sampling: SamaSampling, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Mosaics of clips.
+    """Mosaics of a video file, normalised, float32 [clips, 3, frames, S, S] with S = grid * patch.
 
-    A video smaller than the mosaic is first enlarged until its short side fits, and then keeps
-    that size at every step. In testing every patch is cut from the middle of its cell; in training
-    at a random place, which is the same share of the way through the cell at all scales.
-
-    Args:
-        frames: uint8 or floating [clips, 3, T, H, W], 0..255, any number of clips and of frames;
-            as fast with channels last in memory, as decoders give them.
-        sampling: variant and mosaic.
-        generator: draws the places of the patches; `None` for testing.
-
-    Returns:
-        float32 [clips, 3, T, S, S] on 0..255 with S = grid * patch; not rounded to integers,
-        except for uint8 `frames` enlarged for plain fragments, which published code cuts off.
-
-    Raises:
-        ValueError: `frames` has not five dimensions.
+    The generator draws frames and patch positions. As published, a clip lies in the middle of its
+    segment of the video in testing (without a generator) and anywhere in it in training; a video
+    that is too short ends with its last frame repeated.
     """
-    if frames.ndim != 5:
-        raise ValueError(f"frames: expected [clips, 3, T, H, W], got {list(frames.shape)}")
-    size = (frames.shape[-2], frames.shape[-1])
-    clips, channels, length = frames.shape[:3]
-    mosaics = Mosaics(sampling, (clips, channels, length), size, generator)
-    for clip, own in enumerate(frames):
-        pairs = torch.split(own, FRAMES_PER_STEP, dim=1)
-        for step, pair in enumerate(pairs):
-            mosaics.sample(clip, FRAMES_PER_STEP * step, pair)
-    return mosaics.pixels
+    mosaics: Mosaics | None = None
+    with Video.open(path) as video:
+        indices = draw_frames(video.frames, sampling, "sama", generator)
+        frames = video.decode(indices.flatten().tolist(), "rgb24")
+        for clip, time, frame in uses_of(frames, indices):
+            size = (frame.shape[0], frame.shape[1])
+            mosaics = mosaics or Mosaics(sampling, size, generator)
+            pixels = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)
+            mosaics.sample(clip, time, pixels[:, None])
+    assert mosaics is not None, "a clip has at least one frame"
+    return normalise(mosaics.pixels)
 
 
 class Mosaics:
     """Mosaics of clips whose frames come one after the other, in any order.
 
-    Args:
-        sampling: variant and mosaic.
-        shape: number of clips, and of channels and frames of each.
-        size: height and width of the frames.
-        generator: draws the places of the patches; `None` for testing.
+    A video (`size` is height and width) smaller than the mosaic is first enlarged until its short
+    side fits, and then keeps that size at every step. In testing (without a generator) every patch
+    is cut from the middle of its cell; in training at a random place, the same share of the way
+    through the cell at all scales.
     """
 
     def __init__(
         self,
         sampling: SamaSampling,
-        shape: tuple[int, int, int],
         size: tuple[int, int],
         generator: torch.Generator | None,
     ) -> None:
-        self._sampling, self._size, self._full = sampling, size, _full_size(size, sampling)
+        ratio = min(size) / sampling.side
+        full = size if ratio >= 1 else (round(size[0] / ratio), round(size[1] / ratio))
+        self._sampling, self._size, self._full = sampling, size, full
         self._plain = sampling.variant == "fragments"
         self._offsets = cell_offsets(
-            sampling.mosaic, shape[0], generator, self._full if self._plain else None
+            sampling, sampling.clips, generator, full if self._plain else None
         )
-        side = sampling.mosaic.side
-        self._scales = ladder(sampling.variant, shape[2], 1 / (min(self._full) / side))
+        smallest = 1 / (min(full) / sampling.side)
+        self._scales = ladder(sampling.variant, sampling.frames, smallest)
         self._positions: dict[int, tuple[float, Positions]] = {}
-        self.pixels = torch.empty(*shape, side, side)
-        """float32 [clips, channels, T, S, S] on 0..255, as `scale_and_mask` returns it."""
+        shape = (sampling.clips, 3, sampling.frames, sampling.side, sampling.side)
+        self.pixels = torch.empty(shape)
+        """float32 [clips, 3, T, S, S] on 0..255; not rounded, except for uint8 frames enlarged for
+        plain fragments, which published code cuts off."""
 
     def sample(self, clip: int, time: int, frames: Tensor) -> None:
         """Take what a clip's mosaics need of one of its frames, or of a step's, [C, T, H, W]."""
@@ -146,32 +116,18 @@ class Mosaics:
 
     def _find_positions(self, clip: int, scale: float) -> Positions:
         """Positions of one step, masked where the variant says so."""
-        grid, full, offsets = self._sampling.mosaic, self._full, self._offsets[clip]
+        mosaic, full = self._sampling, self._full
         resized = (round(full[0] * scale), round(full[1] * scale))
-        squares = {"sama-spm": SMALL_SQUARE, "sama-swm": grid.patch}
-        if scale == 1 or self._sampling.variant not in squares:
-            return find_positions(self._size, resized, grid, offsets)
-        square = squares[self._sampling.variant]
-        return masked_positions(self._size, (full, resized), grid, offsets, square)
+        squares = {"sama-spm": SMALL_SQUARE, "sama-swm": mosaic.patch}
+        square = squares.get(mosaic.variant)
+        return masked_positions(self._size, (full, resized), mosaic, self._offsets[clip], square)
 
 
 def ladder(variant: Variant, frames: int, smallest: float) -> list[float]:
-    """Scale of each pair of frames; the last of an odd number of frames has a step of its own.
-
-    >>> ladder("sama", frames=6, smallest=0.5)
-    [1.0, 0.75, 0.5]
-    >>> ladder("sama-c", frames=6, smallest=0.5)
-    [1.0, 0.5, 1.0]
-    """
+    """Scale of each pair of frames; the last of an odd number of frames has a step of its own."""
     steps = -(-frames // FRAMES_PER_STEP)
     if variant == "fragments":
         return [1.0] * steps
     length = {"sama-c": 2, "sama-mix": -(-steps // 2)}.get(variant, steps)
     scales: list[float] = np.linspace(1.0, smallest, length).tolist()
     return [scales[step % length] for step in range(steps)]
-
-
-def _full_size(size: tuple[int, int], sampling: SamaSampling) -> tuple[int, int]:
-    """Height and width at scale 1: those of the frames, enlarged if they are too small."""
-    ratio = min(size) / sampling.mosaic.side
-    return size if ratio >= 1 else (round(size[0] / ratio), round(size[1] / ratio))

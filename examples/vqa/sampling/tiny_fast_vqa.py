@@ -19,14 +19,14 @@ from vqa.io.video import Video, read_frames
 from vqa.models.quality_planes import PLANES, RADIUS, inner_planes, quality_planes
 from vqa.sampling.augmentation import Augmentation, draw_augmentation
 from vqa.sampling.fragments import (
-    cell_starts,
-    centre_offsets,
-    clip_frame_indices,
-    draw_clip_starts,
+    Mosaic,
+    Offsets,
+    corners,
     draw_offsets,
     enlarge,
     enlarged_size,
 )
+from vqa.sampling.frames import clip_frame_indices, draw_clip_starts
 
 _TEST_SEED = 0
 # Pixels in all frames of a video that is kept in memory: half a mebibyte of luma, three of planes.
@@ -34,8 +34,8 @@ _SMALL = 1 << 19
 
 
 @dataclass(frozen=True)
-class FragmentSampling:
-    """How fragments are cut: a `grid` x `grid` mosaic of patches from `frames` frames."""
+class FragmentSampling(Mosaic):
+    """How fragments are cut from `frames` frames."""
 
     grid: int = 3
     patch: int = 16
@@ -49,16 +49,12 @@ def draw_views(
     size: tuple[int, int],
     sampling: FragmentSampling,
     generator: torch.Generator | None,
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+) -> tuple[Tensor, Offsets]:
     """Frame numbers [B, frames] of clips of that length, and offsets of the patches."""
     lengths = torch.full((clips,), length)
     starts = draw_clip_starts(lengths, 1, sampling.frames * sampling.interval, generator)
     indices = clip_frame_indices(starts, lengths, sampling.frames, sampling.interval)[:, 0]
-    grid = (sampling.grid, sampling.grid)
-    slack = (size[0] // sampling.grid - sampling.patch, size[1] // sampling.grid - sampling.patch)
-    if generator is None:
-        return indices, centre_offsets(clips, grid, slack)
-    return indices, draw_offsets(clips, grid, slack, generator=generator)
+    return indices, draw_offsets(sampling, size, clips, generator=generator)
 
 
 def read_planes(
@@ -68,24 +64,12 @@ def read_planes(
     test_views: int,
     augmentation: Augmentation = "none",
 ) -> tuple[Tensor]:
-    """Fragments of one video file's quality planes.
+    """Fragments of a video file's planes, float32 [views, C, frames, grid * patch, grid * patch].
 
-    The same as those of the whole planes of all frames, but only what the patches need of each
-    frame is kept and computed with. Frames that are too small for the grid are enlarged.
-
-    Args:
-        path: the video.
-        generator: draws one training view; with `None` the test views are drawn, the same ones
-            each time and of every video of the same size.
-        sampling: how fragments are cut.
-        test_views: how many test views.
-        augmentation: of the whole colour frames of a training view.
-
-    Returns:
-        float32 [1 or test_views, C, frames, grid * patch, grid * patch].
-
-    Raises:
-        VideoError: the file cannot be read; names it.
+    The generator draws one training view, of colour frames that are augmented before; without one
+    there are the test views, the same each time and of every video of the same size. Fragments are
+    those of the whole planes of all frames, but only what the patches need of each frame is kept
+    and computed with. Frames that are too small for the grid are enlarged.
     """
     change = None
     if generator is not None and augmentation != "none":
@@ -97,7 +81,7 @@ def read_planes(
     with Video.open(path) as video:
         info = video.info()
         shape = (info.frames, info.height, info.width)
-        patches = _draw_patches(shape, generator, sampling, test_views)
+        patches = _Patches(shape, sampling, generator, test_views)
         for number, frame in video.decode(patches.uses, "gray" if change is None else "rgb24"):
             pixels = torch.from_numpy(np.ascontiguousarray(frame))
             if change is not None:
@@ -118,12 +102,7 @@ def _small_video(path: Path, changed: int, sampling: FragmentSampling) -> _Small
 
 
 class _SmallVideo:
-    """A decoded video, kept with what is cut from it in every epoch.
-
-    Args:
-        luma: uint8 [T, H, W].
-        sampling: how fragments are cut.
-    """
+    """A decoded video, luma uint8 [T, H, W], kept with what is cut from it in every epoch."""
 
     def __init__(self, luma: Tensor, sampling: FragmentSampling) -> None:
         self._luma, self._sampling = luma, sampling
@@ -132,8 +111,8 @@ class _SmallVideo:
     @cached_property
     def _windows(self) -> NDArray[np.float16]:
         """Every patch of the planes of whole frames, [C, T, top, left, row, column]."""
-        grid, patch = self._sampling.grid, self._sampling.patch
-        large = enlarge(self._luma[None], (grid * patch, grid * patch))[0]
+        side, patch = self._sampling.side, self._sampling.patch
+        large = enlarge(self._luma[None], (side, side))[0]
         planes: NDArray[np.float16] = quality_planes(large).half().numpy()
         windows: Any = sliding_window_view  # numpy's older annotations know one axis only
         patches: NDArray[np.float16] = windows(planes, (patch, patch), axis=(2, 3))
@@ -147,65 +126,46 @@ class _SmallVideo:
         top, left = _corners(size, offsets, self._sampling)
         # [C, frames, row of cells, column of cells, row, column]
         pieces = self._windows[:, frames[0].numpy()[:, None, None], top, left]
-        side = self._sampling.grid * patch
+        side = self._sampling.side
         mosaic = pieces.swapaxes(3, 4).reshape(1, planes, -1, side, side)
         return torch.from_numpy(mosaic).float()
 
     def test_views(self, count: int) -> Tensor:
         """The test views, which are always the same."""
         if count not in self._test_views:
-            patches = _draw_patches(self._luma.shape, None, self._sampling, count)
+            patches = _Patches(self._luma.shape, self._sampling, None, count)
             for number in patches.uses:
                 patches.cut(number, self._luma[number])
             self._test_views[count] = patches.planes().half()  # as precise as they are
         return self._test_views[count].float()
 
 
-def _corners(
-    size: tuple[int, int], offsets: tuple[Tensor, Tensor], sampling: FragmentSampling
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Top and left of every patch of one view, [row of cells, column of cells] each."""
-    rows, columns = (offset[0, :, :, 0] for offset in offsets)
-    top = cell_starts(size[0], sampling.grid, sampling.patch)[:, None] + rows
-    left = cell_starts(size[1], sampling.grid, sampling.patch) + columns
-    return top.numpy(), left.numpy()
-
-
-def _draw_patches(
-    shape: Sequence[int],
-    generator: torch.Generator | None,
-    sampling: FragmentSampling,
-    test_views: int,
-) -> _Patches:
-    """Where a training view, or the test views, of a video [T, H, W] are cut."""
-    length, *size = shape
-    grown = enlarged_size((size[0], size[1]), (sampling.grid * sampling.patch,) * 2)
-    draws = torch.Generator().manual_seed(_TEST_SEED) if generator is None else generator
-    count = test_views if generator is None else 1
-    views = [draw_views(1, length, grown, sampling, draws) for _ in range(count)]
-    return _Patches(views, length, grown, sampling)
-
-
 class _Patches:
-    """What the planes of some views need of the frames: small pieces of them."""
+    """Pieces of a video [T, H, W] for one training view, or without a generator the test views."""
 
     def __init__(
         self,
-        views: Sequence[tuple[Tensor, tuple[Tensor, Tensor]]],
-        frames: int,
-        size: tuple[int, int],
+        shape: Sequence[int],
         sampling: FragmentSampling,
+        generator: torch.Generator | None,
+        test_views: int,
     ) -> None:
+        frames, height, width = shape
         grid, patch = sampling.grid, sampling.patch
-        self._least = (grid * patch, grid * patch)
-        shape = (len(views), sampling.frames, grid, grid)
-        self._luma = np.empty((*shape, patch + 2 * RADIUS, patch + 2 * RADIUS), np.uint8)
-        self._change = np.zeros((*shape, patch, patch), np.int16)
+        self._least = (sampling.side, sampling.side)
+        size = enlarged_size((height, width), self._least)
+        views = test_views if generator is None else 1
+        if generator is None:
+            generator = torch.Generator().manual_seed(_TEST_SEED)
+        pieces = (views, sampling.frames, grid, grid)
+        self._luma = np.empty((*pieces, patch + 2 * RADIUS, patch + 2 * RADIUS), np.uint8)
+        self._change = np.zeros((*pieces, patch, patch), np.int16)
         self._corners = []
         self.uses: dict[int, list[tuple[int, int, int]]] = {}
         """By frame number: view, place in time, and 0 for the frame itself, 1 and -1 where it is
         the later or earlier one of a change."""
-        for view, (numbers, offsets) in enumerate(views):
+        for view in range(views):
+            numbers, offsets = draw_views(1, frames, size, sampling, generator)
             self._corners.append(_corners(size, offsets, sampling))
             for time, number in enumerate(numbers[0].tolist()):
                 later = min(max(number, 1), frames - 1)
@@ -235,3 +195,11 @@ class _Patches:
         pieces = inner.reshape(PLANES, *change.shape)
         mosaics = pieces.transpose(4, 5).flatten(5, 6).flatten(3, 4)
         return mosaics.transpose(0, 1).float()
+
+
+def _corners(
+    size: tuple[int, int], offsets: Offsets, sampling: FragmentSampling
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Top and left of every patch of one view, [row of cells, column of cells] each."""
+    rows, columns = (offset[0, :, :, 0] for offset in offsets)
+    return corners(size, (rows, columns), sampling.patch)

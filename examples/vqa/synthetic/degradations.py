@@ -2,14 +2,13 @@
 
 Every degradation takes uint8 RGB frames [T, H, W, 3] and a strength in [0, 1] (0: hardly visible,
 1: very annoying) and returns frames of the same shape. A chain is a few of them in a row and, as
-its last link, the encoder whose real output is the delivered file: H.264 or MPEG-4 for a clip, JPEG
-for a still. Videos are small files in memory, which a chain writes and reads again.
+its last link, the encoder whose real output is the delivered file.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -24,23 +23,24 @@ from vqa.io.video import Pixels
 
 Codec = Literal["h264", "mpeg4"]
 
+FRAME_RATE = 24
+
 
 def encode(clip: Pixels, codec: Codec, quantiser: int, frame_rate: int) -> bytes:
-    """An .mp4 file of a clip; the same input, encoder build and options give the same bytes.
+    """An .mp4 file of a clip [T, H, W, 3], H and W even.
 
-    Args:
-        clip: uint8 RGB [T, H, W, 3], H and W even.
-        codec: `"h264"` (x264, constant rate factor) or `"mpeg4"` (MPEG-4 part 2, constant
-            quantiser).
-        quantiser: rate factor 0..51 for H.264, quantiser 1..31 for MPEG-4; larger is worse.
-        frame_rate: frames per second.
+    The quantiser is the constant rate factor 0..51 of H.264 (x264) or the constant quantiser 1..31
+    of MPEG-4 part 2; larger is worse. The same input and encoder build give the same bytes.
     """
+    name, options = "mpeg4", {"qmin": str(quantiser), "qmax": str(quantiser)}
+    if codec == "h264":
+        # With its macroblock tree x264 was seen to write other bytes from one call to the next.
+        options = {"crf": str(quantiser), "preset": "veryfast", "x264-params": "mbtree=0"}
+        name = "libx264"
     buffer = io.BytesIO()
-    name, options = _encoder(codec, quantiser)
     with av.open(buffer, "w", format="mp4") as container:
         stream = container.add_stream(name, rate=frame_rate, options=options)
-        if not isinstance(stream, av.VideoStream):
-            raise TypeError(f"{name} is no video encoder")
+        assert isinstance(stream, av.VideoStream)
         stream.height, stream.width = clip.shape[1:3]
         stream.pix_fmt = "yuv420p"
         # Slices depend on the number of threads, and that on the machine.
@@ -50,14 +50,6 @@ def encode(clip: Pixels, codec: Codec, quantiser: int, frame_rate: int) -> bytes
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return buffer.getvalue()
-
-
-def _encoder(codec: Codec, quantiser: int) -> tuple[str, dict[str, str]]:
-    if codec == "h264":
-        # With its macroblock tree x264 was seen to write other bytes from one call to the next.
-        options = {"crf": str(quantiser), "preset": "veryfast", "x264-params": "mbtree=0"}
-        return "libx264", options
-    return "mpeg4", {"qmin": str(quantiser), "qmax": str(quantiser)}
 
 
 def decode(file: bytes) -> Pixels:
@@ -70,65 +62,32 @@ def decode(file: bytes) -> Pixels:
         )
 
 
-Kind = Literal[
-    "rescale",
-    "blur",
-    "motion_blur",
-    "noise",
-    "exposure",
-    "fading",
-    "frozen",
-    "stutter",
-    "h264",
-    "mpeg4",
-    "jpeg",
-]
-
-FRAME_RATE = 24
-
-
 @dataclass(frozen=True)
 class Link:
     """One degradation of a chain and its strength in [0, 1]."""
 
-    kind: Kind
+    kind: str
     strength: float
 
 
-@dataclass(frozen=True)
-class Chain:
-    """Degradations in the order in which they happen, then the encoder that writes the file."""
-
-    links: tuple[Link, ...]
-    delivery: Link
+Chain = tuple[Link, ...]
+"""Degradations in the order in which they happen, the last one the encoder that writes the file."""
 
 
 def degrade(clip: Pixels, chain: Chain, random: np.random.Generator) -> bytes:
-    """Run a clip [T, H, W, 3] through a chain: the delivered .mp4 file."""
-    codec, quantiser = encoder_setting(chain.delivery)
-    return encode(_through(clip, chain.links, random), codec, quantiser, FRAME_RATE)
-
-
-def degrade_still(image: Pixels, chain: Chain, random: np.random.Generator) -> bytes:
-    """Run an image [H, W, 3] through a chain: the delivered .jpg file."""
-    if chain.delivery.kind != "jpeg":
-        raise ValueError(f"kind: expected 'jpeg' as delivery, got {chain.delivery.kind!r}")
-    (frame,) = _through(image[None], chain.links, random)
-    return _encode_jpeg(frame, chain.delivery.strength)
-
-
-def _through(clip: Pixels, links: Sequence[Link], random: np.random.Generator) -> Pixels:
+    """Run a clip [T, H, W, 3] through a chain: the .mp4 file, or the .jpg file of one frame."""
+    *links, delivery = chain
     for link in links:
         clip = _DEGRADATIONS[link.kind](clip, link.strength, random)
-    return clip
+    if delivery.kind == "jpeg":
+        (frame,) = clip
+        return _encode_jpeg(frame, delivery.strength)
+    codec, quantiser = encoder_setting(delivery)
+    return encode(clip, codec, quantiser, FRAME_RATE)
 
 
 def encoder_setting(link: Link) -> tuple[Codec, int]:
-    """Codec and quantiser of an encoding link: rate factor 14..46, or MPEG-4 quantiser 1..31.
-
-    >>> encoder_setting(Link("h264", 0.5))
-    ('h264', 30)
-    """
+    """Codec and quantiser of an encoding link: rate factor 14..46, or MPEG-4 quantiser 1..31."""
     if link.kind == "h264":
         return "h264", round(14 + 32 * link.strength)
     if link.kind == "mpeg4":
@@ -189,7 +148,7 @@ def frozen(clip: Pixels, strength: float, random: np.random.Generator) -> Pixels
     start = int(random.integers(0, frames - length + 1))
     shown = np.arange(frames)
     shown[start : start + length] = start
-    stalled: Pixels = clip[np.minimum(shown, frames - 1)]
+    stalled: Pixels = clip[shown]
     return stalled
 
 
@@ -223,7 +182,7 @@ def _to_pixels(values: NDArray[np.floating]) -> Pixels:
     return pixels
 
 
-_DEGRADATIONS: dict[Kind, Callable[[Pixels, float, np.random.Generator], Pixels]] = {
+_DEGRADATIONS: dict[str, Callable[[Pixels, float, np.random.Generator], Pixels]] = {
     "rescale": rescale,
     "blur": blur,
     "motion_blur": motion_blur,

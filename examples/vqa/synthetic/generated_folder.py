@@ -23,18 +23,10 @@ class GeneratedFolder:
     def build(
         self, folder: Path, made: Mapping[str, object], write: Callable[[Path], None]
     ) -> bool:
-        """Fill a folder unless it holds the data set already, made the same way.
+        """Fill a folder unless it holds the data set, made the same way; whether that was needed.
 
-        Args:
-            folder: where it goes; a set made another way is replaced.
-            made: how it is made (version, settings), as JSON has it.
-            write: writes the set into an empty folder, which is then renamed.
-
-        Returns:
-            Whether anything had to be built.
-
-        Raises:
-            ValueError: the folder holds something else.
+        `made` is how the set is made (version, settings), as JSON has it; one that was made another
+        way is replaced. `write` gets an empty folder, which is renamed when the set is complete.
         """
         if self._read_record(folder) == made:
             return False

@@ -10,37 +10,26 @@ On disk: `images/<image>.jpg`, `labels.csv` with the columns image_name, mos and
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vqa.io.files import write_csv
-from vqa.processes import progress_bar
-from vqa.synthetic.degradations import degrade_still
 from vqa.synthetic.generated_folder import GeneratedFolder
-from vqa.synthetic.mini_ugc import Mix, draw_chain
-from vqa.synthetic.opinion import Opinion, expected_quality, measure_content, rate
-from vqa.synthetic.photographs import (
-    PHOTOGRAPHS,
-    draw_camera_path,
-    film,
-    load_photograph,
-    photographs_of,
-)
+from vqa.synthetic.mini_ugc import Filmed, Mix, write_all
+from vqa.synthetic.opinion import Opinion, rate
+from vqa.synthetic.photographs import PHOTOGRAPHS, photographs_of
 
-Pixels = NDArray[np.uint8]
-
-# Raise it when the same settings would give other files or scores: caches are then rebuilt.
+# As those of mini-UGC.
 VERSION = 1
-
-# Where the examples build it and look for it unless told otherwise; git ignores it.
 DEFAULT_FOLDER = Path(__file__).resolve().parents[3] / "data" / "mini-iqa"
 
 MIX = Mix(kinds=("rescale", "blur", "noise", "exposure", "fading", "jpeg"), deliveries=("jpeg",))
 
 _FOLDER = GeneratedFolder("mini-IQA", "mini_iqa.json")
+is_mini_iqa = _FOLDER.is_complete
 
 
 @dataclass(frozen=True)
@@ -66,45 +55,23 @@ def build_mini_iqa(folder: Path, settings: MiniIqaSettings) -> bool:
     return _FOLDER.build(folder, record, lambda empty: _write_images(empty, settings))
 
 
-def is_mini_iqa(folder: Path) -> bool:
-    """Whether a complete set, however made, is in the folder."""
-    return _FOLDER.is_complete(folder)
-
-
 def _write_images(folder: Path, settings: MiniIqaSettings) -> None:
     (folder / "images").mkdir()
-    named: list[tuple[str, str]] = []
-    qualities: list[float] = []
-    photographs = [
-        *photographs_of("train", settings.photographs),
-        *photographs_of("test", settings.photographs),
-    ]
-    with progress_bar("mini-IQA", len(photographs), "photograph") as bar:
-        for photograph in photographs:
-            pixels = load_photograph(photograph)
-            of_train = photograph.part == "train"
-            for number in range(settings.train_images if of_train else settings.test_images):
-                name = f"{photograph.name}_{number:02d}.jpg"
-                place = (PHOTOGRAPHS.index(photograph), number)
-                random = np.random.default_rng((settings.seed, *place))
-                quality = _make_image(pixels, folder / "images" / name, settings, random)
-                named.append((name, photograph.part))
-                qualities.append(quality)
-            bar.update()
+    files = list(_files(settings))
+    qualities = write_all("mini-IQA", files, folder, processes=1)
     scores = rate(qualities, settings.opinion, np.random.default_rng(settings.seed))
-    rows = [(name, float(own), part) for (name, part), own in zip(named, scores, strict=True)]
+    rows = [
+        (Path(file.path).name, float(score), file.photograph.part)
+        for file, score in zip(files, scores, strict=True)
+    ]
     write_csv(folder / "labels.csv", ("image_name", "mos", "split"), rows)
 
 
-def _make_image(
-    photograph: Pixels, path: Path, settings: MiniIqaSettings, random: np.random.Generator
-) -> float:
-    """Write one image; the quality that its raters perceive."""
+def _files(settings: MiniIqaSettings) -> Iterator[Filmed]:
     size = (settings.height, settings.width)
-    height, width = photograph.shape[:2]
-    view = film(photograph, draw_camera_path(random, (height, width), size, frames=1), size)
-    chain = draw_chain(MIX, random)
-    path.write_bytes(degrade_still(view[0], chain, random))
-    # Shown twice, because what stands still does not move.
-    content = measure_content(np.repeat(view, 2, axis=0))
-    return expected_quality(chain, content, settings.opinion)
+    for part, images in (("train", settings.train_images), ("test", settings.test_images)):
+        for photograph in photographs_of(part, settings.photographs):
+            for number in range(images):
+                path = f"images/{photograph.name}_{number:02d}.jpg"
+                seed = (settings.seed, PHOTOGRAPHS.index(photograph), number)
+                yield Filmed(path, photograph, size, 1, MIX, settings.opinion, seed)

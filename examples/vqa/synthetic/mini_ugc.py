@@ -7,23 +7,24 @@ real H.264 or MPEG-4 encoder, and simulated raters score it (`vqa.synthetic.opin
 * `ood` (out of domain): the test photographs under a second mix.
 
 On disk: `<part>/<clip>.mp4`, the label lists `<part>.txt` and `mini_ugc.json`, which says how the
-set was made. The set is built in a temporary folder and renamed when it is complete.
+set was made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from vqa.io.label_list import LabelledVideo, write_label_list
 from vqa.processes import process_pool, progress_bar
-from vqa.synthetic.degradations import FRAME_RATE, Chain, Kind, Link, degrade
+from vqa.synthetic.degradations import FRAME_RATE, Chain, Link, degrade
 from vqa.synthetic.generated_folder import GeneratedFolder
-from vqa.synthetic.opinion import Content, Opinion, expected_quality, measure_content, rate
+from vqa.synthetic.opinion import Opinion, expected_quality, measure_content, rate
 from vqa.synthetic.photographs import (
     PHOTOGRAPHS,
     Photograph,
@@ -33,9 +34,6 @@ from vqa.synthetic.photographs import (
     photographs_of,
 )
 
-MiniUgcPart = Literal["train", "test", "ood"]
-PARTS: tuple[MiniUgcPart, ...] = ("train", "test", "ood")
-
 # Raise it when the same settings would give other files or scores: caches are then rebuilt.
 VERSION = 1
 
@@ -43,14 +41,15 @@ VERSION = 1
 DEFAULT_FOLDER = Path(__file__).resolve().parents[3] / "data" / "mini-ugc"
 
 _FOLDER = GeneratedFolder("mini-UGC", "mini_ugc.json")
+is_mini_ugc = _FOLDER.is_complete
 
 
 @dataclass(frozen=True)
 class Mix:
     """Degradations that a part draws from, and the encoders that deliver its clips."""
 
-    kinds: tuple[Kind, ...]
-    deliveries: tuple[Kind, ...]
+    kinds: tuple[str, ...]
+    deliveries: tuple[str, ...]
 
 
 _FIRST_MIX = Mix(
@@ -61,7 +60,8 @@ _SECOND_MIX = Mix(
     kinds=("rescale", "motion_blur", "noise", "fading", "stutter", "h264"),
     deliveries=("h264",),
 )
-MIXES: dict[MiniUgcPart, Mix] = {"train": _FIRST_MIX, "test": _FIRST_MIX, "ood": _SECOND_MIX}
+MIXES = {"train": _FIRST_MIX, "test": _FIRST_MIX, "ood": _SECOND_MIX}
+PARTS = tuple(MIXES)
 
 
 @dataclass(frozen=True)
@@ -82,25 +82,6 @@ class MiniUgcSettings:
     opinion: Opinion = field(default_factory=Opinion)
 
 
-@dataclass(frozen=True)
-class _ClipPlan:
-    """All that one clip depends on."""
-
-    photograph: Photograph
-    part: MiniUgcPart
-    number: int
-    settings: MiniUgcSettings
-
-    @property
-    def path(self) -> str:
-        return f"{self.part}/{self.photograph.name}_{self.number:02d}.mp4"
-
-    def random(self) -> np.random.Generator:
-        """The clip's own stream, so that clips can be made in any order and in parallel."""
-        place = (PARTS.index(self.part), PHOTOGRAPHS.index(self.photograph), self.number)
-        return np.random.default_rng((self.settings.seed, *place))
-
-
 def build_mini_ugc(folder: Path, settings: MiniUgcSettings, processes: int = 1) -> bool:
     """Build the set unless it is there already, made the same way: as `GeneratedFolder.build`.
 
@@ -110,11 +91,6 @@ def build_mini_ugc(folder: Path, settings: MiniUgcSettings, processes: int = 1) 
     return _FOLDER.build(folder, record, lambda empty: _write_parts(empty, settings, processes))
 
 
-def is_mini_ugc(folder: Path) -> bool:
-    """Whether a complete set, however made, is in the folder."""
-    return _FOLDER.is_complete(folder)
-
-
 def draw_chain(mix: Mix, random: np.random.Generator) -> Chain:
     """Draw a chain: none to two degradations, then an encoder that is generous half of the time."""
     count = int(random.choice(3, p=(0.25, 0.5, 0.25)))
@@ -122,54 +98,67 @@ def draw_chain(mix: Mix, random: np.random.Generator) -> Chain:
     links = tuple(Link(mix.kinds[kind], float(random.uniform(0.1, 1.0))) for kind in kinds)
     delivery = mix.deliveries[int(random.integers(len(mix.deliveries)))]
     strength = float(random.uniform(0.1, 1.0)) if random.random() < 0.5 else 0.05
-    return Chain(links, Link(delivery, strength))
+    return (*links, Link(delivery, strength))
+
+
+@dataclass(frozen=True)
+class Filmed:
+    """A file of a set: what is filmed how long and in what size, and what happens to it."""
+
+    path: str
+    photograph: Photograph
+    size: tuple[int, int]
+    frames: int
+    mix: Mix
+    opinion: Opinion
+    seed: tuple[int, ...]
+    """Of its own, so that files can be made in any order and in parallel."""
+
+
+def write_all(title: str, files: Sequence[Filmed], folder: Path, processes: int) -> list[float]:
+    """Write files into a folder; the qualities that their raters perceive."""
+    qualities: list[float] = []
+    write = partial(_write, folder)
+    in_parallel = process_pool(processes) if processes > 1 else nullcontext()
+    with progress_bar(title, len(files), "file") as bar, in_parallel as pool:
+        made = pool.map(write, files, chunksize=8) if pool else map(write, files)
+        for quality in made:
+            qualities.append(quality)
+            bar.update()
+    return qualities
+
+
+def _write(folder: Path, file: Filmed) -> float:
+    random = np.random.default_rng(file.seed)
+    photograph = load_photograph(file.photograph)
+    path = draw_camera_path(random, photograph.shape[:2], file.size, file.frames)
+    clip = film(photograph, path, file.size)
+    chain = draw_chain(file.mix, random)
+    (folder / file.path).write_bytes(degrade(clip, chain, random))
+    return expected_quality(chain, measure_content(clip), file.opinion)
 
 
 def _write_parts(folder: Path, settings: MiniUgcSettings, processes: int) -> None:
-    plans = list(_plans(settings))
     for part in PARTS:
         (folder / part).mkdir()
-    qualities: list[float] = []
-    with progress_bar("mini-UGC", len(plans), "clip") as bar:
-        for quality in _make_clips(plans, folder, processes):
-            qualities.append(quality)
-            bar.update()
+    files = list(_files(settings))
+    qualities = write_all("mini-UGC", files, folder, processes)
     scores = rate(qualities, settings.opinion, np.random.default_rng(settings.seed))
     videos = [
-        LabelledVideo(plan.path, settings.frames / FRAME_RATE, float(FRAME_RATE), float(score))
-        for plan, score in zip(plans, scores, strict=True)
+        LabelledVideo(file.path, settings.frames / FRAME_RATE, float(FRAME_RATE), float(score))
+        for file, score in zip(files, scores, strict=True)
     ]
     for part in PARTS:
         write_label_list(folder / f"{part}.txt", [v for v in videos if v.path.startswith(part)])
 
 
-def _make_clips(plans: list[_ClipPlan], folder: Path, processes: int) -> Iterator[float]:
-    folders = [folder] * len(plans)
-    if processes == 1:
-        yield from map(_make_clip, plans, folders)
-        return
-    with process_pool(processes) as pool:
-        yield from pool.map(_make_clip, plans, folders, chunksize=8)
-
-
-def _plans(settings: MiniUgcSettings) -> Iterator[_ClipPlan]:
-    for part in PARTS:
+def _files(settings: MiniUgcSettings) -> Iterator[Filmed]:
+    size = (settings.height, settings.width)
+    for place, (part, mix) in enumerate(MIXES.items()):
         clips = settings.train_clips if part == "train" else settings.test_clips
         of_part = photographs_of("train" if part == "train" else "test", settings.photographs)
         for photograph in of_part:
             for number in range(clips):
-                yield _ClipPlan(photograph, part, number, settings)
-
-
-def _make_clip(plan: _ClipPlan, folder: Path) -> float:
-    """Write one clip; the quality that its raters perceive."""
-    random, settings = plan.random(), plan.settings
-    photograph = load_photograph(plan.photograph)
-    height, width = photograph.shape[:2]
-    frame_size = (settings.height, settings.width)
-    path = draw_camera_path(random, (height, width), frame_size, settings.frames)
-    pristine = film(photograph, path, frame_size)
-    chain = draw_chain(MIXES[plan.part], random)
-    (folder / plan.path).write_bytes(degrade(pristine, chain, random))
-    content: Content = measure_content(pristine)
-    return expected_quality(chain, content, settings.opinion)
+                path = f"{part}/{photograph.name}_{number:02d}.mp4"
+                seed = (settings.seed, place, PHOTOGRAPHS.index(photograph), number)
+                yield Filmed(path, photograph, size, settings.frames, mix, settings.opinion, seed)

@@ -19,19 +19,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vqa.synthetic.degradations import Chain, Kind, Link
-
-Pixels = NDArray[np.uint8]
-
-_HIDDEN_BY_TEXTURE: frozenset[Kind] = frozenset({"noise", "h264", "mpeg4", "jpeg"})
-_HIDDEN_BY_SMOOTHNESS: frozenset[Kind] = frozenset({"rescale", "blur", "motion_blur"})
-_HIDDEN_BY_STILLNESS: frozenset[Kind] = frozenset({"frozen", "stutter"})
-_MILD: frozenset[Kind] = frozenset({"exposure", "fading"})
+from vqa.io.video import Pixels
+from vqa.synthetic.degradations import Chain, Link
 
 
 @dataclass(frozen=True)
 class Opinion:
-    """Constants of the synthetic opinion score; the module's docstring gives the equations."""
+    """Constants of the equations above."""
 
     masking: float = 0.4
     midpoint: float = 0.5
@@ -50,11 +44,12 @@ class Content:
 
 
 def measure_content(clip: Pixels) -> Content:
-    """Texture and motion of a pristine clip [T, H, W, 3].
+    """Texture and motion of a pristine clip [T, H, W, 3]; a single frame stands still.
 
     Both are mean absolute differences of the luma between neighbours (in a row, and in time),
     squashed by `d / (d + 10)` for a difference of `d` grey levels.
     """
+    clip = np.repeat(clip, 2, axis=0) if len(clip) == 1 else clip
     luma = clip.astype(np.float32).mean(axis=-1)
     texture = float(np.abs(np.diff(luma, axis=2)).mean())
     motion = float(np.abs(np.diff(luma, axis=0)).mean())
@@ -62,28 +57,21 @@ def measure_content(clip: Pixels) -> Content:
 
 
 def visible_strength(link: Link, content: Content, opinion: Opinion) -> float:
-    """Strength of a degradation after content masking, in [0, 1].
-
-    >>> busy, smooth = Content(texture=0.9, motion=0.5), Content(texture=0.1, motion=0.5)
-    >>> noise = Link("noise", 0.5)
-    >>> visible_strength(noise, busy, Opinion()) < visible_strength(noise, smooth, Opinion())
-    True
-    """
+    """Strength of a degradation after content masking, in [0, 1]."""
     hidden = 0.0
-    if link.kind in _HIDDEN_BY_TEXTURE:
+    if link.kind in ("noise", "h264", "mpeg4", "jpeg"):
         hidden = content.texture
-    elif link.kind in _HIDDEN_BY_SMOOTHNESS:
+    elif link.kind in ("rescale", "blur", "motion_blur"):
         hidden = 1 - content.texture
-    elif link.kind in _HIDDEN_BY_STILLNESS:
+    elif link.kind in ("frozen", "stutter"):
         hidden = 1 - content.motion
-    annoyance = 0.5 if link.kind in _MILD else 1.0
+    annoyance = 0.5 if link.kind in ("exposure", "fading") else 1.0
     return annoyance * link.strength * (1 - opinion.masking * hidden)
 
 
 def expected_quality(chain: Chain, content: Content, opinion: Opinion) -> float:
     """Quality in [1, 5] that the average rater perceives; 5 for a chain without strength."""
-    links = (*chain.links, chain.delivery)
-    impairment = np.linalg.norm([visible_strength(link, content, opinion) for link in links])
+    impairment = np.linalg.norm([visible_strength(link, content, opinion) for link in chain])
     return float(1 + 4 / (1 + (impairment / opinion.midpoint) ** opinion.slope))
 
 

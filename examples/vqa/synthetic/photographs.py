@@ -1,12 +1,10 @@
-"""Real photographs that installed packages ship, so that mini-UGC needs no download.
-
-A camera moves over them: pan, zoom, rotation and hand shake as affine paths.
-"""
+"""Real photographs that installed packages ship, so no download, and a camera that films them."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import resources
 from typing import Any, Literal
 
@@ -16,21 +14,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional
 
-Pixels = NDArray[np.uint8]
+from vqa.io.video import Pixels
 
-_FOLDERS = {
-    "skimage": "data",
-    "matplotlib": "mpl-data/sample_data",
-    "sklearn": "datasets/images",
-}
+_FOLDERS = {"skimage": "data", "matplotlib": "mpl-data/sample_data", "sklearn": "datasets/images"}
 
 
 @dataclass(frozen=True)
 class Photograph:
-    """One photograph inside an installed package.
+    """One photograph inside an installed package, shrunk by an integer factor on loading.
 
-    `reduce` is the integer factor by which it is shrunk on loading: a scan that is soft at full
-    size would make a pristine clip look blurred.
+    A scan that is soft at full size would make a pristine clip look blurred.
     """
 
     package: Literal["skimage", "matplotlib", "sklearn"]
@@ -40,7 +33,6 @@ class Photograph:
 
     @property
     def name(self) -> str:
-        """File name without its ending."""
         return self.file.rsplit(".", 1)[0]
 
 
@@ -73,12 +65,10 @@ def photographs_of(part: str, number: int | None = None) -> tuple[Photograph, ..
     return tuple(own for own in PHOTOGRAPHS if own.part == part)[:number]
 
 
+# Files of one photograph are made one after the other.
+@lru_cache(maxsize=1)
 def load_photograph(photograph: Photograph) -> Pixels:
-    """Pixels of a photograph, uint8 RGB [H, W, 3]; grey ones get three equal channels.
-
-    Raises:
-        FileNotFoundError: the installed package does not ship the file.
-    """
+    """Pixels of a photograph, uint8 RGB [H, W, 3]; grey ones get three equal channels."""
     folder = resources.files(photograph.package) / _FOLDERS[photograph.package]
     with resources.as_file(folder / photograph.file) as path:
         if not path.is_file():
@@ -93,24 +83,23 @@ def load_photograph(photograph: Photograph) -> Pixels:
 
 @dataclass(frozen=True)
 class CameraPath:
-    """Where the camera looks in every frame.
-
-    `centre` [T, 2] (row, column) in pixels of the photograph, `scale` [T] photograph pixels per
-    output pixel, `angle` [T] in radians.
-    """
+    """Where the camera looks in each of T frames."""
 
     centre: NDArray[np.floating[Any]]
+    """[T, 2] (row, column) in pixels of the photograph."""
     scale: NDArray[np.floating[Any]]
+    """[T] photograph pixels per output pixel."""
     angle: NDArray[np.floating[Any]]
+    """[T] in radians."""
 
 
 def draw_camera_path(
     random: np.random.Generator,
-    photograph_size: tuple[int, int],
+    photograph_size: tuple[int, ...],
     frame_size: tuple[int, int],
     frames: int,
 ) -> CameraPath:
-    """Draw a path that stays inside the photograph.
+    """Draw a path that stays inside the photograph: pan, zoom, rotation and hand shake.
 
     The view is at least one photograph pixel per output pixel wherever the photograph is large
     enough (a pristine clip must be sharp) and at most what fits in it.
