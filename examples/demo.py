@@ -6,8 +6,6 @@ results. Run `python examples/demo.py --help` for the settings. An interrupted d
 is started again.
 """
 
-from __future__ import annotations
-
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path

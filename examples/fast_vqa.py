@@ -7,8 +7,6 @@
 `tiny` runs anywhere: it trains the demo's model on mini-UGC, whose opinion scores are synthetic.
 """
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass, replace
 from functools import partial

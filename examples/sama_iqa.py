@@ -8,8 +8,6 @@
 paper's code cannot train on images: the preset `paper` is SAMA's own training with AWP.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path

@@ -9,8 +9,6 @@ The model is FAST-VQA's; the sampling of clips, and the scale of the scores in t
 synthetic.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path

@@ -9,8 +9,6 @@ Writes `path,score,error`. Exit status: 0 if every file has a score, 1 if some h
 or the call was wrong.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import sys

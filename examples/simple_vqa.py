@@ -9,8 +9,6 @@ The first command extracts, once, the features that the others read. `tiny` runs
 simple motion features itself and trains a small model on mini-UGC, whose scores are synthetic.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial

@@ -9,8 +9,6 @@ sets. After an interruption, or when videos have changed, run it again: it keeps
 `tiny` is for mini-UGC and needs no weights.
 """
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The training scripts by the names that their checkpoints hold."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

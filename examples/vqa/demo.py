@@ -1,7 +1,5 @@
 """Trainings by several methods from several seeds, each done once, and what came out of them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import as_completed

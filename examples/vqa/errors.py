@@ -1,7 +1,5 @@
 """Errors that a program expects end it with their message, without a traceback."""
 
-from __future__ import annotations
-
 import errno
 import os
 import re

@@ -3,8 +3,6 @@
 Axes come from `matplotlib.figure.Figure().subplots()`, so that nothing depends on a window system.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 

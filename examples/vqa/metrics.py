@@ -1,7 +1,5 @@
 """How well predictions agree with opinion scores; mean, spread and paired difference over seeds."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Sequence

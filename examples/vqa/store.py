@@ -1,7 +1,5 @@
 """Runs of training scripts on disk, found by what decides their results."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping

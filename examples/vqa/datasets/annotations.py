@@ -1,7 +1,5 @@
 """Which annotation files describe a data set, and what their rows say."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A data set by name, and its summary beside what the published models were trained with."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """From the names in annotation files to the media files on disk."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache

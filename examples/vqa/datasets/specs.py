@@ -3,8 +3,6 @@
 Counts and ranges are those of the lists that the published models were trained and tested with.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -5,8 +5,6 @@ is the published one only for the same file. None knows which samples show the s
 set with official parts should be used with these.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypeVar

@@ -4,8 +4,6 @@ The kind of a file is recognised by its content, not by its name: so is what sep
 a text (commas, tabs, semicolons or blanks), and whether its first row is a header.
 """
 
-from __future__ import annotations
-
 import csv
 import fnmatch
 import io

@@ -3,8 +3,6 @@
 What a file holds is decided by decoding it; its name decides what a search of folders tries.
 """
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Label lists in the four-column format of FAST-VQA: `path, duration, fps, mos`, no header."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Quality models: nothing here knows how they are trained."""
 
-from __future__ import annotations
-
 from importlib import import_module
 
 from torch import nn

@@ -4,8 +4,6 @@ Nothing that runs before the first module of the end can depend on a tensor of t
 outputs are the same in every pass of a step: the first pass keeps them, the later ones take them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any

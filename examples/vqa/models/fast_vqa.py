@@ -1,7 +1,5 @@
 """FAST-VQA (Wu et al. 2022): fragments -> Video Swin-T with gated bias -> a score per location."""
 
-from __future__ import annotations
-
 import re
 from collections import OrderedDict
 

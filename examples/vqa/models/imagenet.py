@@ -1,7 +1,5 @@
 """The normalisation that networks trained on ImageNet expect."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -4,8 +4,6 @@ A model lists the kinds of file that people have as `published_formats`, which s
 names and nothing else.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

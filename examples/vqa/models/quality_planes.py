@@ -5,8 +5,6 @@ Mean-subtracted contrast-normalised luma (MSCN; Ruderman 1994, Mittal et al. 201
 Gaussian for any undistorted photograph, so what deviates is the distortion.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

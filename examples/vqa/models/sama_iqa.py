@@ -1,7 +1,5 @@
 """SAMA for images (Liu et al. 2024): Swin V2-T with a quality score for every token."""
 
-from __future__ import annotations
-
 import re
 from collections import OrderedDict
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """SimpleVQA (Sun et al. 2022): what frames look like, from a ResNet-50, and how they move."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

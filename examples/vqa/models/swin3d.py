@@ -11,8 +11,6 @@ where the published code, followed here, takes a fragment to be 1/h of the heigh
 width of the feature map, for a window of h x w tokens. And the window shrinks with the clip.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -3,8 +3,6 @@
 What the figures show is known to us in words only, and they carry no numbers; see `_figures`.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass

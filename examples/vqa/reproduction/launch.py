@@ -1,7 +1,5 @@
 """Running what a plan says: one process (or one torchrun) per run, several beside one another."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import subprocess

@@ -1,7 +1,5 @@
 """What will run, what is there already, what cannot run, and what it will cost."""
 
-from __future__ import annotations
-
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence

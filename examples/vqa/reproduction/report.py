@@ -1,7 +1,5 @@
 """Tables and figures of what is measured so far: Markdown, CSV, JSON and pictures."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence

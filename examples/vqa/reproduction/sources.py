@@ -1,7 +1,5 @@
 """Files that runs read: data sets, SimpleVQA's features of them, and pretrained weights."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Augmentation of whole frames, before fragments are cut from them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Literal
 

@@ -5,8 +5,6 @@ Fragments are cut from each frame as it is decoded, so that whole frames are nev
 videos that takes as much time as decoding them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path

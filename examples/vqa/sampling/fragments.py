@@ -5,8 +5,6 @@ the patches side by side form a small frame. The patch positions stay the same o
 frames, so that what changes between frames is motion, not sampling.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import get_args, get_type_hints
 

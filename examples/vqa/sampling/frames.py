@@ -5,8 +5,6 @@ spaced frames from each. The published ways draw from numpy's legacy generator, 
 do, so that the same seed gives the same frames.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

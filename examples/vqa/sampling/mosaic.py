@@ -5,8 +5,6 @@ the pixels of the patches are wanted, so here every output pixel gets its place 
 frame, and only its four neighbours there are read. Scales are mixed by choosing between positions.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

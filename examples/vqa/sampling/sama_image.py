@@ -1,7 +1,5 @@
 """Scaling and masking of images (SAMA, Liu et al. 2024): two scales on one checkerboard."""
 
-from __future__ import annotations
-
 import warnings
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,8 +4,6 @@ Along a clip the frames shrink step by step from full resolution to the size of 
 each step gives its fragments, so that a clip of the usual size holds detail and overview.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Which files are to be scored: those named, those in folders, those on lists."""
 
-from __future__ import annotations
-
 import io
 import os
 from collections import Counter

@@ -1,7 +1,5 @@
 """What is left of a scoring: a table on disk, what is asked for beside it, and a table to read."""
 
-from __future__ import annotations
-
 import csv
 import sys
 from collections import defaultdict

@@ -4,8 +4,6 @@ Files of the wrong kind are refused by name: a photograph is a video of one fram
 decoder, which would give it a score.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence

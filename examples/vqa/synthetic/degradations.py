@@ -5,8 +5,6 @@ Every degradation takes uint8 RGB frames [T, H, W, 3] and a strength in [0, 1] (
 its last link, the encoder whose real output is the delivered file.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable
 from dataclasses import dataclass

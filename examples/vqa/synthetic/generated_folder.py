@@ -1,7 +1,5 @@
 """Folders of generated files: complete or not there, and made again when outdated."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

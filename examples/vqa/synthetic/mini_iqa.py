@@ -8,8 +8,6 @@ On disk: `images/<image>.jpg`, `labels.csv` with the columns image_name, mos and
 `mini_iqa.json`, which says how the set was made.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path

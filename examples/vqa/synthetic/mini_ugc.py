@@ -10,8 +10,6 @@ On disk: `<part>/<clip>.mp4`, the label lists `<part>.txt` and `mini_ugc.json`, 
 set was made.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field

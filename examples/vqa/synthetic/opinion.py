@@ -11,8 +11,6 @@ From the chain that made a clip to a mean opinion score (MOS) in [1, 5]:
    scale of ITU-T P.910; the MOS is the mean answer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

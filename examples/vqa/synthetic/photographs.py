@@ -1,7 +1,5 @@
 """Real photographs that installed packages ship, so no download, and a camera that films them."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from functools import lru_cache

@@ -4,8 +4,6 @@ Both are dictionaries of plain values and tensors, which `torch.load(..., weight
 A run is resumed only where all that decides its result is the same.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

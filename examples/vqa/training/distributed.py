@@ -1,7 +1,5 @@
 """One process or several (torchrun): which of them we are, and what they tell each other."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterable, Iterator

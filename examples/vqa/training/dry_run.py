@@ -1,7 +1,5 @@
 """Show what a training would do and cost before anything long starts."""
 
-from __future__ import annotations
-
 import time
 
 from torch import nn

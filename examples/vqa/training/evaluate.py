@@ -1,7 +1,5 @@
 """Predicted scores of labelled files, and how well they agree with the opinion scores."""
 
-from __future__ import annotations
-
 import math
 import statistics
 import sys

@@ -1,7 +1,5 @@
 """The loss of a quality model near its weights, measured alike wherever it is reported."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

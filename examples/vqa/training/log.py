@@ -1,7 +1,5 @@
 """What a training run writes down while it goes on: a CSV file, and events for TensorBoard."""
 
-from __future__ import annotations
-
 import platform
 import time
 from collections.abc import Mapping, Sequence

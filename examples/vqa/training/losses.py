@@ -4,8 +4,6 @@
 et al. 2022). SAMA for images uses torch's own `smooth_l1_loss`.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

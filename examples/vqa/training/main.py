@@ -1,7 +1,5 @@
 """One call of a training script: data, every split, results."""
 
-from __future__ import annotations
-
 import statistics
 import sys
 import time

@@ -4,8 +4,6 @@ A schedule is a multiplier of the learning rate, for torch's `LambdaLR`: a funct
 of the step (or epoch) that is about to be made, from 0.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from pathlib import Path

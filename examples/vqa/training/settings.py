@@ -1,7 +1,5 @@
 """The settings that every training script shares; a script adds its own and the paper's values."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace

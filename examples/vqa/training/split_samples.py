@@ -1,7 +1,5 @@
 """Which samples of a data set train, choose the epoch, and test."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

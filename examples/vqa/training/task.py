@@ -1,7 +1,5 @@
 """What makes one of the models itself: all that the shared training code has to be told of it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
