@@ -22,6 +22,8 @@ from torch import Tensor
 
 # Elements at a time: on the host 512 KiB in float32, elsewhere 64 MiB for each of the buffers.
 _HOST_PIECE, _DEVICE_PIECE = 2**17, 2**24
+# Elements on the host up to which one call for many tensors takes less time than one for each.
+_SHORT = 2**14
 # A tensor begins a row of its own in a buffer, so that a row has one scale.
 _ROW = 1024
 
@@ -55,16 +57,17 @@ def norms(tensors: Tensors) -> Tensor:
     tensor([120000.], dtype=torch.float64)
     """
     dtype = opmath_dtype(tensors[0].dtype)
-    size = _piece_size(tensors[0])
-    pieces = [_cut((t,), size) if t.numel() > size else [(t,)] for t in tensors]
-    parts = torch._foreach_norm([piece for of_one in pieces for (piece,) in of_one], 2, dtype=dtype)
-    found = torch.stack(list(parts))
-    found = _joined(found.double() if found.is_cpu else found, list(map(len, pieces)))
-    if found.is_cpu:
-        for i, norm in enumerate(found.tolist()):
-            # Squares in float32 lose digits outside this range; where elements lie apart, many do.
-            if not 1e-12 < norm < 1e18 or (len(pieces[i]) > 1 and has_gaps(tensors[i])):
-                found[i] = torch.linalg.vector_norm(tensors[i], dtype=torch.float64)
+    if not on_host(tensors[0]):
+        pieces = [_cut((tensor,), _DEVICE_PIECE) for tensor in tensors]
+        parts = torch._foreach_norm([piece for own in pieces for (piece,) in own], 2, dtype=dtype)
+        return _joined(torch.stack(list(parts)), list(map(len, pieces)))
+    short = [tensor for tensor in tensors if tensor.numel() <= _SHORT]
+    of_short = iter(torch._foreach_norm(short, 2, dtype=dtype) if short else ())
+    each = [_norm_of_long(t) if t.numel() > _SHORT else next(of_short) for t in tensors]
+    found = torch.stack(each).double()
+    for i, norm in enumerate(found.tolist()):
+        if not 1e-12 < norm < 1e18:  # outside, squares in float32 lose digits
+            found[i] = torch.linalg.vector_norm(tensors[i], dtype=torch.float64)
     return found
 
 
@@ -299,6 +302,17 @@ def _unzipped(portion: list[tuple[int, Tensor, Tensor]]) -> tuple[list[int], Ten
 
 def _finite(numbers: Tensor) -> Tensor:
     return numbers.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _norm_of_long(tensor: Tensor) -> Tensor:
+    """On the host, where `torch.dot` takes half of the time of torch's norm."""
+    dtype = opmath_dtype(tensor.dtype)
+    if has_gaps(tensor):  # a float32 sum of elements that lie apart loses digits
+        return torch.linalg.vector_norm(tensor, dtype=torch.float64).to(dtype)
+    flat = tensor.as_strided((tensor.numel(),), (1,))
+    pieces = [piece.to(dtype) for piece in torch.split(flat, _HOST_PIECE)]
+    squares = torch.stack([torch.dot(piece, piece) for piece in pieces])
+    return squares.sum(dtype=torch.float64).sqrt().to(dtype)
 
 
 def _joined(parts: Tensor, counts: list[int]) -> Tensor:
