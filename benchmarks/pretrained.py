@@ -91,6 +91,7 @@ class Pretrained:
         """Plain training on all training images, without anything chosen."""
         settings: dict[str, Any] = {
             **PLAIN,
+            "perturb_last": 1.0,
             "data_root": self.data_root,
             "size": self.size,
             "crop": self.crop,

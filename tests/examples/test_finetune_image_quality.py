@@ -60,6 +60,7 @@ def settings(few_images) -> Finetuning:
         epochs=2,
         batch=6,
         gamma=0.05,
+        perturb_last=1.0,
         device="cpu",
     )
 
@@ -538,7 +539,7 @@ def test_the_end_alone_gives_what_the_whole_gives_with_the_same_select(name, sha
 def test_a_model_that_cannot_be_cut_is_an_error_that_names_it(settings, parts):
     untraceable = replace(settings, backbone="test_vit", perturb_last=0.1)  # it asks for sizes
 
-    with pytest.raises(ValueError, match=r"^backbone test_vit, .*that fx can cut"):
+    with pytest.raises(ValueError, match=r"^backbone test_vit, .*--perturb-last 1 if uncut"):
         finetune(untraceable, parts)
 
 
