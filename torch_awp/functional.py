@@ -308,11 +308,12 @@ def _norm_of_long(tensor: Tensor) -> Tensor:
     """On the host, where `torch.dot` takes half of the time of torch's norm."""
     dtype = opmath_dtype(tensor.dtype)
     if has_gaps(tensor):  # a float32 sum of elements that lie apart loses digits
-        return torch.linalg.vector_norm(tensor, dtype=torch.float64).to(dtype)
-    flat = tensor.as_strided((tensor.numel(),), (1,))
-    pieces = [piece.to(dtype) for piece in torch.split(flat, _HOST_PIECE)]
-    squares = torch.stack([torch.dot(piece, piece) for piece in pieces])
-    return squares.sum(dtype=torch.float64).sqrt().to(dtype)
+        norm: Tensor = torch.linalg.vector_norm(tensor, dtype=torch.float64)
+    else:
+        flat = tensor.as_strided((tensor.numel(),), (1,))
+        pieces = [piece.to(dtype) for piece in torch.split(flat, _HOST_PIECE)]
+        norm = torch.stack([torch.dot(piece, piece) for piece in pieces]).double().sum().sqrt()
+    return norm.to(dtype)
 
 
 def _joined(parts: Tensor, counts: list[int]) -> Tensor:
