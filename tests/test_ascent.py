@@ -41,6 +41,39 @@ def reference_ascent(model: nn.Module, data: tuple[Tensor, Tensor], gamma: float
     return ascent(list(model.parameters()), gradients_at, gamma, **kwargs)
 
 
+LONG = {
+    "one number": lambda: torch.tensor(0.5).expand(300, 300),  # as autograd gives that of a sum
+    "one row": lambda: torch.randn(300).expand(300, 300),
+    "one column of every fifth": lambda: torch.randn(1500)[::5, None].expand(300, 300),
+    "a slice of columns": lambda: torch.randn(300, 500)[:, 100:400],
+    "every fifth row": lambda: torch.randn(1500, 300)[::5],
+    "transposed": lambda: torch.randn(300, 300).t(),
+    "windows that overlap": lambda: torch.randn(900).as_strided((300, 300), (2, 1)),
+    "overlapping to a whole number": lambda: torch.randn(90000).as_strided((300, 300), (150, 151)),
+}
+
+
+@pytest.mark.parametrize(
+    ("moved", "form"),
+    [
+        *(("gradient", form) for form in LONG),
+        *(("weight", form) for form in ("a slice of columns", "every fifth row", "transposed")),
+    ],
+)
+def test_long_tensors_that_lie_in_memory_in_any_way(moved, form):
+    torch.manual_seed(0)
+    strided, plain = LONG[form](), torch.randn(300, 300)
+    weight, gradient = (strided, plain) if moved == "weight" else (plain, strided)
+    param = nn.Parameter(weight)
+    param.grad = gradient
+    w, g = weight.double(), gradient.double()
+    expected = w + 0.1 * w.norm() * g / g.norm()
+
+    optimizer = AdversarialWeightPerturbation(torch.optim.SGD([param], lr=0.1), gamma=0.1)
+    with optimizer.perturb():
+        torch.testing.assert_close(param.detach().double(), expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("constraint", CONSTRAINTS)
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("step_size", [None, 0.003, 0.04])

@@ -307,11 +307,11 @@ def _finite(numbers: Tensor) -> Tensor:
 def _norm_of_long(tensor: Tensor) -> Tensor:
     """On the host, where `torch.dot` takes half of the time of torch's norm."""
     dtype = opmath_dtype(tensor.dtype)
-    if has_gaps(tensor):  # a float32 sum of elements that lie apart loses digits
+    in_order = tensor.permute(sorted(range(tensor.ndim), key=tensor.stride, reverse=True))
+    if not in_order.is_contiguous():  # a float32 sum of elements that lie apart loses digits
         norm: Tensor = torch.linalg.vector_norm(tensor, dtype=torch.float64)
     else:
-        flat = tensor.as_strided((tensor.numel(),), (1,))
-        pieces = [piece.to(dtype) for piece in torch.split(flat, _HOST_PIECE)]
+        pieces = [piece.to(dtype) for piece in torch.split(in_order.view(-1), _HOST_PIECE)]
         norm = torch.stack([torch.dot(piece, piece) for piece in pieces]).double().sum().sqrt()
     return norm.to(dtype)
 
