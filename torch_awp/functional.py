@@ -35,12 +35,6 @@ def on_host(tensor: Tensor) -> bool:
     return tensor.is_cpu
 
 
-def has_gaps(tensor: Tensor) -> bool:
-    """Whether there is memory between the elements, as in a slice of columns."""
-    last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
-    return last >= tensor.numel()
-
-
 @cache
 def opmath_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype to compute in: float32 or wider."""
@@ -261,10 +255,6 @@ def _rows(tensors: Tensors) -> list[int]:
     return [-(-tensor.numel() // _ROW) for tensor in tensors]
 
 
-def _piece_size(tensor: Tensor) -> int:
-    return _HOST_PIECE if on_host(tensor) else _DEVICE_PIECE
-
-
 def _cut(tensors: tuple[Tensor, ...], size: int) -> list[tuple[Tensor, ...]]:
     """Corresponding pieces of at most `size` elements, cut where the first tensor's lie apart."""
     first = tensors[0]
@@ -282,7 +272,7 @@ def _in_pieces(first: Tensors, second: Tensors) -> Iterator[tuple[list[int], Ten
     Yields:
         for each piece the index of the tensor it belongs to, and the pieces of each list.
     """
-    size = room = _piece_size(first[0])
+    size = room = _HOST_PIECE if on_host(first[0]) else _DEVICE_PIECE
     portion: list[tuple[int, Tensor, Tensor]] = []
     for owner, pair in enumerate(zip(first, second, strict=True)):
         for one, other in _cut(pair, size):

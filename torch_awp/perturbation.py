@@ -277,8 +277,9 @@ def _saved(param: Tensor) -> Saved:
             f"a parameter of shape {tuple(param.shape)} is expanded: its elements share memory"
         )
     weight = _as_real(local)
-    kind = weight.device, weight.dtype, functional.has_gaps(weight)
-    return Saved(param, local, weight, None, shards, _memory(local), kind)
+    backup = torch.empty_like(weight)
+    kind = weight.device, weight.dtype, weight.stride() == backup.stride()
+    return Saved(param, local, weight, backup, shards, _memory(local), kind)
 
 
 def _local(param: Tensor) -> Tensor:
