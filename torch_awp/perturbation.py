@@ -36,7 +36,7 @@ class Saved:
     backup: Any  # a tensor, or None until the next perturbation
     shards: sharding.Groups
     memory: tuple[object, ...]
-    kind: tuple[object, ...]  # of weights that one copy takes
+    kind: tuple[object, ...]  # device, dtype and strides, of which one copy takes one kind
     version: int = 0  # of the weight, as we left it
     path: float = 0.0  # length of its moves so far, relative to the weight's norm
 
@@ -213,7 +213,9 @@ class Perturbation:
                 direction = sharding.part_placed_like(direction, param)
             direction = _as_real(direction)
             saved.path += abs(step_size)
-            kind = (saved.kind, direction.dtype, gamma, step_size, saved.path, saved.shards)
+            # All processes must find the same groups, and strides of their parts may differ.
+            both = saved.kind[:2], direction.dtype
+            kind = (*both, gamma, step_size, saved.path, saved.shards)
             group = groups.get(kind) or groups.setdefault(kind, ([], [], []))
             group[0].append(saved.weight)
             group[1].append(saved.backup)

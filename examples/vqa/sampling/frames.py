@@ -6,7 +6,7 @@ do, so that the same seed gives the same frames.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -104,7 +104,7 @@ def published_frames(
     """
     segment = video_frames // sampling.clips
     slack = max(0, segment - sampling.span)
-    within = np.full(sampling.clips, slack // 2 if random is None else 0, np.int64)
+    within: NDArray[Any] = np.full(sampling.clips, slack // 2 if random is None else 0, np.int64)
     if random is not None and slack > 0:  # all clips in one draw
         within = random.randint(0, slack, sampling.clips)
     starts = segment * np.arange(sampling.clips) + within
