@@ -107,6 +107,6 @@ def published_frames(
     within: NDArray[Any] = np.full(sampling.clips, slack // 2 if random is None else 0, np.int64)
     if random is not None and slack > 0:  # all clips in one draw
         within = random.randint(0, slack, sampling.clips)
-    starts = segment * np.arange(sampling.clips) + within
-    numbers = starts[:, None].astype(np.int64) + sampling.interval * np.arange(sampling.frames)
+    starts: NDArray[np.int64] = (segment * np.arange(sampling.clips) + within).astype(np.int64)
+    numbers: NDArray[np.int64] = starts[:, None] + sampling.interval * np.arange(sampling.frames)
     return numbers % video_frames if rule == "fast_vqa" else np.minimum(numbers, video_frames - 1)
