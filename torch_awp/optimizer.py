@@ -566,7 +566,7 @@ class WeightPerturbation(Optimizer):
 
     def _warn_if_too_small(self, perturbation: Perturbation) -> None:
         # After each move and not at the end, which a loop that is left by break does not reach.
-        for dtype, gamma, step_size in perturbation.kinds:
+        for dtype, gamma, step_size in perturbation.sizes:
             smallest = _SMALLEST_GAMMA.get(dtype)
             if smallest is not None and min(gamma, step_size) < smallest:
                 steps = f" in steps of {step_size:g}" if step_size < gamma else ""

@@ -65,7 +65,7 @@ class Perturbation:
     Attributes:
         overwritten: the parameters into which others wrote while they were perturbed: that is
             undone.
-        kinds: dtype, gamma and size of the steps that were made.
+        sizes: dtype, gamma and step size of the moves that were made.
     """
 
     _copies: Any = ()  # of one that torch.compile makes, without __init__
@@ -78,7 +78,7 @@ class Perturbation:
     ) -> None:
         self.constraint, self.epsilon = constraint, epsilon
         self.overwritten: list[Tensor] = []
-        self.kinds: dict[tuple[torch.dtype, float, float], None] = {}  # in order
+        self.sizes: dict[tuple[torch.dtype, float, float], None] = {}  # in order
         self._earlier = {} if earlier is None else earlier
         self._saved: dict[Tensor, Saved] = {}
         self._copies = []  # what restoring copies back
@@ -146,15 +146,15 @@ class Perturbation:
         # The norms of all at once, since those of sharded tensors cost a collective.
         norms = sharding.whole_norms(
             [
-                norms
+                of_list
                 for _, backups, directions in groups.values()
-                for norms in (self._norms_of(backups), functional.norms(directions))
+                for of_list in (self._norms_of(backups), functional.norms(directions))
             ],
             [shards for *_, shards in groups for _ in range(2)],
         )
         for i, (kind, (weights, backups, directions)) in enumerate(groups.items()):
             *_, gamma, step_size, path, shards = kind
-            self.kinds[weights[0].dtype, gamma, abs(step_size)] = None
+            self.sizes[weights[0].dtype, gamma, abs(step_size)] = None
             weight_norms, direction_norms = norms[2 * i : 2 * i + 2]
             scales = functional.step_scales(weight_norms, direction_norms, step_size, self.epsilon)
             functional.add_scaled_(weights, directions, scales)
