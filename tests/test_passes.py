@@ -307,7 +307,7 @@ def test_a_loop_inside_the_same_loop_is_refused_and_leaves_it_alone():
 
 def test_a_loop_whose_passes_compute_nothing_warns():
     optimizer = WRAPS["awp"](torch.optim.SGD(small_net().parameters(), lr=0.1))
-    with pytest.warns(UserWarning, match="no tensor is perturbed: no selected tensor has a"):
+    with pytest.warns(UserWarning, match="no tensor is perturbed .* no selected tensor has a"):
         for _ in optimizer.passes():
             pass
 

@@ -49,6 +49,16 @@ def test_gradients_cleared_before_the_block_are_named(set_to_none):
         pass
 
 
+def test_gradients_cleared_before_a_further_ascent_are_named():
+    model = small_net()
+    optimizer = awp(model, steps=2)
+    loss_of(model, batch()).backward()
+    with optimizer.perturb():
+        optimizer.zero_grad()
+        with pytest.warns(UserWarning, match="has a gradient other than zero"):
+            optimizer.ascend()
+
+
 @pytest.mark.parametrize("wrapper", [AdversarialWeightPerturbation, RandomWeightPerturbation])
 def test_a_select_that_picks_nothing_is_named(wrapper):
     model = small_net()

@@ -184,7 +184,7 @@ def test_a_direction_is_scaled_before_it_is_narrowed(dtype, size, constraint):
         home = param.detach().double()
         expected = home + (expected - home).clamp(-0.1 * home.abs(), 0.1 * home.abs())
     with Perturbation(constraint) as perturbation:
-        perturbation.move([Move(param, direction, 0.1, 0.1)])
+        perturbation.move([param], [[Move(param, direction, 0.1, 0.1)]])
         moved = param.detach().double()
     spacing = torch.finfo(dtype).eps
     torch.testing.assert_close(moved, expected, rtol=spacing, atol=1e-5)
@@ -516,7 +516,7 @@ def test_a_tensor_class_with_the_operations_moves_and_comes_home():
 def test_an_error_of_torchs_own_classes_stays_what_it_is():
     param = a_matrix()
     with Perturbation() as perturbation, pytest.raises(TypeError):
-        perturbation.move([Move(param, param.detach(), "0.1", 0.1)])
+        perturbation.move([param], [[Move(param, param.detach(), "0.1", 0.1)]])
 
 
 # -- what is running now ---------------------------------------------------------------------------

@@ -107,31 +107,23 @@ class AdversarialWeightPerturbation(WeightPerturbation):
         if self._run.inside != BLOCK or perturbation is None:
             raise RuntimeError(f"ascend() outside {BLOCK}: enter one first")
         if self._is_due():
-            perturbation.move(self._moves())
-            self._warn_if_too_small(perturbation)
+            self._ascend(perturbation)
 
     @property
     def _ascent_steps(self) -> int:  # type: ignore[override]
-        return 0 if self._keeps_update else self.steps
-
-    @property
-    def _keeps_update(self) -> bool:
-        return bool(self.ascent == "update")
-
-    def _step_size_of(self, gamma: float) -> float:
-        return gamma / self.steps if self.step_size is None else self.step_size
+        return 0 if self.ascent == "update" else self.steps
 
     def _ascend(self, perturbation: Perturbation, gradients: Gradients | None = None) -> None:
         moves = self._moves(gradients)
-        moved = perturbation.move(moves)
+        moved = perturbation.move([move.param for move in moves], [moves])
         self._warn_if_too_small(perturbation)
         if not moves and not self._selected():
             self._warn_if_nothing_is_selected()
-        elif not self._keeps_update and not (moves and moved):
+        elif self.ascent == "current" and not (moves and moved):
             self._warn_once(
                 "gradients",
-                "no tensor is perturbed: no selected tensor has a gradient other than zero. Were "
-                "gradients cleared between backward() and perturb(), or computed elsewhere?",
+                "no tensor is perturbed (further): no selected tensor has a gradient other than "
+                "zero. Were gradients cleared after backward(), or computed elsewhere?",
             )
 
     def _would_move(self) -> bool:
@@ -141,12 +133,13 @@ class AdversarialWeightPerturbation(WeightPerturbation):
         step_sizes = {}
         for group, gamma in zip(self.param_groups, self._gammas(), strict=True):
             # What is kept of an update is the way back; a base that maximizes calls up down.
-            against = self._keeps_update or _maximizes(self.base, group)
-            step_sizes[id(group)] = self._step_size_of(gamma) * (-1 if against else 1)
+            against = self.ascent == "update" or _maximizes(self.base, group)
+            size = gamma / self.steps if self.step_size is None else self.step_size
+            step_sizes[id(group)] = -size if against else size
         moves = []
         for param, gamma, group in self._selected():
             direction = self._direction_of(param, gradients)
-            if direction is None and not self._keeps_update and is_sharded(param):
+            if direction is None and self.ascent == "current" and is_sharded(param):
                 # Other processes may have a gradient, and the norm takes a part from each.
                 direction = torch.zeros_like(param, dtype=getattr(param, "grad_dtype", None))
             if direction is not None:
@@ -154,7 +147,7 @@ class AdversarialWeightPerturbation(WeightPerturbation):
         return moves
 
     def _direction_of(self, param: Tensor, gradients: Gradients | None = None) -> Tensor | None:
-        if not self._keeps_update:
+        if self.ascent == "current":
             return param.grad if gradients is None else gradients.get(param)
         update = self._run.update.get(param)  # of a tensor that may have another shape now
         return update if update is not None and update.shape == param.shape else None
@@ -165,7 +158,7 @@ class AdversarialWeightPerturbation(WeightPerturbation):
     @torch.no_grad()
     def _before_base_step(self) -> None:
         super()._before_base_step()
-        if self._keeps_update and (self._run.is_probe or self._is_due(ahead=1)):
+        if self.ascent == "update" and (self._run.is_probe or self._is_due(ahead=1)):
             params = [param for param, _, _ in self._selected()]
             before = [torch.empty_like(param) for param in params]
             copy_(_local(before), _local(params))
@@ -175,6 +168,8 @@ class AdversarialWeightPerturbation(WeightPerturbation):
     @torch.no_grad()
     def _after_base_step(self) -> None:
         super()._after_base_step()
+        if self.ascent == "current":
+            return
         update = self._run.before
         for copies, weights in alike(_local(list(update.values())), _local(list(update))):
             torch._foreach_sub_(copies, weights)
@@ -186,7 +181,7 @@ class AdversarialWeightPerturbation(WeightPerturbation):
 
     def state_dict(self) -> dict[str, Any]:
         state_dict = super().state_dict()
-        if self._keeps_update:
+        if self.ascent == "update":
             self._add_update(_of_torch(state_dict))
         return state_dict
 
@@ -222,7 +217,7 @@ class AdversarialWeightPerturbation(WeightPerturbation):
             if isinstance(value, Tensor):
                 update[param] = value.to(param.device, param.dtype, copy=True)
         super().load_state_dict(state_dict)
-        self._run.update = update if self._keeps_update else {}
+        self._run.update = update if self.ascent == "update" else {}
 
     def _describe(self) -> str:
         return f"{super()._describe()}, steps={self.steps}, ascent={self.ascent!r}"

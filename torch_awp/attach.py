@@ -290,13 +290,13 @@ class Attachment:
             climbs = optimizer._ascent_steps
             for index in range(climbs):
                 this = Pass(index, True, perturbation.active, optimizer._inputs())
-                with optimizer._watched(this, False), freeze_running_stats(module, index > 0):
+                with optimizer._watched(this), freeze_running_stats(module, index > 0):
                     gradients = self._climb(optimizer, module, *call)
                 optimizer._ascend(perturbation, gradients)
             if not climbs:
                 optimizer._ascend(perturbation)
             this = Pass(climbs, False, perturbation.active)
-            perturbed.stack.enter_context(optimizer._watched(this, False))
+            perturbed.stack.enter_context(optimizer._watched(this))
             self._call.enter_context(freeze_running_stats(module, climbs > 0))
             perturbed.random = None if before is None else [before, _random_states()]
         except BaseException:

@@ -328,8 +328,9 @@ def sharpness(
                     losses.append(loss.detach().clone())
                     if step < steps:
                         _backward(loss)
-                        moving = [(w, w.grad) for w in weights if w.grad is not None]
-                        perturbation.move([Move(w, g, gamma, size) for w, g in moving])
+                        moving = {w: w.grad for w in weights if w.grad is not None}
+                        moves = [Move(w, g, gamma, size) for w, g in moving.items()]
+                        perturbation.move(moving, [moves])
         else:
             generator = Generator().manual_seed(0) if generator is None else generator
             for sample in range(samples + 1):
@@ -337,7 +338,7 @@ def sharpness(
                 with Perturbation(constraint) as perturbation, torch.no_grad():
                     if sample > 0:
                         noise = [(w, _noise_like(w, generator)) for w in weights]
-                        perturbation.move([Move(w, d, gamma, gamma) for w, d in noise])
+                        perturbation.move(weights, [[Move(*own, gamma, gamma) for own in noise]])
                     losses.append(_scalar(loss_fn(model)).clone())
     rises = torch.stack(losses).cpu().double() - losses[0].cpu()
     return float(rises.max() if mode == "worst" else rises[1:].mean())

@@ -64,14 +64,25 @@ class Pass:
     inputs: list[Tensor] | None = field(default=None, repr=False, compare=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Passes:
     """The passes of one step. Each `for` gets a generator that ends, and restores, with it."""
 
-    run: Callable[[], Iterator[Pass]]
+    optimizer: "WeightPerturbation"
 
     def __iter__(self) -> Iterator[Pass]:
-        return self.run()
+        optimizer = self.optimizer
+        with optimizer._open("a loop over passes()") as perturbation:
+            due = optimizer._is_due()
+            ascents = optimizer._ascent_steps if due else 0
+            for index in range(ascents + 1):
+                if due and (index > 0 or ascents == 0):
+                    optimizer._ascend(perturbation)
+                climbs = index < ascents
+                inputs = optimizer._inputs() if climbs else None
+                this = Pass(index, climbs, perturbation.active, inputs)
+                with optimizer._watched(this, refuse_adding=due):
+                    yield this
 
 
 @dataclass(eq=False)
@@ -187,19 +198,7 @@ class WeightPerturbation(Optimizer):
         >>> optimizer.step()
         """
         self._refuse_while_open("passes", by_hand=True)
-        return Passes(self._run_passes)
-
-    def _run_passes(self) -> Iterator[Pass]:
-        with self._open("a loop over passes()") as perturbation:
-            due = self._is_due()
-            ascents = self._ascent_steps if due else 0
-            for index in range(ascents + 1):
-                if due and (index > 0 or ascents == 0):
-                    self._ascend(perturbation)
-                climbs = index < ascents
-                inputs = self._inputs() if climbs else None
-                with self._watched(Pass(index, climbs, perturbation.active, inputs), due) as p:
-                    yield p
+        return Passes(self)
 
     def perturb(self) -> AbstractContextManager[None]:
         """Return a context in which the weights are at `w + v`.
@@ -219,7 +218,7 @@ class WeightPerturbation(Optimizer):
         with self._open(BLOCK) as perturbation:
             if self._is_due():
                 self._ascend(perturbation)
-            with self._watched(Pass(self._ascent_steps, False, perturbation.active), False):
+            with self._watched(Pass(self._ascent_steps, False, perturbation.active)):
                 yield
 
     def attach(self, module: nn.Module, loss: Callable[..., Tensor] | None = None) -> "Attachment":
@@ -354,7 +353,7 @@ class WeightPerturbation(Optimizer):
                 self._run.missed = self._what_was_missed()
                 return first_losses[-1]
             due, earlier, losses = self._is_due(), self._run.has_gradients, []
-            for _ in self._run_passes():
+            for _ in Passes(self):
                 losses.append(closure())
                 if due and not self._has_computed():
                     if earlier:  # Lightning's manual optimization brings an empty closure to the
@@ -421,7 +420,9 @@ class WeightPerturbation(Optimizer):
 
     def _gammas(self) -> list[float]:
         return [
-            checked_real(f"param_groups[{i}]['{GAMMA_KEY}']", group.get(GAMMA_KEY, self.gamma))
+            checked_real(
+                f"param_groups[{i}]['{GAMMA_KEY}']", group.get(GAMMA_KEY, self.default_gamma)
+            )
             for i, group in enumerate(self.param_groups)
         ]
 
@@ -480,7 +481,7 @@ class WeightPerturbation(Optimizer):
     # -- what silence would hide -----------------------------------------------------------------
 
     @contextmanager
-    def _watched(self, this: Pass, refuse_adding: bool) -> Iterator[Pass]:
+    def _watched(self, this: Pass, refuse_adding: bool = False) -> Iterator[None]:
         """A pass, of which we note whether it computes gradients, and refuse that it adds to older.
 
         Those belong to other weights (another batch at `w`, the ascent), so the sum would be
@@ -495,7 +496,7 @@ class WeightPerturbation(Optimizer):
         added: list[bool] = []
         handles = [] if first is None else self._watch_adding(first, added)
         try:
-            yield this
+            yield
         finally:
             for handle in handles:
                 handle.remove()

@@ -42,8 +42,7 @@ class Saved:
 
     def is_in_place(self) -> bool:
         """Whether the parameter still has the memory that it had."""
-        param = self.param
-        return _memory(param if sharding.is_plain(param) else _local(param)) == self.memory
+        return _memory(self.param) == self.memory
 
     def put_back(self) -> None:
         """Give the parameter its own memory again."""
@@ -103,26 +102,19 @@ class Perturbation:
         """Whether a weight is perturbed."""
         return bool(self._copies)
 
-    def move(self, moves: Sequence[Move]) -> bool:
-        """Perturb (further) by these moves.
-
-        Returns:
-            False where all directions are known to be zero, though a weight is not; they are not
-            known where reading them would wait.
-        """
-        return self.move_in_portions([move.param for move in moves], [moves])
-
     @torch.inference_mode(False)
     @torch.no_grad()
-    def move_in_portions(
-        self, params: Iterable[Tensor], portions: Iterable[Sequence[Move]]
-    ) -> bool:
+    def move(self, params: Iterable[Tensor], portions: Iterable[Sequence[Move]]) -> bool:
         """Perturb (further) by one portion of moves after the other.
 
         Args:
             params: the parameters of all portions; one that shares memory with another must be
                 saved before that moves.
             portions: the moves, which are made one by one.
+
+        Returns:
+            False where all directions are known to be zero, though a weight is not; they are not
+            known where reading them would wait.
         """
         self._note_writes()
         params, found = list(params), []
@@ -281,7 +273,7 @@ def _saved(param: Tensor) -> Saved:
     weight = _as_real(local)
     backup = torch.empty_like(weight)
     kind = weight.device, weight.dtype, weight.stride() == backup.stride()
-    return Saved(param, local, weight, backup, shards, _memory(local), kind)
+    return Saved(param, local, weight, backup, shards, _memory(param), kind)
 
 
 def _local(param: Tensor) -> Tensor:
@@ -309,8 +301,9 @@ def _name_class(params: list[Tensor], error: Exception) -> None:
             ) from error
 
 
-def _memory(tensor: Tensor) -> tuple[object, ...]:
+def _memory(param: Tensor) -> tuple[object, ...]:
     """What tells two views of memory apart, on devices without addresses too."""
+    tensor = param if sharding.is_plain(param) else _local(param)
     place = tensor.data_ptr() or (tensor.untyped_storage()._cdata, tensor.storage_offset())
     return place, tensor.shape, tensor.stride(), tensor.dtype
 

@@ -84,7 +84,7 @@ class RandomWeightPerturbation(WeightPerturbation):
             [Move(p, noise, gammas[p], gammas[p]) for p, noise in self._noise_of(params)]
             for params in _portions(gammas)
         )
-        perturbation.move_in_portions(gammas, portions)
+        perturbation.move(gammas, portions)
         self._warn_if_too_small(perturbation)
 
     def _noise_of(self, params: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
