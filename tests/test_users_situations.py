@@ -183,7 +183,7 @@ def test_a_direction_is_scaled_before_it_is_narrowed(dtype, size, constraint):
     if constraint == "element":
         home = param.detach().double()
         expected = home + (expected - home).clamp(-0.1 * home.abs(), 0.1 * home.abs())
-    with Perturbation(constraint) as perturbation:
+    with Perturbation(constraint, 0.0, {}) as perturbation:
         perturbation.move([param], [[Move(param, direction, 0.1, 0.1)]])
         moved = param.detach().double()
     spacing = torch.finfo(dtype).eps
@@ -515,7 +515,7 @@ def test_a_tensor_class_with_the_operations_moves_and_comes_home():
 
 def test_an_error_of_torchs_own_classes_stays_what_it_is():
     param = a_matrix()
-    with Perturbation() as perturbation, pytest.raises(TypeError):
+    with Perturbation("layer", 0.0, {}) as perturbation, pytest.raises(TypeError):
         perturbation.move([param], [[Move(param, param.detach(), "0.1", 0.1)]])
 
 

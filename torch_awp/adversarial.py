@@ -16,10 +16,10 @@ from torch_awp.optimizer import (
     Gradients,
     Select,
     WeightPerturbation,
-    checked_choice,
     checked_integer,
     checked_real,
     optimizers_of,
+    require,
 )
 from torch_awp.perturbation import Move, Perturbation
 from torch_awp.sharding import is_sharded, local_part
@@ -92,7 +92,8 @@ class AdversarialWeightPerturbation(WeightPerturbation):
         self.step_size = step_size
         if step_size is not None:
             self.step_size = checked_real("step_size", step_size, positive=True)
-        self.ascent = checked_choice("ascent", ascent, "current", "update")
+        self.ascent = ascent
+        require(ascent in ("current", "update"), "ascent", ascent, "one of 'current', 'update'")
         if ascent != "current" and steps != 1:
             raise ValueError(f"ascent={ascent!r} climbs once: steps must be 1, got {steps}")
         super().__init__(optimizer, gamma, constraint, select, interval, start_step, epsilon)
@@ -113,13 +114,24 @@ class AdversarialWeightPerturbation(WeightPerturbation):
     def _ascent_steps(self) -> int:  # type: ignore[override]
         return 0 if self.ascent == "update" else self.steps
 
+    def _step_size(self, gamma: float) -> float:
+        return gamma / self.steps if self.step_size is None else self.step_size
+
     def _ascend(self, perturbation: Perturbation, gradients: Gradients | None = None) -> None:
-        moves = self._moves(gradients)
+        selected, moves = self._selected(), []
+        self._warn_if_in_vain(selected)
+        for param, gamma, group in selected:
+            direction = self._direction_of(param, gradients)
+            if direction is None and self.ascent == "current" and is_sharded(param):
+                # Other processes may have a gradient, and the norm takes a part from each.
+                direction = torch.zeros_like(param, dtype=getattr(param, "grad_dtype", None))
+            if direction is not None:
+                # What is kept of an update is the way back; a base that maximizes calls up down.
+                back = self.ascent == "update" or _maximizes(self.base, group)
+                size = self._step_size(gamma)
+                moves.append(Move(param, direction, gamma, -size if back else size))
         moved = perturbation.move([move.param for move in moves], [moves])
-        self._warn_if_too_small(perturbation)
-        if not moves and not self._selected():
-            self._warn_if_nothing_is_selected()
-        elif self.ascent == "current" and not (moves and moved):
+        if selected and self.ascent == "current" and not (moves and moved):
             self._warn_once(
                 "gradients",
                 "no tensor is perturbed (further): no selected tensor has a gradient other than "
@@ -128,23 +140,6 @@ class AdversarialWeightPerturbation(WeightPerturbation):
 
     def _would_move(self) -> bool:
         return any(self._direction_of(param) is not None for param, _, _ in self._selected())
-
-    def _moves(self, gradients: Gradients | None = None) -> list[Move]:
-        step_sizes = {}
-        for group, gamma in zip(self.param_groups, self._gammas(), strict=True):
-            # What is kept of an update is the way back; a base that maximizes calls up down.
-            against = self.ascent == "update" or _maximizes(self.base, group)
-            size = gamma / self.steps if self.step_size is None else self.step_size
-            step_sizes[id(group)] = -size if against else size
-        moves = []
-        for param, gamma, group in self._selected():
-            direction = self._direction_of(param, gradients)
-            if direction is None and self.ascent == "current" and is_sharded(param):
-                # Other processes may have a gradient, and the norm takes a part from each.
-                direction = torch.zeros_like(param, dtype=getattr(param, "grad_dtype", None))
-            if direction is not None:
-                moves.append(Move(param, direction, gamma, step_sizes[id(group)]))
-        return moves
 
     def _direction_of(self, param: Tensor, gradients: Gradients | None = None) -> Tensor | None:
         if self.ascent == "current":
@@ -168,8 +163,6 @@ class AdversarialWeightPerturbation(WeightPerturbation):
     @torch.no_grad()
     def _after_base_step(self) -> None:
         super()._after_base_step()
-        if self.ascent == "current":
-            return
         update = self._run.before
         for copies, weights in alike(_local(list(update.values())), _local(list(update))):
             torch._foreach_sub_(copies, weights)
@@ -191,19 +184,16 @@ class AdversarialWeightPerturbation(WeightPerturbation):
         Tensors without one have zeros there: distributed checkpoints are read into what a fresh
         optimizer has, and want entries of all tensors or of none.
         """
+        found = ((param, self._direction_of(param)) for param in self._params())
+        updates = {param: update for param, update in found if update is not None}
+        if updates or self.state or self._step_number() > 0:
+            fresh = [param for param, _, _ in self._selected() if param not in updates]
+            updates |= {param: torch.zeros_like(param, requires_grad=False) for param in fresh}
         saved = dict(state_dict["state"])
-        begun = bool(self.state) or self._step_number() > 0 or bool(self._run.update)
-        selected = {param for param, _, _ in self._selected()} if begun else set()
         # Bases read state of a tensor as their own (Adam's "step"): none where nothing was changed.
-        changed = any(map(_is_change, [*self._run.update.values(), *filter(is_sharded, selected)]))
-        fill = changed and not any(saved.values())
-        if self._run.update or selected:
-            saved = {index: saved.get(index, {}) for index in _indices(state_dict)} | saved
+        fill = not any(saved.values()) and any(map(_is_change, updates.values()))
         for index, param in zip(_indices(state_dict), self._params(), strict=True):
-            values = saved.get(index) or {}
-            update = self._direction_of(param)
-            if update is None and param in selected and (values or fill):
-                update = torch.zeros_like(param, requires_grad=False)
+            values, update = saved.get(index) or {}, updates.get(param)
             if update is not None and (values or fill or _is_change(update)):
                 saved[index] = {**values, UPDATE_KEY: update}
         state_dict["state"] = saved
@@ -227,7 +217,7 @@ def _maximizes(base: Optimizer, group: dict[str, Any]) -> bool:
     """Whether the base steps uphill: in torch a value of the group, elsewhere an attribute."""
     if "maximize" in group:
         return bool(group["maximize"])
-    return any(bool(getattr(optimizer, "maximize", False)) for optimizer in optimizers_of(base))
+    return any(getattr(optimizer, "maximize", False) for optimizer in optimizers_of(base))
 
 
 def _is_change(update: Tensor) -> bool:

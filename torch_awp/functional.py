@@ -14,14 +14,17 @@ number of kernels counts: many tensors are copied into one buffer, where one ker
 On the host memory traffic counts: long tensors are handled in pieces that fit into a core's cache.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cache
+from itertools import accumulate, groupby
+from typing import Any
 
 import torch
 from torch import Tensor
 
-# Elements at a time: on the host 512 KiB in float32, elsewhere 64 MiB for each of the buffers.
-_HOST_PIECE, _DEVICE_PIECE = 2**17, 2**24
+# Elements of a piece: on the host 512 KiB in float32, elsewhere 32 MiB. A portion has up to twice.
+_HOST_PIECE, _DEVICE_PIECE = 2**17, 2**23
 # Elements on the host up to which one call for many tensors takes less time than one for each.
 _SHORT = 2**14
 # A tensor begins a row of its own in a buffer, so that a row has one scale.
@@ -52,9 +55,7 @@ def norms(tensors: Tensors) -> Tensor:
     """
     dtype = opmath_dtype(tensors[0].dtype)
     if not on_host(tensors[0]):
-        pieces = [_cut((tensor,), _DEVICE_PIECE) for tensor in tensors]
-        parts = torch._foreach_norm([piece for own in pieces for (piece,) in own], 2, dtype=dtype)
-        return _joined(torch.stack(list(parts)), list(map(len, pieces)))
+        return torch.stack(list(torch._foreach_norm(tensors, 2, dtype=dtype)))
     short = [tensor for tensor in tensors if tensor.numel() <= _SHORT]
     of_short = iter(torch._foreach_norm(short, 2, dtype=dtype) if short else ())
     each = [_norm_of_long(t) if t.numel() > _SHORT else next(of_short) for t in tensors]
@@ -71,12 +72,15 @@ def distances(weights: Tensors, centers: Tensors) -> Tensor:
     >>> distances([torch.tensor([4.0, 3.0])], [torch.tensor([1.0, -1.0])])
     tensor([5.], dtype=torch.float64)
     """
-    counts, parts = [0] * len(weights), Tensors()
-    for owners, moved, starts in _in_pieces(weights, centers):
+    owners, parts = list[int](), Tensors()
+    for of_portion, moved, starts in _in_pieces(weights, centers):
+        owners += of_portion
         parts.append(norms(_differences(moved, starts)))
-        for owner in owners:
-            counts[owner] += 1
-    return _joined(torch.cat(parts), counts)
+    found = torch.cat(parts)
+    if len(owners) > len(weights):
+        of_each = torch.split(found, list(Counter(owners).values()))
+        found = torch.stack([torch.linalg.vector_norm(of_one) for of_one in of_each])
+    return found
 
 
 def step_scales(
@@ -114,12 +118,27 @@ def add_scaled_(weights: Tensors, directions: Tensors, scales: Tensor) -> None:
     >>> weight
     tensor([1.5000, 1.5000])
     """
+    dtype = opmath_dtype(weights[0].dtype)
     if on_host(scales):  # one pass through memory, whatever the length
-        _add_on_host_(weights, directions, scales.tolist())
+        for weight, direction, scale in zip(weights, directions, scales.tolist(), strict=True):
+            if 0 < abs(scale) <= torch.finfo(dtype).max:
+                # In half precision alpha would be rounded.
+                weight.add_(direction.to(dtype), alpha=scale)
         return
-    scales = _finite(scales.to(opmath_dtype(weights[0].dtype)))
+    each = torch.split(_finite(scales.to(dtype)), 1)
     for owners, moved, along in _in_pieces(weights, directions):
-        _add_in_buffer_(moved, along, scales, owners)
+        copies, buffer = _buffer(along, dtype, like=moved)
+        of_rows = [each[i].expand(n) for i, n in zip(owners, _rows(moved), strict=True)]
+        factors = torch.cat(of_rows).unsqueeze(1)
+        # A product with 0 would keep NaN, and adding 0.0 would turn -0.0 into 0.0.
+        buffer.masked_fill_(factors == 0, -0.0).mul_(factors)
+        if dtype == weights[0].dtype:
+            for some_weights, some_copies in alike(moved, copies):
+                torch._foreach_add_(some_weights, some_copies)
+        else:
+            sums, wide = _buffer(moved, dtype)
+            wide.add_(buffer)
+            copy_(moved, sums)
 
 
 def project_layer_(weights: Tensors, centers: Tensors, radii: Tensor, distances: Tensor) -> None:
@@ -137,14 +156,10 @@ def project_layer_(weights: Tensors, centers: Tensors, radii: Tensor, distances:
     >>> weight
     tensor([2.5000, 1.0000])
     """
-    pull = _finite((radii / distances - 1).clamp(max=0)).to(opmath_dtype(weights[0].dtype))
-    values = pull.tolist() if on_host(pull) else None
+    each = torch.split((radii / distances - 1).clamp(max=0), 1)
     for owners, moved, starts in _in_pieces(weights, centers):
-        differences = _differences(moved, starts)
-        if values is None:
-            _add_in_buffer_(moved, differences, pull, owners)
-        else:
-            _add_on_host_(moved, differences, [values[owner] for owner in owners])
+        pull = torch.cat([each[owner] for owner in owners])
+        add_scaled_(moved, _differences(moved, starts), pull)
 
 
 def project_element_(weights: Tensors, centers: Tensors, gamma: float) -> None:
@@ -202,36 +217,6 @@ def _differences(weights: Tensors, centers: Tensors) -> Tensors:
     return copies
 
 
-def _add_on_host_(weights: Tensors, directions: Tensors, scales: list[float]) -> None:
-    dtype = opmath_dtype(weights[0].dtype)
-    largest = torch.finfo(dtype).max
-    for weight, direction, scale in zip(weights, directions, scales, strict=True):
-        if 0 < abs(scale) <= largest:
-            if direction.dtype != dtype:  # the alpha of half precision would be rounded
-                direction = direction.to(dtype)
-            weight.add_(direction, alpha=scale)
-
-
-def _add_in_buffer_(
-    weights: Tensors, directions: Tensors, scales: Tensor, owners: list[int]
-) -> None:
-    """Add to each weight its direction times the scale at its owner's index."""
-    dtype = scales.dtype
-    copies, buffer = _buffer(directions, dtype, like=weights)
-    each = torch.split(scales, 1)
-    of_rows = [each[owner].expand(n) for owner, n in zip(owners, _rows(weights), strict=True)]
-    factors = torch.cat(of_rows).unsqueeze(1)
-    # A product with 0 would keep NaN, and adding 0.0 would turn -0.0 into 0.0.
-    buffer.masked_fill_(factors == 0, -0.0).mul_(factors)
-    if dtype == weights[0].dtype:
-        for some_weights, some_copies in alike(weights, copies):
-            torch._foreach_add_(some_weights, some_copies)
-    else:
-        sums, wide = _buffer(weights, dtype)
-        wide.add_(buffer)
-        copy_(weights, sums)
-
-
 def _buffer(
     tensors: Tensors, dtype: torch.dtype, like: Tensors | None = None
 ) -> tuple[Tensors, Tensor]:
@@ -272,22 +257,19 @@ def _in_pieces(first: Tensors, second: Tensors) -> Iterator[tuple[list[int], Ten
     Yields:
         for each piece the index of the tensor it belongs to, and the pieces of each list.
     """
-    size = room = _HOST_PIECE if on_host(first[0]) else _DEVICE_PIECE
-    portion: list[tuple[int, Tensor, Tensor]] = []
-    for owner, pair in enumerate(zip(first, second, strict=True)):
-        for one, other in _cut(pair, size):
-            if portion and one.numel() > room:
-                yield _unzipped(portion)
-                portion, room = [], size
-            portion.append((owner, one, other))
-            room -= one.numel()
-    if portion:
-        yield _unzipped(portion)
+    size = _HOST_PIECE if on_host(first[0]) else _DEVICE_PIECE
+    pairs = enumerate(zip(first, second, strict=True))
+    pieces = [(owner, *both) for owner, pair in pairs for both in _cut(pair, size)]
+    for portion in portions(pieces, [one.numel() for _, one, _ in pieces], size):
+        owners, some, others = map(list, zip(*portion, strict=True))
+        yield owners, some, others
 
 
-def _unzipped(portion: list[tuple[int, Tensor, Tensor]]) -> tuple[list[int], Tensors, Tensors]:
-    owners, first, second = zip(*portion, strict=True)
-    return list(owners), list(first), list(second)
+def portions(items: Sequence[Any], numels: Sequence[int], size: int) -> Iterator[list[Any]]:
+    """Split a list wherever its tensors have reached another `size` elements."""
+    ends = accumulate(numels)
+    for _, portion in groupby(zip(ends, items, strict=True), key=lambda pair: pair[0] // size):
+        yield [item for _, item in portion]
 
 
 def _finite(numbers: Tensor) -> Tensor:
@@ -304,10 +286,3 @@ def _norm_of_long(tensor: Tensor) -> Tensor:
         pieces = [piece.to(dtype) for piece in torch.split(in_order.view(-1), _HOST_PIECE)]
         norm = torch.stack([torch.dot(piece, piece) for piece in pieces]).double().sum().sqrt()
     return norm.to(dtype)
-
-
-def _joined(parts: Tensor, counts: list[int]) -> Tensor:
-    """The norms of tensors from those of their pieces, `counts` for each tensor."""
-    if len(parts) == len(counts):
-        return parts
-    return torch.stack([torch.linalg.vector_norm(of_one) for of_one in torch.split(parts, counts)])

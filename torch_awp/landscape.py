@@ -4,27 +4,23 @@ Parameters, buffers, train/eval modes, gradients, `requires_grad` and torch's ra
 bit for bit the same afterwards, also after an exception or KeyboardInterrupt.
 """
 
-import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain, product, repeat
 from numbers import Real
 from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor, nn
 
+from torch_awp.adversarial import AdversarialWeightPerturbation
 from torch_awp.functional import opmath_dtype
-from torch_awp.optimizer import (
-    Constraint,
-    Select,
-    checked_choice,
-    checked_integer,
-    checked_real,
-)
-from torch_awp.perturbation import Move, Perturbation, retry
+from torch_awp.optimizer import Constraint, Select, checked_integer, require
+from torch_awp.perturbation import retry
+from torch_awp.random import RandomWeightPerturbation
 from torch_awp.running_stats import is_writable
 
 __all__ = ["cosine", "filter_normalized_direction", "loss_curve", "loss_surface", "sharpness"]
@@ -74,8 +70,12 @@ def filter_normalized_direction(
     >>> direction["bias"]
     tensor([0., 0.])
     """
-    every, selected = _weights(model, lambda *_: True), _weights(model, select)
-    d = {name: _normalized(_noise_like(w, generator), w) for name, w in selected.items()}
+    every, selected, d = _weights(model, lambda *_: True), _weights(model, select), {}
+    for name, weight in selected.items():
+        device = weight.device if generator is None else generator.device
+        options: Any = {"dtype": opmath_dtype(weight.dtype), "device": device}
+        noise = torch.randn(weight.shape, generator=generator, **options)
+        d[name] = _normalized(noise.to(weight.device), weight)
     if orthogonal_to is not None:
         other = _checked_direction("orthogonal_to", orthogonal_to, model)
         other = {name: vector for name, vector in other.items() if name in selected}
@@ -108,14 +108,6 @@ def _weights(model: nn.Module, select: Select | None) -> dict[str, nn.Parameter]
 
 def _zeros_like(weight: Tensor) -> Tensor:
     return torch.zeros_like(weight, dtype=opmath_dtype(weight.dtype))
-
-
-def _noise_like(weight: Tensor, generator: Generator | None) -> Tensor:
-    device = weight.device if generator is None else generator.device
-    noise = torch.randn(
-        weight.shape, dtype=opmath_dtype(weight.dtype), device=device, generator=generator
-    )
-    return noise.to(weight.device)
 
 
 def _normalized(vector: Tensor, weight: Tensor) -> Tensor:
@@ -211,7 +203,7 @@ def _losses(
     vectors = [[d[n] if n in d else _zeros_like(w) for n, w in weights.items()] for d in directions]
     moving, losses = tuple(weights.values()), []
     with _snapshot(model, moving) as restore, torch.no_grad():
-        for position in itertools.product(*axes):
+        for position in product(*axes):
             restore()
             _add_(moving, vectors, position)
             losses.append(_scalar(loss_fn(model)).clone())
@@ -235,17 +227,17 @@ def _checked_direction(argument: str, direction: Direction, model: nn.Module) ->
     for name, vector in direction.items():
         if name not in params:
             raise ValueError(f"{argument} has {name!r}, which is not in model.named_parameters()")
-        if vector.shape != params[name].shape:
-            shapes = f"{tuple(params[name].shape)}, got {tuple(vector.shape)}"
-            raise ValueError(f"{argument}[{name!r}] must have the parameter's shape {shapes}")
+        fits, shape = vector.shape == params[name].shape, tuple(params[name].shape)
+        expected = f"of the parameter's shape {shape}"
+        require(fits, f"{argument}[{name!r}]", tuple(vector.shape), expected)
         fitting[name] = vector.detach().to(params[name].device, opmath_dtype(vector.dtype))
     return fitting
 
 
 def _checked_positions(argument: str, positions: Positions) -> list[float]:
     values = torch.as_tensor(positions, dtype=torch.float64, device="cpu")
-    if values.ndim != 1 or values.numel() == 0 or not values.isfinite().all():
-        raise ValueError(f"{argument} must be finite numbers in one dimension, got {positions!r}")
+    valid = values.ndim == 1 and values.numel() > 0 and bool(values.isfinite().all())
+    require(valid, argument, positions, "finite numbers in one dimension")
     numbers: list[float] = values.tolist()
     middle = len(numbers) // 2
     symmetric = len(numbers) % 2 == 1 and math.isclose(numbers[0], -numbers[-1], rel_tol=1e-6)
@@ -305,41 +297,38 @@ def sharpness(
     >>> round(rise, 4)  # 8 * (1.5 ** 2 - 1)
     10.0
     """
-    gamma = checked_real("gamma", gamma)
-    steps = checked_integer("steps", steps, minimum=1)
+    require(mode in ("worst", "average"), "mode", mode, "one of 'worst', 'average'")
     samples = checked_integer("samples", samples, minimum=1)
-    if step_size is not None:
-        checked_real("step_size", step_size, positive=True)
-    size = step_size or 2 * gamma / steps
-    checked_choice("mode", mode, "worst", "average")
-    checked_choice("constraint", constraint, "layer", "element")
-    weights = list(_weights(model, select).values())
+    weights = _weights(model, select)
     if not weights:
         raise ValueError(f"select={select!r} must pick at least one tensor of the model, got none")
+    base = torch.optim.SGD(weights.items())  # which never steps
+    how: dict[str, Any] = {"constraint": constraint, "select": lambda *_: True}
+    optimizer: Any
+    if mode == "worst":
+        how |= {"steps": steps, "step_size": step_size}
+        optimizer = AdversarialWeightPerturbation(base, gamma, **how)
+        optimizer.step_size = step_size or 2 * gamma / steps
+        optimizer._run.warned.add("gradients")  # at a maximum nothing rises
+    else:
+        how["generator"] = generator or Generator().manual_seed(0)
+        optimizer = RandomWeightPerturbation(base, gamma, **how)
     losses = []
-    with _snapshot(model) as restore:
-        if mode == "worst":
-            with Perturbation(constraint) as perturbation, torch.enable_grad():
-                for step in range(steps + 1):
-                    restore()
-                    for weight in weights:
-                        weight.requires_grad_(True)
-                    loss = _scalar(loss_fn(model))
-                    losses.append(loss.detach().clone())
-                    if step < steps:
-                        _backward(loss)
-                        moving = {w: w.grad for w in weights if w.grad is not None}
-                        moves = [Move(w, g, gamma, size) for w, g in moving.items()]
-                        perturbation.move(moving, [moves])
-        else:
-            generator = Generator().manual_seed(0) if generator is None else generator
-            for sample in range(samples + 1):
+    with _snapshot(model):
+        for weight in weights.values():
+            weight.requires_grad_(True)  # frozen ones move, too
+        with _snapshot(model) as restore, torch.set_grad_enabled(mode == "worst"):
+            if mode == "average":
                 restore()
-                with Perturbation(constraint) as perturbation, torch.no_grad():
-                    if sample > 0:
-                        noise = [(w, _noise_like(w, generator)) for w in weights]
-                        perturbation.move(weights, [[Move(*own, gamma, gamma) for own in noise]])
-                    losses.append(_scalar(loss_fn(model)).clone())
+                losses.append(_scalar(loss_fn(model)).clone())
+            for p in chain.from_iterable(
+                repeat(optimizer.passes(), 1 if mode == "worst" else samples)
+            ):
+                restore()
+                loss = _scalar(loss_fn(model))
+                losses.append(loss.detach().clone())
+                if p.climbs:
+                    _backward(loss)
     rises = torch.stack(losses).cpu().double() - losses[0].cpu()
     return float(rises.max() if mode == "worst" else rises[1:].mean())
 

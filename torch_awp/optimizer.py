@@ -6,7 +6,7 @@ import warnings
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import repeat
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from torch_awp import sharding
 from torch_awp.functional import on_host
@@ -29,11 +29,11 @@ Closure = Callable[[], Any]
 Constraint = Literal["layer", "element"]
 Select = Callable[[str, Tensor], bool]
 Gradients = Mapping[Tensor, Tensor]
+Selected = list[tuple[Tensor, float, dict[str, Any]]]  # each with its group's gamma, and its group
 
 GAMMA_KEY, STEP_KEY = "perturb_gamma", "perturb_step"
 DEFAULT_KEY = "perturb_default"  # the gamma that the wrapper gave to a group
 UPDATE_KEY = "perturb_update"  # in a checkpoint, beside the base's state of a tensor
-ATTACHMENT = "perturb_attachment"  # in a copy
 BLOCK = "a perturb() block"
 _UNPERTURBED = (
     "they were computed outside a loop over passes(), a perturb() block or a closure. For a "
@@ -93,18 +93,20 @@ class RunState:
     perturbation: Callable[[], Perturbation | None] = lambda: None  # weak: who opened it owns it
     current_pass: Pass | None = None
     versions: list[tuple[Tensor, Any]] = field(default_factory=list)  # of gradients, as it began
-    cleared: bool = False  # by the wrapper's zero_grad, since it began
     used: bool = False  # a block or loop ran since the last step
     has_gradients: bool = False  # ... and computed the gradients to step on
     in_closure: bool = False  # the base evaluates the closure
     is_probe: bool = False
-    missed: str | None = None  # why this step's gradients are not those of perturbed weights
     steps: int = 0  # successful ones, where no group tells
     before: dict[Tensor, Tensor] = field(default_factory=dict)  # weights, while the base steps
     update: dict[Tensor, Tensor] = field(default_factory=dict)  # minus the change of the last step
     saved: dict[Tensor, Saved] = field(default_factory=dict)  # by the last perturbation
     warned: set[str] = field(default_factory=set)
     attachment: "Attachment | None" = None  # whose forward passes perturb
+
+    def __reduce__(self) -> Any:
+        """Copies begin anew, with the update, and the attachment of a copied pair."""
+        return RunState, (), {"update": self.update, "attachment": self.attachment}
 
 
 def _of_base(name: str) -> Any:
@@ -147,15 +149,21 @@ class WeightPerturbation(Optimizer):
         if not isinstance(optimizer, Optimizer):
             expected = "a constructed torch.optim.Optimizer (SGD(model.parameters(), lr=0.1))"
             raise TypeError(f"optimizer must be {expected}, got {optimizer!r}")
-        if select is not None and not callable(select):
-            raise ValueError(f"select must be None or (name, param) -> bool, got {select!r}")
+        require(
+            select is None or callable(select), "select", select, "None or (name, param) -> bool"
+        )
+        require(
+            constraint in ("layer", "element"),
+            "constraint",
+            constraint,
+            "one of 'layer', 'element'",
+        )
+        self.constraint, self.select, self.base = constraint, select, optimizer
         self.default_gamma = checked_real("gamma", gamma)
-        self.constraint = checked_choice("constraint", constraint, "layer", "element")
-        self.select = select
+        self.epsilon = checked_real("epsilon", epsilon)
         self.interval = checked_integer("interval", interval, minimum=1)
         self.start_step = checked_integer("start_step", start_step, minimum=0)
-        self.epsilon = checked_real("epsilon", epsilon)
-        self.base = optimizer
+        self._run = RunState()
         self._connect()
         for group in self.param_groups:  # what an earlier wrapper of this base filled in
             if group.pop(DEFAULT_KEY, None) == group.get(GAMMA_KEY):
@@ -167,6 +175,10 @@ class WeightPerturbation(Optimizer):
     @abstractmethod
     def _ascend(self, perturbation: Perturbation, gradients: Gradients | None = None) -> None:
         """Perturb every selected tensor that has a direction; `gradients` replace their own."""
+
+    def _step_size(self, gamma: float) -> float:
+        """The length of one ascent step of a tensor, relative to its norm."""
+        return gamma
 
     def _would_move(self) -> bool:
         """Whether a tensor would move if weights were perturbed now."""
@@ -279,7 +291,9 @@ class WeightPerturbation(Optimizer):
         """The one way to perturbed weights and back."""
         self._refuse_while_open(name)
         run = self._run
-        perturbation = Perturbation(self.constraint, self.epsilon, run.saved)
+        # With an update, one copy between steps is enough.
+        earlier = {} if run.update else run.saved
+        perturbation = Perturbation(self.constraint, self.epsilon, earlier)
         try:
             run.inside, run.perturbation = name, weakref.ref(perturbation)
             run.used = True
@@ -289,9 +303,6 @@ class WeightPerturbation(Optimizer):
                 yield perturbation
         finally:
             run.inside = run.current_pass = None
-            if run.update:  # one copy between steps is enough
-                for saved in run.saved.values():
-                    saved.backup = None
         if perturbation.overwritten:
             shape = tuple(perturbation.overwritten[0].shape)
             self._warn_once(
@@ -323,7 +334,7 @@ class WeightPerturbation(Optimizer):
         run, due, losses = self._run, self._is_due(), []  # type: ignore[var-annotated]
         if closure is not None:
             # Through the base's own closure, so that optimizers which need one (LBFGS) work too.
-            args = (self._evaluation(closure, losses), *args)
+            args = (partial(self._evaluate, closure, losses), *args)
         run.in_closure = closure is not None
         try:
             loss = self.base.step(*args, **kwargs)
@@ -342,43 +353,36 @@ class WeightPerturbation(Optimizer):
             return losses[0]
         return loss
 
-    def _evaluation(self, closure: Closure, first_losses: list[Any]) -> Closure:
-        """A closure for the base, which leaves the gradients to step on."""
-
-        @torch.enable_grad()
-        def evaluation() -> Any:
-            if self._attached:
-                first_losses.append(closure())
-                self._restore_attached()
-                self._run.missed = self._what_was_missed()
-                return first_losses[-1]
-            due, earlier, losses = self._is_due(), self._run.has_gradients, []
-            for _ in Passes(self):
-                losses.append(closure())
-                if due and not self._has_computed():
-                    if earlier:  # Lightning's manual optimization brings an empty closure to the
-                        break  # step after the user's own loop
-                    raise RuntimeError(
-                        "the closure computed no gradient: on a step that perturbs it must clear "
-                        "the gradients, compute the loss, call backward() and return the loss"
-                    )
-            first_losses.append(losses[0])
-            return losses[-1]
-
-        return evaluation
+    @torch.enable_grad()
+    def _evaluate(self, closure: Closure, first_losses: list[Any]) -> Any:
+        """Call a closure for the base, so that it leaves the gradients to step on."""
+        if self._attached:
+            first_losses.append(closure())
+            self._restore_attached()
+            return first_losses[-1]
+        due, earlier, losses = self._is_due(), self._run.has_gradients, []
+        for _ in Passes(self):
+            losses.append(closure())
+            if due and not self._has_computed():
+                if earlier:  # Lightning's manual optimization brings an empty closure to the
+                    break  # step after the user's own loop
+                raise RuntimeError(
+                    "the closure computed no gradient: on a step that perturbs it must clear the "
+                    "gradients, compute the loss, call backward() and return the loss"
+                )
+        first_losses.append(losses[0])
+        return losses[-1]
 
     def _before_base_step(self) -> None:
         """Hook of the base, before it steps, whoever makes it."""
         self._restore_attached()
         self._refuse_while_open(f"{type(self.base).__name__}.step")
         self._run.is_probe = self._is_state_probe()
-        self._run.missed = self._what_was_missed()
 
     def _after_base_step(self) -> None:
         """Hook of the base, after it has stepped."""
         run = self._run
-        if run.missed is not None:
-            self._warn_once("step", run.missed)
+        self._warn_if_missed()
         run.used = run.has_gradients = False
         if run.attachment is not None:
             run.attachment.missed = type(run.attachment).missed
@@ -387,24 +391,22 @@ class WeightPerturbation(Optimizer):
             for group in self.param_groups:
                 group[STEP_KEY] = run.steps
 
-    def _what_was_missed(self) -> str | None:
-        """Why the gradients of a step that is due are not those of perturbed weights."""
+    def _warn_if_missed(self) -> None:
+        """Say why the gradients of a step that was due are not those of perturbed weights."""
         run, attached = self._run, self._attached
-        if run.is_probe or run.has_gradients or not self._is_due():
-            return None
-        if run.in_closure and not attached:
-            return None
+        expected = run.has_gradients or run.is_probe or (run.in_closure and not attached)
+        if expected or not self._is_due():
+            return
         if self._would_move():
-            reason = _UNPERTURBED
-            if attached:
-                reason = f"the optimizer is attached to a module, but {attached.missed}"
-            return f"step() on gradients of unperturbed weights: {reason}"
-        if run.used and all(param.grad is None for param in self._params()):
-            return (
+            missed = attached and f"the optimizer is attached to a module, but {attached.missed}"
+            cause = f"step() on gradients of unperturbed weights: {missed or _UNPERTURBED}"
+            self._warn_once("step", cause)
+        elif run.used and all(param.grad is None for param in self._params()):
+            self._warn_once(
+                "step",
                 "step() without a gradient: nothing is perturbed. Are the tensors of this "
-                "optimizer trained elsewhere (by optimizers in backward hooks), or all frozen?"
+                "optimizer trained elsewhere (by optimizers in backward hooks), or all frozen?",
             )
-        return None
 
     # -- when and what ---------------------------------------------------------------------------
 
@@ -419,12 +421,8 @@ class WeightPerturbation(Optimizer):
         return self.default_gamma
 
     def _gammas(self) -> list[float]:
-        return [
-            checked_real(
-                f"param_groups[{i}]['{GAMMA_KEY}']", group.get(GAMMA_KEY, self.default_gamma)
-            )
-            for i, group in enumerate(self.param_groups)
-        ]
+        gammas = [group.get(GAMMA_KEY, self.default_gamma) for group in self.param_groups]
+        return [checked_real(f"param_groups[{i}]['{GAMMA_KEY}']", g) for i, g in enumerate(gammas)]
 
     def _is_due(self, ahead: int = 0) -> bool:
         """Whether this step perturbs, or one further ahead."""
@@ -453,9 +451,9 @@ class WeightPerturbation(Optimizer):
     def _params(self) -> list[Tensor]:
         return [param for group in self.param_groups for param in group["params"]]
 
-    def _selected(self) -> list[tuple[Tensor, float, dict[str, Any]]]:
-        """Every trainable tensor that may move, once, with its group's gamma and its group."""
-        selected: dict[Tensor, tuple[Tensor, float, dict[str, Any]]] = {}
+    def _selected(self) -> Selected:
+        """Every trainable tensor that may move, once."""
+        selected: dict[Tensor, Any] = {}
         attached = self._attached
         for group, gamma in zip(self.param_groups, self._gammas(), strict=True):
             if self.select is not None and "param_names" not in group:
@@ -489,17 +487,25 @@ class WeightPerturbation(Optimizer):
         and loops that clear them only after the step. Watched on the first tensor with a gradient.
         """
         run, params = self._run, self._params()
-        run.current_pass, run.cleared = this, False
+        run.current_pass = this
         run.versions = [(param, _version(param.grad)) for param in params]
         watched = this.inputs or params if refuse_adding else []
         first = next((p for p in watched if p.requires_grad and p.grad is not None), None)
-        added: list[bool] = []
-        handles = [] if first is None else self._watch_adding(first, added)
+        added, hook = list[bool](), nullcontext[Any]()
+        if first is not None:
+            older = _version(first.grad)
+
+            def before_accumulating(_: Any) -> None:
+                grad = first.grad
+                if grad is not None and not _is_new(grad, older):
+                    # `grad.data.zero_()` leaves no trace but zeros, which only the host can see.
+                    added.append(not on_host(grad) or bool(grad.any()))
+
+            hook = get_gradient_edge(first).node.register_prehook(before_accumulating)
         try:
-            yield
+            with hook:
+                yield
         finally:
-            for handle in handles:
-                handle.remove()
             run.has_gradients |= not this.climbs and self._has_computed()
             run.current_pass, run.versions = None, []
         if any(added):
@@ -509,30 +515,12 @@ class WeightPerturbation(Optimizer):
                 "has the last one only). To add on purpose use perturb()"
             )
 
-    def _watch_adding(self, param: Tensor, added: list[bool]) -> list[RemovableHandle]:
-        """Append to `added` whether gradients of `param` are added to that which it has now."""
-        older, found = _version(param.grad), []  # type: ignore[var-annotated]
-
-        def computed(_: Tensor) -> None:
-            grad = param.grad
-            as_it_was = grad is not None and not _is_new(grad, older) and not self._run.cleared
-            # `grad.data.zero_()` leaves no trace but zeros, which only the host can see at once.
-            found[:] = [as_it_was and (not on_host(grad) or bool(grad.any()))]  # type: ignore[arg-type, union-attr]
-
-        def accumulated(_: Tensor) -> None:  # torch.autograd.grad computes and accumulates nothing
-            added.extend(found)
-
-        return [
-            param.register_hook(computed),  # type: ignore[no-untyped-call]
-            param.register_post_accumulate_grad_hook(accumulated),  # type: ignore[no-untyped-call]
-        ]
-
     def _has_computed(self) -> bool:
         """Whether this pass has computed any gradient (or one was written by other means)."""
+        # On an accelerator a CUDA graph may have, which leaves no trace.
         return any(
-            # On an accelerator a CUDA graph may have, which leaves no trace.
-            _is_new(grad, version) or (grad is not None and not on_host(grad))
-            for grad, version in ((param.grad, version) for param, version in self._run.versions)
+            param.grad is not None and (_is_new(param.grad, version) or not on_host(param.grad))
+            for param, version in self._run.versions
         )
 
     def _refuse_while_open(self, what: str, *, by_hand: bool = False) -> None:
@@ -565,23 +553,21 @@ class WeightPerturbation(Optimizer):
                 level, frame = level + 1, frame.f_back
             warnings.warn(message, stacklevel=level)
 
-    def _warn_if_too_small(self, perturbation: Perturbation) -> None:
-        # After each move and not at the end, which a loop that is left by break does not reach.
-        for dtype, gamma, step_size in perturbation.sizes:
-            smallest = _SMALLEST_GAMMA.get(dtype)
-            if smallest is not None and min(gamma, step_size) < smallest:
-                steps = f" in steps of {step_size:g}" if step_size < gamma else ""
+    def _warn_if_in_vain(self, selected: Selected) -> None:
+        """Say why nothing moves, or hardly anything."""
+        for param, gamma, _ in selected:
+            smallest = _SMALLEST_GAMMA.get(param.dtype, 0.0)
+            if min(gamma, self._step_size(gamma)) < smallest:
+                steps = f" in steps of {self._step_size(gamma):g}" if self._ascent_steps > 1 else ""
                 self._warn_once(
                     "gamma",
                     f"gamma={gamma:g}{steps} is below {smallest:g}, half the relative spacing of "
-                    f"{dtype}: most of it is lost to rounding. Use a larger one, or float32 "
+                    f"{param.dtype}: most of it is lost to rounding. Use a larger one, or float32 "
                     "parameters",
                 )
-
-    def _warn_if_nothing_is_selected(self) -> None:
         groups = zip(self.param_groups, self._gammas(), strict=True)
         params = [param for group, gamma in groups if gamma > 0 for param in group["params"]]
-        if any(param.requires_grad and param.numel() for param in params):
+        if not selected and any(param.requires_grad and param.numel() for param in params):
             flat = "all have one dimension (flat parameters?): choose some by select=..."
             reason = "select picks none: check the names it is given" if self.select else flat
             self._warn_once("select", f"no tensor is perturbed: {reason}")
@@ -590,7 +576,6 @@ class WeightPerturbation(Optimizer):
 
     def zero_grad(self, *args: Any, **kwargs: Any) -> None:
         """Call the base's `zero_grad`, with its arguments."""
-        self._run.cleared = True
         self.base.zero_grad(*args, **kwargs)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -624,8 +609,7 @@ class WeightPerturbation(Optimizer):
         # the instance, which would step the original of a copy.
         self._refuse_while_perturbed("copying or pickling")
         own = {k: v for k, v in vars(self).items() if not k.startswith("_") and k != "step"}
-        own |= {UPDATE_KEY: self._run.update, ATTACHMENT: self._run.attachment}
-        return {**super().__getstate__(), **own}  # torch_xla takes the groups from here
+        return {**super().__getstate__(), **own, "_run": self._run}  # torch_xla takes the groups
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "base" not in state:  # the usual reset of an optimizer's state
@@ -633,16 +617,12 @@ class WeightPerturbation(Optimizer):
             return
         of_base = ("defaults", "state", "param_groups")
         self.__dict__.update({key: v for key, v in state.items() if key not in of_base})
-        update = self.__dict__.pop(UPDATE_KEY)
-        attachment = self.__dict__.pop(ATTACHMENT, None)
         self._connect()
-        self._run.update = update
-        if attachment is not None:  # of the module that is copied with the optimizer, if one is
-            attachment.adopt(self)
+        if self._run.attachment is not None:  # of the module that is copied with the optimizer
+            self._run.attachment.adopt(self)
 
     def _connect(self) -> None:
         """Become the one wrapper of the base, with its dictionaries of hooks: each fires once."""
-        self._run = RunState()
         for optimizer in optimizers_of(self.base):
             hooks = {key: v for key, v in vars(optimizer).items() if key.endswith("_hooks")}
             if "_optimizer_step_pre_hooks" in hooks and hasattr(type(optimizer).step, "hooked"):
@@ -729,30 +709,26 @@ def _version(grad: Tensor | None) -> tuple[Any, int]:
     return (None, 0) if grad is None else (weakref.ref(grad), grad._version)
 
 
-def _is_new(grad: Tensor | None, older: tuple[Any, int]) -> bool:
-    return grad is not None and (
-        older[0] is None or older[0]() is not grad or older[1] != grad._version
-    )
+def _is_new(grad: Tensor, older: tuple[Any, int]) -> bool:
+    return older[0] is None or older[0]() is not grad or older[1] != grad._version
+
+
+def require(holds: bool, name: str, value: Any, expected: str) -> None:
+    """Raise an error that names the argument and its value, unless it is as expected."""
+    if not holds:
+        raise ValueError(f"{name} must be {expected}, got {value!r}")
 
 
 def checked_real(name: str, value: Any, *, positive: bool = False) -> float:
     """Return a finite number that is at least (`positive`: above) zero, as a float."""
     number = float(value) if isinstance(value, Real) else math.nan
-    if not (0 <= number < math.inf) or (positive and number == 0):
-        bound = "> 0" if positive else ">= 0"
-        raise ValueError(f"{name} must be a finite number {bound}, got {value!r}")
+    valid = 0 < number < math.inf or (number == 0 and not positive)
+    require(valid, name, value, f"a finite number {'>' if positive else '>='} 0")
     return number
 
 
 def checked_integer(name: str, value: Any, *, minimum: int) -> int:
     """Return an integer that is at least `minimum`."""
-    if not isinstance(value, Integral) or value < minimum:
-        raise ValueError(f"{name} must be an integer >= {minimum}, got {value!r}")
+    valid = isinstance(value, Integral) and value >= minimum
+    require(valid, name, value, f"an integer >= {minimum}")
     return int(value)
-
-
-def checked_choice(name: str, value: Any, *choices: str) -> Any:
-    """Return a value that is one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-    return value

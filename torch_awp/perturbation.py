@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -33,23 +34,15 @@ class Saved:
     param: Tensor
     local: Tensor
     weight: Tensor
-    backup: Any  # a tensor, or None until the next perturbation
+    backup: Tensor
     shards: sharding.Groups
     memory: tuple[object, ...]
-    kind: tuple[object, ...]  # device, dtype and strides, of which one copy takes one kind
     version: int = 0  # of the weight, as we left it
     path: float = 0.0  # length of its moves so far, relative to the weight's norm
 
     def is_in_place(self) -> bool:
         """Whether the parameter still has the memory that it had."""
-        return _memory(self.param) == self.memory
-
-    def put_back(self) -> None:
-        """Give the parameter its own memory again."""
-        if sharding.is_sharded(self.param):
-            sharding.local_part(self.param.detach()).copy_(self.local)
-        else:
-            self.param.data = self.local
+        return _memory(sharding.local_part(self.param)) == self.memory
 
 
 class Perturbation:
@@ -64,24 +57,16 @@ class Perturbation:
     Attributes:
         overwritten: the parameters into which others wrote while they were perturbed: that is
             undone.
-        sizes: dtype, gamma and step size of the moves that were made.
     """
 
     _copies: Any = ()  # of one that torch.compile makes, without __init__
 
-    def __init__(
-        self,
-        constraint: str = "layer",
-        epsilon: float = 0.0,
-        earlier: dict[Tensor, Saved] | None = None,
-    ) -> None:
+    def __init__(self, constraint: str, epsilon: float, earlier: dict[Tensor, Saved]) -> None:
         self.constraint, self.epsilon = constraint, epsilon
         self.overwritten: list[Tensor] = []
-        self.sizes: dict[tuple[torch.dtype, float, float], None] = {}  # in order
-        self._earlier = {} if earlier is None else earlier
+        self._earlier = earlier
         self._saved: dict[Tensor, Saved] = {}
-        self._copies = []  # what restoring copies back
-        self._norms: dict[tuple[int, ...], Tensor] = {}
+        self._copies = []  # what restoring copies back: weights and backups of a kind
 
     def __enter__(self) -> Perturbation:
         return self
@@ -117,13 +102,10 @@ class Perturbation:
             known where reading them would wait.
         """
         self._note_writes()
-        params, found = list(params), []
+        params = list(params)
         try:
             self._save(params)
-            for moves in portions:
-                if moves:
-                    found.append(self._move(moves))
-                del moves  # so that the next portion can take its memory
+            found = list(map(self._move, portions))  # a portion takes the memory of the one before
         except (NotImplementedError, TypeError) as error:
             _name_class(params, error)
             raise
@@ -134,19 +116,23 @@ class Perturbation:
 
     def _move(self, moves: Sequence[Move]) -> bool:
         """Compute `v <- project(v + step_size * W * d / ||d||)`."""
-        groups = self._grouped(moves)
+        groups: dict[tuple[Any, ...], tuple[list[Tensor], ...]] = defaultdict(lambda: ([], [], []))
+        for param, direction, gamma, step_size in moves:
+            saved = self._saved[param]
+            saved.path += abs(step_size)
+            along = _as_real(sharding.part_placed_like(direction, param))
+            # What one call can take. All processes find the same: strides of parts may differ.
+            kind = saved.weight.device, saved.weight.dtype, along.dtype, saved.shards
+            three = groups[(*kind, gamma, step_size, saved.path)]
+            for tensors, tensor in zip(three, (saved.weight, saved.backup, along), strict=True):
+                tensors.append(tensor)
         # The norms of all at once, since those of sharded tensors cost a collective.
         norms = sharding.whole_norms(
-            [
-                of_list
-                for _, backups, directions in groups.values()
-                for of_list in (self._norms_of(backups), functional.norms(directions))
-            ],
-            [shards for *_, shards in groups for _ in range(2)],
+            [functional.norms(tensors) for _, *both in groups.values() for tensors in both],
+            [kind[3] for kind in groups for _ in range(2)],
         )
         for i, (kind, (weights, backups, directions)) in enumerate(groups.items()):
-            *_, gamma, step_size, path, shards = kind
-            self.sizes[weights[0].dtype, gamma, abs(step_size)] = None
+            *_, shards, gamma, step_size, path = kind
             weight_norms, direction_norms = norms[2 * i : 2 * i + 2]
             scales = functional.step_scales(weight_norms, direction_norms, step_size, self.epsilon)
             functional.add_scaled_(weights, directions, scales)
@@ -162,69 +148,38 @@ class Perturbation:
         known = [any(norm.tolist()) for norm in norms]
         return any(known[1::2]) or not any(known[::2])
 
-    def _norms_of(self, backups: list[Tensor]) -> Tensor:
-        key = tuple(map(id, backups))  # each ascent has the same
-        if key not in self._norms:
-            self._norms[key] = functional.norms(backups)
-        return self._norms[key]
-
     def _save(self, params: list[Tensor]) -> None:
         """Back up what is not yet."""
         new = {}
         for param in params:
-            saved = self._saved.get(param)
-            if saved is None:
+            if param not in self._saved:
                 saved = self._earlier.get(param)
-                if saved is None or not saved.is_in_place():
-                    saved = _saved(param)
-                if saved.backup is None:
-                    saved.backup = torch.empty_like(saved.weight)
-                new[param] = saved
-            elif not saved.is_in_place():
+                usable = saved is not None and saved.is_in_place()
+                new[param] = saved if usable else _saved(param)
+            elif not self._saved[param].is_in_place():
                 raise RuntimeError(
-                    f"a parameter of shape {tuple(saved.local.shape)} was given other memory while "
+                    f"a parameter of shape {tuple(param.shape)} was given other memory while "
                     "it was perturbed: it cannot be perturbed further"
                 )
-        alike: dict[object, list[Saved]] = {}
-        for saved in new.values():
-            alike.setdefault(saved.kind, []).append(saved)
-        for some in alike.values():
-            weights, backups = [saved.weight for saved in some], [saved.backup for saved in some]
+        of_new = [saved.weight for saved in new.values()], [saved.backup for saved in new.values()]
+        for weights, backups in functional.alike(*of_new):
             torch._foreach_copy_(backups, weights)
             self._copies.append((weights, backups))
         for saved in new.values():
             saved.version, saved.path = saved.weight._version, 0.0
         self._saved |= new  # not before: one that is in it has a backup
 
-    def _grouped(self, moves: Sequence[Move]) -> dict[tuple[Any, ...], tuple[list[Tensor], ...]]:
-        """Weights, backups and directions that one call can take: the key says what they share."""
-        groups: dict[tuple[Any, ...], tuple[list[Tensor], ...]] = {}
-        for param, direction, gamma, step_size in moves:
-            saved = self._saved[param]
-            if not sharding.is_plain(direction):
-                direction = sharding.part_placed_like(direction, param)
-            direction = _as_real(direction)
-            saved.path += abs(step_size)
-            # All processes must find the same groups, and strides of their parts may differ.
-            both = saved.kind[:2], direction.dtype
-            kind = (*both, gamma, step_size, saved.path, saved.shards)
-            group = groups.get(kind) or groups.setdefault(kind, ([], [], []))
-            group[0].append(saved.weight)
-            group[1].append(saved.backup)
-            group[2].append(direction)
-        return groups
-
     @contextmanager
     def suspended(self) -> Iterator[None]:
         """Context in which the weights are at `w`, which a pending backward pass does not see."""
-        perturbed = [[weight.detach().clone() for weight in some] for some, _ in self._copies]
-        for weights, backups in reversed(self._copies):
-            _copy_unseen(weights, backups)
+        weights = [saved.weight for saved in self._saved.values()]
+        backups = [saved.backup for saved in self._saved.values()]
+        perturbed = [weight.detach().clone() for weight in weights]
+        _copy_unseen(weights[::-1], backups[::-1])
         try:
             yield
         finally:
-            for (weights, _), values in zip(self._copies, perturbed, strict=True):
-                _copy_unseen(weights, values)
+            _copy_unseen(weights, perturbed)
 
     def _note_writes(self) -> None:
         for saved in self._saved.values():
@@ -238,8 +193,10 @@ class Perturbation:
         for weights, backups in reversed(self._copies):  # of shared memory the first backup is w
             torch._foreach_copy_(weights, backups)
         for saved in self._saved.values():
-            if not saved.is_in_place():
-                saved.put_back()
+            if not saved.is_in_place() and sharding.is_sharded(saved.param):
+                sharding.local_part(saved.param).copy_(saved.local)
+            elif not saved.is_in_place():
+                saved.param.data = saved.local
         torch.clear_autocast_cache()
         self._earlier.clear()
         self._earlier.update(
@@ -260,7 +217,7 @@ def retry(restore: Callable[[], None], attempts: int = 5) -> None:
 
 def _saved(param: Tensor) -> Saved:
     shards = sharding.shard_groups(param)  # an unknown placement is refused before anything else
-    local = _local(param)
+    local = sharding.local_part(param.detach())
     if local.layout != torch.strided or local.is_conj() or local.is_neg():
         raise RuntimeError(
             f"a parameter of shape {tuple(param.shape)} has the layout {local.layout} or is a "
@@ -271,23 +228,16 @@ def _saved(param: Tensor) -> Saved:
             f"a parameter of shape {tuple(param.shape)} is expanded: its elements share memory"
         )
     weight = _as_real(local)
-    backup = torch.empty_like(weight)
-    kind = weight.device, weight.dtype, weight.stride() == backup.stride()
-    return Saved(param, local, weight, backup, shards, _memory(param), kind)
-
-
-def _local(param: Tensor) -> Tensor:
-    return sharding.local_part(param.detach())
+    return Saved(param, local, weight, torch.empty_like(weight), shards, _memory(local))
 
 
 @torch.inference_mode(False)
 @torch.no_grad()
 def _copy_unseen(weights: list[Tensor], values: list[Tensor]) -> None:
     """Copy without a trace in the versions by which autograd finds what it saved overwritten."""
-    with ExitStack() as versions:
-        for weight in weights:
-            versions.enter_context(torch.autograd._unsafe_preserve_version_counter(weight))  # type: ignore[attr-defined]
-        torch._foreach_copy_(weights, values)
+    for weight, value in zip(weights, values, strict=True):
+        with torch.autograd._unsafe_preserve_version_counter(weight):  # type: ignore[attr-defined]
+            weight.copy_(value)
     torch.clear_autocast_cache()
 
 
@@ -301,9 +251,8 @@ def _name_class(params: list[Tensor], error: Exception) -> None:
             ) from error
 
 
-def _memory(param: Tensor) -> tuple[object, ...]:
+def _memory(tensor: Tensor) -> tuple[object, ...]:
     """What tells two views of memory apart, on devices without addresses too."""
-    tensor = param if sharding.is_plain(param) else _local(param)
     place = tensor.data_ptr() or (tensor.untyped_storage()._cdata, tensor.storage_offset())
     return place, tensor.shape, tensor.stride(), tensor.dtype
 

@@ -1,7 +1,6 @@
 """Random weight perturbation: take the gradient at a random point near the weights."""
 
-from collections.abc import Iterable, Iterator
-from functools import reduce
+from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
@@ -9,14 +8,14 @@ import torch
 from torch import Generator, Tensor
 from torch.optim import Optimizer
 
-from torch_awp.functional import on_host, opmath_dtype
-from torch_awp.optimizer import Constraint, Gradients, Select, WeightPerturbation
+from torch_awp.functional import on_host, opmath_dtype, portions
+from torch_awp.optimizer import Constraint, Gradients, Select, WeightPerturbation, require
 from torch_awp.perturbation import Move, Perturbation
 from torch_awp.sharding import part_like
 
 GENERATOR_KEY, SEED_KEY = "perturb_generator", "perturb_seed"
-# Elements of noise that exist at a time.
-_HOST_PORTION, _DEVICE_PORTION = 2**18, 2**24
+# Elements of noise that exist at a time, up to twice.
+_HOST_PORTION, _DEVICE_PORTION = 2**17, 2**23
 
 
 class RandomWeightPerturbation(WeightPerturbation):
@@ -70,31 +69,27 @@ class RandomWeightPerturbation(WeightPerturbation):
         generator: Generator | None = None,
         epsilon: float = 0.0,
     ) -> None:
-        if generator is not None and not isinstance(generator, Generator):
-            raise ValueError(f"generator must be None or a torch.Generator, got {generator!r}")
+        valid = generator is None or isinstance(generator, Generator)
+        require(valid, "generator", generator, "None or a torch.Generator")
         self.generator = generator
         super().__init__(optimizer, gamma, constraint, select, interval, start_step, epsilon)
         self._publish_generator_state()
 
     def _ascend(self, perturbation: Perturbation, gradients: Gradients | None = None) -> None:
-        gammas = {param: gamma for param, gamma, _ in self._selected()}
-        if not gammas:
-            self._warn_if_nothing_is_selected()
-        portions = (
-            [Move(p, noise, gammas[p], gammas[p]) for p, noise in self._noise_of(params)]
-            for params in _portions(gammas)
-        )
-        perturbation.move(gammas, portions)
-        self._warn_if_too_small(perturbation)
+        selected = self._selected()
+        self._warn_if_in_vain(selected)
+        gammas = {param: gamma for param, gamma, _ in selected}
+        noise = map(self._noise_of, _portions(list(gammas)))
+        moves = ([Move(p, eps, gammas[p], gammas[p]) for p, eps in of_some] for of_some in noise)
+        perturbation.move(gammas, moves)
 
     def _noise_of(self, params: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         # For whole tensors also where a part lies here: shards then differ, replicas agree and both
         # are what a single process would draw.
         source = params[0].device if self.generator is None else self.generator.device
-        numels = [param.numel() for param in params]
+        dtype, numels = opmath_dtype(params[0].dtype), [param.numel() for param in params]
         # On the host tensor by tensor, so that nothing but the order of tensors tells on the noise.
         sizes = numels if source.type == "cpu" else [sum(numels)]
-        dtype = reduce(torch.promote_types, {opmath_dtype(param.dtype) for param in params})
         options: dict[str, Any] = {"dtype": dtype, "device": source, "generator": self.generator}
         draws = [torch.randn(size, **options) for size in sizes]
         if not on_host(params[0]):  # one kernel or one transfer for all
@@ -147,14 +142,9 @@ class RandomWeightPerturbation(WeightPerturbation):
             self.generator.set_state(generator_state)
 
 
-def _portions(params: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Tensors of one device, so few that the noise of all never exists at once."""
-    for _, alike in groupby(params, lambda param: (param.device, param.is_complex())):
-        portion, numel = list[Tensor](), 0
-        for param in alike:
-            numel += param.numel()
-            if portion and numel > (_HOST_PORTION if on_host(param) else _DEVICE_PORTION):
-                yield portion
-                portion, numel = [], param.numel()
-            portion.append(param)
-        yield portion
+def _portions(params: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Tensors of one device and dtype, so few that the noise of all never exists at once."""
+    for _, some in groupby(params, lambda param: (param.device, opmath_dtype(param.dtype))):
+        alike = list(some)
+        size = _HOST_PORTION if on_host(alike[0]) else _DEVICE_PORTION
+        yield from portions(alike, [param.numel() for param in alike], size)
