@@ -149,8 +149,6 @@ class AdversarialWeightPerturbation(WeightPerturbation):
 
     # -- the change that the last step made ------------------------------------------------------
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
     def _before_base_step(self) -> None:
         super()._before_base_step()
         if self.ascent == "update" and (self._run.is_probe or self._is_due(ahead=1)):
@@ -159,8 +157,6 @@ class AdversarialWeightPerturbation(WeightPerturbation):
             copy_(_local(before), _local(params))
             self._run.before = dict(zip(params, before, strict=True))
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
     def _after_base_step(self) -> None:
         super()._after_base_step()
         update = self._run.before
@@ -186,10 +182,10 @@ class AdversarialWeightPerturbation(WeightPerturbation):
         """
         found = ((param, self._direction_of(param)) for param in self._params())
         updates = {param: update for param, update in found if update is not None}
-        if updates or self.state or self._step_number() > 0:
+        if updates or self.state or self._run.steps > 0:
             fresh = [param for param, _, _ in self._selected() if param not in updates]
             updates |= {param: torch.zeros_like(param, requires_grad=False) for param in fresh}
-        saved = dict(state_dict["state"])
+        saved = {index: {} for index in _indices(state_dict) if updates} | state_dict["state"]
         # Bases read state of a tensor as their own (Adam's "step"): none where nothing was changed.
         fill = not any(saved.values()) and any(map(_is_change, updates.values()))
         for index, param in zip(_indices(state_dict), self._params(), strict=True):
@@ -208,9 +204,6 @@ class AdversarialWeightPerturbation(WeightPerturbation):
                 update[param] = value.to(param.device, param.dtype, copy=True)
         super().load_state_dict(state_dict)
         self._run.update = update if self.ascent == "update" else {}
-
-    def _describe(self) -> str:
-        return f"{super()._describe()}, steps={self.steps}, ascent={self.ascent!r}"
 
 
 def _maximizes(base: Optimizer, group: dict[str, Any]) -> bool:

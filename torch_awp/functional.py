@@ -259,10 +259,10 @@ def _in_pieces(first: Tensors, second: Tensors) -> Iterator[tuple[list[int], Ten
     """
     size = _HOST_PIECE if on_host(first[0]) else _DEVICE_PIECE
     pairs = enumerate(zip(first, second, strict=True))
-    pieces = [(owner, *both) for owner, pair in pairs for both in _cut(pair, size)]
+    pieces: list[Any] = [(owner, *both) for owner, pair in pairs for both in _cut(pair, size)]
     for portion in portions(pieces, [one.numel() for _, one, _ in pieces], size):
-        owners, some, others = map(list, zip(*portion, strict=True))
-        yield owners, some, others
+        owners, some, others = zip(*portion, strict=True)
+        yield list(owners), list(some), list(others)
 
 
 def portions(items: Sequence[Any], numels: Sequence[int], size: int) -> Iterator[list[Any]]:

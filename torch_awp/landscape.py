@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import chain, product, repeat
+from itertools import product
 from numbers import Real
 from typing import Any, Literal
 
@@ -297,6 +297,7 @@ def sharpness(
     >>> round(rise, 4)  # 8 * (1.5 ** 2 - 1)
     10.0
     """
+    worst = mode == "worst"
     require(mode in ("worst", "average"), "mode", mode, "one of 'worst', 'average'")
     samples = checked_integer("samples", samples, minimum=1)
     weights = _weights(model, select)
@@ -305,7 +306,7 @@ def sharpness(
     base = torch.optim.SGD(weights.items())  # which never steps
     how: dict[str, Any] = {"constraint": constraint, "select": lambda *_: True}
     optimizer: Any
-    if mode == "worst":
+    if worst:
         how |= {"steps": steps, "step_size": step_size}
         optimizer = AdversarialWeightPerturbation(base, gamma, **how)
         optimizer.step_size = step_size or 2 * gamma / steps
@@ -317,20 +318,24 @@ def sharpness(
     with _snapshot(model):
         for weight in weights.values():
             weight.requires_grad_(True)  # frozen ones move, too
-        with _snapshot(model) as restore, torch.set_grad_enabled(mode == "worst"):
-            if mode == "average":
-                restore()
-                losses.append(_scalar(loss_fn(model)).clone())
-            for p in chain.from_iterable(
-                repeat(optimizer.passes(), 1 if mode == "worst" else samples)
-            ):
+        with _snapshot(model) as restore, torch.set_grad_enabled(worst):
+
+            def evaluate(climbs: bool) -> None:
                 restore()
                 loss = _scalar(loss_fn(model))
                 losses.append(loss.detach().clone())
-                if p.climbs:
+                if climbs:
                     _backward(loss)
+
+            evaluate(climbs=worst)
+            for _ in range(1 if worst else samples):
+                with optimizer.perturb():
+                    evaluate(climbs=worst and steps > 1)
+                    for step in range(2, steps + 1 if worst else 0):
+                        optimizer.ascend()
+                        evaluate(climbs=step < steps)
     rises = torch.stack(losses).cpu().double() - losses[0].cpu()
-    return float(rises.max() if mode == "worst" else rises[1:].mean())
+    return float(rises.max() if worst else rises[1:].mean())
 
 
 def _backward(loss: Tensor) -> None:

@@ -93,11 +93,10 @@ class RunState:
     perturbation: Callable[[], Perturbation | None] = lambda: None  # weak: who opened it owns it
     current_pass: Pass | None = None
     versions: list[tuple[Tensor, Any]] = field(default_factory=list)  # of gradients, as it began
-    used: bool = False  # a block or loop ran since the last step
-    has_gradients: bool = False  # ... and computed the gradients to step on
+    has_gradients: bool | None = None  # to step on, of a block or loop; None: none has run
     in_closure: bool = False  # the base evaluates the closure
     is_probe: bool = False
-    steps: int = 0  # successful ones, where no group tells
+    steps: int = 0  # successful ones
     before: dict[Tensor, Tensor] = field(default_factory=dict)  # weights, while the base steps
     update: dict[Tensor, Tensor] = field(default_factory=dict)  # minus the change of the last step
     saved: dict[Tensor, Saved] = field(default_factory=dict)  # by the last perturbation
@@ -105,8 +104,9 @@ class RunState:
     attachment: "Attachment | None" = None  # whose forward passes perturb
 
     def __reduce__(self) -> Any:
-        """Copies begin anew, with the update, and the attachment of a copied pair."""
-        return RunState, (), {"update": self.update, "attachment": self.attachment}
+        """Copies begin anew, but for what belongs to the run and not to the process."""
+        kept = "steps", "update", "attachment"
+        return RunState, (), {name: getattr(self, name) for name in kept}
 
 
 def _of_base(name: str) -> Any:
@@ -296,18 +296,16 @@ class WeightPerturbation(Optimizer):
         perturbation = Perturbation(self.constraint, self.epsilon, earlier)
         try:
             run.inside, run.perturbation = name, weakref.ref(perturbation)
-            run.used = True
             # Of an attached module's earlier micro-batches, which belong to the same step.
-            run.has_gradients = run.has_gradients and self._attached is not None
+            run.has_gradients = bool(run.has_gradients and self._attached)
             with perturbation:
                 yield perturbation
         finally:
             run.inside = run.current_pass = None
-        if perturbation.overwritten:
-            shape = tuple(perturbation.overwritten[0].shape)
+        for param in perturbation.overwritten[:1]:
             self._warn_once(
                 "overwritten",
-                f"a parameter of shape {shape} was written to while it was perturbed, which is "
+                f"a parameter of shape {tuple(param.shape)} was written to while it was perturbed, which is "
                 "undone: write before the loop or block, or after step()",
             )
 
@@ -383,11 +381,11 @@ class WeightPerturbation(Optimizer):
         """Hook of the base, after it has stepped."""
         run = self._run
         self._warn_if_missed()
-        run.used = run.has_gradients = False
+        run.has_gradients = None
         if run.attachment is not None:
             run.attachment.missed = type(run.attachment).missed
         if not run.is_probe:
-            run.steps = self._step_number() + 1
+            run.steps += 1
             for group in self.param_groups:
                 group[STEP_KEY] = run.steps
 
@@ -401,7 +399,7 @@ class WeightPerturbation(Optimizer):
             missed = attached and f"the optimizer is attached to a module, but {attached.missed}"
             cause = f"step() on gradients of unperturbed weights: {missed or _UNPERTURBED}"
             self._warn_once("step", cause)
-        elif run.used and all(param.grad is None for param in self._params()):
+        elif run.has_gradients is not None and all(param.grad is None for param in self._params()):
             self._warn_once(
                 "step",
                 "step() without a gradient: nothing is perturbed. Are the tensors of this "
@@ -426,13 +424,8 @@ class WeightPerturbation(Optimizer):
 
     def _is_due(self, ahead: int = 0) -> bool:
         """Whether this step perturbs, or one further ahead."""
-        step = self._step_number() + ahead - self.start_step
+        step = self._run.steps + ahead - self.start_step
         return step >= 0 and step % self.interval == 0 and any(self._gammas())
-
-    def _step_number(self) -> int:
-        """The number of successful steps so far; every group has it, since groups come and go."""
-        counts = [int(group[STEP_KEY]) for group in self.param_groups if STEP_KEY in group]
-        return max(counts, default=self._run.steps)
 
     def _is_state_probe(self) -> bool:
         """Whether this step only creates state, as torch.distributed.checkpoint does.
@@ -491,7 +484,7 @@ class WeightPerturbation(Optimizer):
         run.versions = [(param, _version(param.grad)) for param in params]
         watched = this.inputs or params if refuse_adding else []
         first = next((p for p in watched if p.requires_grad and p.grad is not None), None)
-        added, hook = list[bool](), nullcontext[Any]()
+        added, hook = list[bool](), nullcontext()  # type: list[bool], Any
         if first is not None:
             older = _version(first.grad)
 
@@ -501,7 +494,8 @@ class WeightPerturbation(Optimizer):
                     # `grad.data.zero_()` leaves no trace but zeros, which only the host can see.
                     added.append(not on_host(grad) or bool(grad.any()))
 
-            hook = get_gradient_edge(first).node.register_prehook(before_accumulating)
+            node = get_gradient_edge(first).node  # which would not live without this name
+            hook = node.register_prehook(before_accumulating)
         try:
             with hook:
                 yield
@@ -557,8 +551,9 @@ class WeightPerturbation(Optimizer):
         """Say why nothing moves, or hardly anything."""
         for param, gamma, _ in selected:
             smallest = _SMALLEST_GAMMA.get(param.dtype, 0.0)
-            if min(gamma, self._step_size(gamma)) < smallest:
-                steps = f" in steps of {self._step_size(gamma):g}" if self._ascent_steps > 1 else ""
+            step_size = self._step_size(gamma)
+            if min(gamma, step_size) < smallest:
+                steps = f" in steps of {step_size:g}" if step_size < gamma else ""
                 self._warn_once(
                     "gamma",
                     f"gamma={gamma:g}{steps} is below {smallest:g}, half the relative spacing of "
@@ -597,12 +592,11 @@ class WeightPerturbation(Optimizer):
             setattr(self.base, name, value)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._describe()}, base={self.base!r})"
-
-    def _describe(self) -> str:
         gammas = list(dict.fromkeys(self._gammas()))
-        shown = f"{gammas[0]:g}" if len(gammas) == 1 else f"[{', '.join(f'{g:g}' for g in gammas)}]"
-        return f"gamma={shown}, constraint={self.constraint!r}"
+        own = {"gamma": gammas[0] if len(gammas) == 1 else gammas, **vars(self), "base": self.base}
+        names = ("gamma", "constraint", "steps", "ascent", "base")
+        shown = ", ".join(f"{name}={own[name]!r}" for name in names if name in own)
+        return f"{type(self).__name__}({shown})"
 
     def __getstate__(self) -> dict[str, Any]:
         # Left out: hooks, as in every torch optimizer, and the `step` that a scheduler puts into
@@ -679,17 +673,21 @@ class WeightPerturbation(Optimizer):
         self._fill_groups()
 
     def _fill_groups(self) -> None:
-        steps = self._step_number()
+        """Give each group what it has not; the one that has seen most steps tells their number."""
+        steps = [int(group[STEP_KEY]) for group in self.param_groups if STEP_KEY in group]
+        self._run.steps = max(steps, default=self._run.steps)
+        gamma = self.default_gamma
+        own = {GAMMA_KEY: gamma, STEP_KEY: self._run.steps, DEFAULT_KEY: gamma}
         for group in self.param_groups:
-            group.setdefault(GAMMA_KEY, self.default_gamma)
-            group.setdefault(STEP_KEY, steps)
-            group.setdefault(DEFAULT_KEY, self.default_gamma)
+            group.update(own | group)
 
 
 # Of an optimizer that steps, the state of its newest wrapper and the handles of that one's hooks.
 _hooked: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 
+@torch.inference_mode(False)
+@torch.no_grad()
 def _call(method: Any, *_: Any) -> None:
     """Call a wrapper's method from a hook that does not keep the wrapper alive."""
     if (call := method()) is not None:
@@ -729,6 +727,6 @@ def checked_real(name: str, value: Any, *, positive: bool = False) -> float:
 
 def checked_integer(name: str, value: Any, *, minimum: int) -> int:
     """Return an integer that is at least `minimum`."""
-    valid = isinstance(value, Integral) and value >= minimum
+    valid = isinstance(value, Integral) and int(value) >= minimum
     require(valid, name, value, f"an integer >= {minimum}")
     return int(value)

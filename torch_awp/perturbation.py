@@ -116,7 +116,7 @@ class Perturbation:
 
     def _move(self, moves: Sequence[Move]) -> bool:
         """Compute `v <- project(v + step_size * W * d / ||d||)`."""
-        groups: dict[tuple[Any, ...], tuple[list[Tensor], ...]] = defaultdict(lambda: ([], [], []))
+        groups: dict[Any, tuple[list[Tensor], ...]] = defaultdict(lambda: ([], [], []))
         for param, direction, gamma, step_size in moves:
             saved = self._saved[param]
             saved.path += abs(step_size)
@@ -150,15 +150,14 @@ class Perturbation:
 
     def _save(self, params: list[Tensor]) -> None:
         """Back up what is not yet."""
-        new = {}
+        new: dict[Tensor, Saved] = {}
         for param in params:
-            if param not in self._saved:
-                saved = self._earlier.get(param)
-                usable = saved is not None and saved.is_in_place()
-                new[param] = saved if usable else _saved(param)
-            elif not self._saved[param].is_in_place():
+            known, earlier = self._saved.get(param), self._earlier.get(param)
+            if known is None:
+                new[param] = earlier if earlier and earlier.is_in_place() else _saved(param)
+            elif not known.is_in_place():
                 raise RuntimeError(
-                    f"a parameter of shape {tuple(param.shape)} was given other memory while "
+                    f"a parameter of shape {tuple(known.local.shape)} was given other memory while "
                     "it was perturbed: it cannot be perturbed further"
                 )
         of_new = [saved.weight for saved in new.values()], [saved.backup for saved in new.values()]

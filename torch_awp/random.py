@@ -131,15 +131,14 @@ class RandomWeightPerturbation(WeightPerturbation):
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
         if self.generator is not None:  # a torch.Generator cannot be pickled before torch 2.9
-            state["generator"] = (str(self.generator.device), self.generator.get_state())
+            state["generator"] = str(self.generator.device), self.generator.get_state()
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        if self.generator is not None:
+        if state.get("generator") is not None:
             device, generator_state = state["generator"]
-            self.generator = Generator(device)
-            self.generator.set_state(generator_state)
+            self.generator = Generator(device).set_state(generator_state)
 
 
 def _portions(params: list[Tensor]) -> Iterator[list[Tensor]]:

@@ -7,7 +7,7 @@ dimensions that shard, for all layers in one collective per dimension. Replicas 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 import torch.distributed
@@ -25,23 +25,21 @@ def is_plain(tensor: Tensor) -> bool:
     return type(tensor) in (Tensor, nn.Parameter)
 
 
-def is_sharded(tensor: Tensor) -> bool:
+def is_sharded(tensor: Tensor) -> TypeGuard[Any]:
     """Whether this is a DTensor; asked without importing the module that defines it."""
     return not is_plain(tensor) and hasattr(tensor, "device_mesh")
 
 
 def local_part(tensor: Tensor) -> Tensor:
     """Return the part of a tensor that lies in this process, sharing its memory."""
-    if is_sharded(tensor):
-        local: Tensor = tensor.to_local()  # type: ignore[attr-defined]
-        return local
-    return tensor
+    part: Tensor = tensor.to_local() if is_sharded(tensor) else tensor
+    return part
 
 
-def part_placed_like(direction: Tensor, tensor: Tensor) -> Tensor:
+def part_placed_like(direction: Tensor, tensor: Any) -> Tensor:
     """Return the part here of a direction, after it is spread exactly as `tensor` is."""
-    if is_sharded(direction) and direction.placements != tensor.placements:  # type: ignore[attr-defined]
-        direction = direction.redistribute(placements=tensor.placements)  # type: ignore[attr-defined]
+    if is_sharded(direction) and direction.placements != tensor.placements:
+        direction = direction.redistribute(placements=tensor.placements)
     return local_part(direction)
 
 
@@ -55,7 +53,7 @@ def shard_groups(tensor: Tensor) -> Groups:
         return ()
     from torch.distributed.tensor.placement_types import Shard, _StridedShard
 
-    mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
+    mesh, placements = tensor.device_mesh, tensor.placements
     groups = []
     for dim, placement in enumerate(placements):
         if isinstance(placement, (Shard, _StridedShard)):
@@ -93,10 +91,8 @@ def whole_norms(norms_here: Sequence[Tensor], groups: Sequence[Groups]) -> list[
 
 def any_nonzero(tensor: Tensor) -> bool:
     """Whether a tensor holds anything but zeros; all processes that have a part must ask."""
-    found = local_part(tensor).any().int()
-    for group in shard_groups(tensor):
-        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX, group=group)
-    return bool(found)
+    total: Any = tensor.abs().sum()
+    return bool(total.full_tensor() if is_sharded(total) else total)
 
 
 def part_like(whole: Tensor, tensor: Tensor) -> Tensor:
@@ -105,7 +101,7 @@ def part_like(whole: Tensor, tensor: Tensor) -> Tensor:
         return whole
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-    mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
+    mesh, placements = tensor.device_mesh, tensor.placements
     sizes, offsets = compute_local_shape_and_global_offset(whole.shape, mesh, placements)
     for dim, (size, offset) in enumerate(zip(sizes, offsets, strict=True)):
         whole = whole.narrow(dim, min(offset, whole.shape[dim]), size)
