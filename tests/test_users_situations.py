@@ -495,7 +495,7 @@ def test_a_tensor_class_without_an_operation_is_an_error_that_names_it(wrap, lac
     before = param.wide().clone()
     optimizer = WRAPS[wrap](torch.optim.SGD([param], lr=0.1), 0.1)
     param.grad = torch.randn(3, 4)
-    error = r"a parameter of shape \(3, 4\) is of class Int8, .* leave it out with select"
+    error = r"a parameter of shape \(3, 4\) is of class Int8, .* leave it out by select"
     with pytest.raises(RuntimeError, match=error), optimizer.perturb():
         pass
     assert same_bits([param.wide()], [before])

@@ -1,31 +1,20 @@
 """Adversarial weight perturbation: climb the loss, take the gradient there, step from `w`."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from torch_awp import optimizer as shared
 from torch_awp.functional import alike, copy_
-from torch_awp.optimizer import (
-    BLOCK,
-    UPDATE_KEY,
-    Constraint,
-    Gradients,
-    Select,
-    WeightPerturbation,
-    checked_integer,
-    checked_real,
-    optimizers_of,
-    require,
-)
 from torch_awp.perturbation import Move, Perturbation
 from torch_awp.sharding import is_sharded, local_part
 
 
-class AdversarialWeightPerturbation(WeightPerturbation):
+class AdversarialWeightPerturbation(shared.WeightPerturbation):
     """Wrap an optimizer so that it steps on gradients taken at adversarially perturbed weights.
 
     Each selected tensor `w` is moved up the loss `steps` times, inside a ball relative to its norm
@@ -81,19 +70,19 @@ class AdversarialWeightPerturbation(WeightPerturbation):
         *,
         steps: int = 1,
         step_size: float | None = None,
-        constraint: Constraint = "layer",
-        select: Select | None = None,
+        constraint: shared.Constraint = "layer",
+        select: shared.Select | None = None,
         interval: int = 1,
         start_step: int = 0,
         ascent: Literal["current", "update"] = "current",
         epsilon: float = 0.0,
     ) -> None:
-        self.steps = checked_integer("steps", steps, minimum=1)
+        self.steps = shared.checked_integer("steps", steps, minimum=1)
         self.step_size = step_size
         if step_size is not None:
-            self.step_size = checked_real("step_size", step_size, positive=True)
+            self.step_size = shared.checked_real("step_size", step_size, positive=True)
         self.ascent = ascent
-        require(ascent in ("current", "update"), "ascent", ascent, "one of 'current', 'update'")
+        shared.require(ascent in ("current", "update"), "ascent", ascent, "'current' or 'update'")
         if ascent != "current" and steps != 1:
             raise ValueError(f"ascent={ascent!r} climbs once: steps must be 1, got {steps}")
         super().__init__(optimizer, gamma, constraint, select, interval, start_step, epsilon)
@@ -105,8 +94,8 @@ class AdversarialWeightPerturbation(WeightPerturbation):
             RuntimeError: outside a block.
         """
         perturbation = self._run.perturbation()
-        if self._run.inside != BLOCK or perturbation is None:
-            raise RuntimeError(f"ascend() outside {BLOCK}: enter one first")
+        if self._run.inside != shared.BLOCK or perturbation is None:
+            raise RuntimeError(f"ascend() outside {shared.BLOCK}: enter one first")
         if self._is_due():
             self._ascend(perturbation)
 
@@ -117,9 +106,13 @@ class AdversarialWeightPerturbation(WeightPerturbation):
     def _step_size(self, gamma: float) -> float:
         return gamma / self.steps if self.step_size is None else self.step_size
 
-    def _ascend(self, perturbation: Perturbation, gradients: Gradients | None = None) -> None:
+    def _ascend(
+        self, perturbation: Perturbation, gradients: shared.Gradients | None = None
+    ) -> None:
         selected, moves = self._selected(), []
         self._warn_if_in_vain(selected)
+        # In torch a value of the group, elsewhere an attribute.
+        uphill = any(getattr(base, "maximize", False) for base in shared.optimizers_of(self.base))
         for param, gamma, group in selected:
             direction = self._direction_of(param, gradients)
             if direction is None and self.ascent == "current" and is_sharded(param):
@@ -127,7 +120,7 @@ class AdversarialWeightPerturbation(WeightPerturbation):
                 direction = torch.zeros_like(param, dtype=getattr(param, "grad_dtype", None))
             if direction is not None:
                 # What is kept of an update is the way back; a base that maximizes calls up down.
-                back = self.ascent == "update" or _maximizes(self.base, group)
+                back = self.ascent == "update" or group.get("maximize", uphill)
                 size = self._step_size(gamma)
                 moves.append(Move(param, direction, gamma, -size if back else size))
         moved = perturbation.move([move.param for move in moves], [moves])
@@ -141,7 +134,9 @@ class AdversarialWeightPerturbation(WeightPerturbation):
     def _would_move(self) -> bool:
         return any(self._direction_of(param) is not None for param, _, _ in self._selected())
 
-    def _direction_of(self, param: Tensor, gradients: Gradients | None = None) -> Tensor | None:
+    def _direction_of(
+        self, param: Tensor, gradients: shared.Gradients | None = None
+    ) -> Tensor | None:
         if self.ascent == "current":
             return param.grad if gradients is None else gradients.get(param)
         update = self._run.update.get(param)  # of a tensor that may have another shape now
@@ -152,65 +147,64 @@ class AdversarialWeightPerturbation(WeightPerturbation):
     def _before_base_step(self) -> None:
         super()._before_base_step()
         if self.ascent == "update" and (self._run.is_probe or self._is_due(ahead=1)):
-            params = [param for param, _, _ in self._selected()]
-            before = [torch.empty_like(param) for param in params]
-            copy_(_local(before), _local(params))
-            self._run.before = dict(zip(params, before, strict=True))
+            before = {param: torch.empty_like(param) for param, _, _ in self._selected()}
+            copy_(_local(before.values()), _local(before))
+            self._run.before = before
 
     def _after_base_step(self) -> None:
         super()._after_base_step()
         update = self._run.before
-        for copies, weights in alike(_local(list(update.values())), _local(list(update))):
+        for copies, weights in alike(_local(update.values()), _local(update)):
             torch._foreach_sub_(copies, weights)
         self._run.update, self._run.before = update, {}
         if self._run.is_probe:  # flattened checkpoints are read into the keys of the live state
             for param in update:
                 if param in self.state or isinstance(self.state, defaultdict):
-                    self.state[param][UPDATE_KEY] = update[param]
+                    self.state[param][shared.UPDATE_KEY] = update[param]
 
     def state_dict(self) -> dict[str, Any]:
-        state_dict = super().state_dict()
-        if self.ascent == "update":
-            self._add_update(_of_torch(state_dict))
-        return state_dict
-
-    def _add_update(self, state_dict: dict[str, Any]) -> None:
-        """Put the update into a checkpoint, beside the state that the base has of each tensor.
+        """The base's state, with the wrapper's values and the update beside that of each tensor.
 
         Tensors without one have zeros there: distributed checkpoints are read into what a fresh
         optimizer has, and want entries of all tensors or of none.
         """
+        state_dict = super().state_dict()
+        if self.ascent == "current":
+            return state_dict
+        part, params = self._part_of_torch(state_dict)
         found = ((param, self._direction_of(param)) for param in self._params())
         updates = {param: update for param, update in found if update is not None}
         if updates or self.state or self._run.steps > 0:
             fresh = [param for param, _, _ in self._selected() if param not in updates]
             updates |= {param: torch.zeros_like(param, requires_grad=False) for param in fresh}
-        saved = {index: {} for index in _indices(state_dict) if updates} | state_dict["state"]
+        saved = {index: {} for index in params if updates} | part["state"]
         # Bases read state of a tensor as their own (Adam's "step"): none where nothing was changed.
         fill = not any(saved.values()) and any(map(_is_change, updates.values()))
-        for index, param in zip(_indices(state_dict), self._params(), strict=True):
+        for index, param in params.items():
             values, update = saved.get(index) or {}, updates.get(param)
             if update is not None and (values or fill or _is_change(update)):
-                saved[index] = {**values, UPDATE_KEY: update}
-        state_dict["state"] = saved
+                saved[index] = {**values, shared.UPDATE_KEY: update}
+        part["state"] = saved
+        return state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         update = {}
-        saved = _of_torch(state_dict)
-        for index, param in zip(_indices(saved), self._params(), strict=False):
-            values = saved["state"].get(index)  # before the base changes or shards it
-            value = values.get(UPDATE_KEY) if isinstance(values, dict) else None
+        part, params = self._part_of_torch(state_dict)
+        for index, param in params.items():
+            values = part["state"].get(index)  # before the base changes or shards it
+            value = values.get(shared.UPDATE_KEY) if isinstance(values, dict) else None
             if isinstance(value, Tensor):
                 update[param] = value.to(param.device, param.dtype, copy=True)
         super().load_state_dict(state_dict)
         self._run.update = update if self.ascent == "update" else {}
 
-
-def _maximizes(base: Optimizer, group: dict[str, Any]) -> bool:
-    """Whether the base steps uphill: in torch a value of the group, elsewhere an attribute."""
-    if "maximize" in group:
-        return bool(group["maximize"])
-    return any(getattr(optimizer, "maximize", False) for optimizer in optimizers_of(base))
+    def _part_of_torch(self, state_dict: Mapping[str, Any]) -> tuple[Any, dict[Any, Tensor]]:
+        """The part in torch's format, also of an optimizer around another; the tensors by index."""
+        for part in (state_dict, *state_dict.values()):
+            if isinstance(part, Mapping) and "param_groups" in part:
+                indices = [index for group in part["param_groups"] for index in group["params"]]
+                return part, dict(zip(indices, self._params(), strict=False))
+        raise ValueError(f"no parameter groups in an optimizer's state_dict of {list(state_dict)}")
 
 
 def _is_change(update: Tensor) -> bool:
@@ -218,17 +212,5 @@ def _is_change(update: Tensor) -> bool:
     return is_sharded(update) or bool(update.any())
 
 
-def _local(tensors: list[Tensor]) -> list[Tensor]:
+def _local(tensors: Iterable[Tensor]) -> list[Tensor]:
     return [local_part(tensor) for tensor in tensors]
-
-
-def _of_torch(state_dict: Mapping[str, Any]) -> Any:
-    """The part in torch's format, also in what an optimizer around another saves (Lookahead)."""
-    for part in (state_dict, *state_dict.values()):
-        if isinstance(part, Mapping) and "param_groups" in part:
-            return part
-    raise ValueError(f"no parameter groups in an optimizer's state_dict of {list(state_dict)}")
-
-
-def _indices(state_dict: Mapping[str, Any]) -> list[Any]:
-    return [index for group in state_dict["param_groups"] for index in group["params"]]

@@ -260,12 +260,12 @@ def _in_pieces(first: Tensors, second: Tensors) -> Iterator[tuple[list[int], Ten
     size = _HOST_PIECE if on_host(first[0]) else _DEVICE_PIECE
     pairs = enumerate(zip(first, second, strict=True))
     pieces: list[Any] = [(owner, *both) for owner, pair in pairs for both in _cut(pair, size)]
-    for portion in portions(pieces, [one.numel() for _, one, _ in pieces], size):
+    for portion in in_portions(pieces, [one.numel() for _, one, _ in pieces], size):
         owners, some, others = zip(*portion, strict=True)
         yield list(owners), list(some), list(others)
 
 
-def portions(items: Sequence[Any], numels: Sequence[int], size: int) -> Iterator[list[Any]]:
+def in_portions(items: Sequence[Any], numels: Sequence[int], size: int) -> Iterator[list[Any]]:
     """Split a list wherever its tensors have reached another `size` elements."""
     ends = accumulate(numels)
     for _, portion in groupby(zip(ends, items, strict=True), key=lambda pair: pair[0] // size):

@@ -227,9 +227,9 @@ def _checked_direction(argument: str, direction: Direction, model: nn.Module) ->
     for name, vector in direction.items():
         if name not in params:
             raise ValueError(f"{argument} has {name!r}, which is not in model.named_parameters()")
-        fits, shape = vector.shape == params[name].shape, tuple(params[name].shape)
-        expected = f"of the parameter's shape {shape}"
-        require(fits, f"{argument}[{name!r}]", tuple(vector.shape), expected)
+        shape = params[name].shape
+        expected = f"of the parameter's shape {tuple(shape)}"
+        require(vector.shape == shape, f"{argument}[{name!r}]", tuple(vector.shape), expected)
         fitting[name] = vector.detach().to(params[name].device, opmath_dtype(vector.dtype))
     return fitting
 
@@ -298,7 +298,7 @@ def sharpness(
     10.0
     """
     worst = mode == "worst"
-    require(mode in ("worst", "average"), "mode", mode, "one of 'worst', 'average'")
+    require(mode in ("worst", "average"), "mode", mode, "'worst' or 'average'")
     samples = checked_integer("samples", samples, minimum=1)
     weights = _weights(model, select)
     if not weights:
@@ -403,9 +403,9 @@ def _random_states(tensors: list[Tensor]) -> list[Callable[[], None]]:
         if hasattr(backend, "get_rng_state"):
             states.append(partial(backend.set_rng_state, backend.get_rng_state(device), device))
         else:
-            cause = f"torch cannot restore the random state of {device.type!r}"
-            effect = (
-                "a loss that draws there (dropout) differs between evaluations, so use eval mode"
+            warnings.warn(
+                f"torch cannot restore the random state of {device.type!r}: a loss that draws "
+                "there (dropout) differs between evaluations, so use eval mode",
+                stacklevel=2,
             )
-            warnings.warn(f"{cause}: {effect}", stacklevel=2)
     return states

@@ -34,7 +34,7 @@ Selected = list[tuple[Tensor, float, dict[str, Any]]]  # each with its group's g
 GAMMA_KEY, STEP_KEY = "perturb_gamma", "perturb_step"
 DEFAULT_KEY = "perturb_default"  # the gamma that the wrapper gave to a group
 UPDATE_KEY = "perturb_update"  # in a checkpoint, beside the base's state of a tensor
-BLOCK = "a perturb() block"
+LOOP, BLOCK = "a loop over passes()", "a perturb() block"
 _UNPERTURBED = (
     "they were computed outside a loop over passes(), a perturb() block or a closure. For a "
     "trainer's own loop call optimizer.attach(model) first; for no perturbation set gamma to 0"
@@ -71,18 +71,7 @@ class Passes:
     optimizer: "WeightPerturbation"
 
     def __iter__(self) -> Iterator[Pass]:
-        optimizer = self.optimizer
-        with optimizer._open("a loop over passes()") as perturbation:
-            due = optimizer._is_due()
-            ascents = optimizer._ascent_steps if due else 0
-            for index in range(ascents + 1):
-                if due and (index > 0 or ascents == 0):
-                    optimizer._ascend(perturbation)
-                climbs = index < ascents
-                inputs = optimizer._inputs() if climbs else None
-                this = Pass(index, climbs, perturbation.active, inputs)
-                with optimizer._watched(this, refuse_adding=due):
-                    yield this
+        return self.optimizer._passes(LOOP)
 
 
 @dataclass(eq=False)
@@ -149,14 +138,10 @@ class WeightPerturbation(Optimizer):
         if not isinstance(optimizer, Optimizer):
             expected = "a constructed torch.optim.Optimizer (SGD(model.parameters(), lr=0.1))"
             raise TypeError(f"optimizer must be {expected}, got {optimizer!r}")
+        valid = select is None or callable(select)
+        require(valid, "select", select, "None or (name, param) -> bool")
         require(
-            select is None or callable(select), "select", select, "None or (name, param) -> bool"
-        )
-        require(
-            constraint in ("layer", "element"),
-            "constraint",
-            constraint,
-            "one of 'layer', 'element'",
+            constraint in ("layer", "element"), "constraint", constraint, "'layer' or 'element'"
         )
         self.constraint, self.select, self.base = constraint, select, optimizer
         self.default_gamma = checked_real("gamma", gamma)
@@ -212,8 +197,8 @@ class WeightPerturbation(Optimizer):
         self._refuse_while_open("passes", by_hand=True)
         return Passes(self)
 
-    def perturb(self) -> AbstractContextManager[None]:
-        """Return a context in which the weights are at `w + v`.
+    def perturb(self) -> AbstractContextManager[Pass]:
+        """Return a context in which the weights are at `w + v`, which gives its :class:`Pass`.
 
         It restores them bit for bit, in the same storage, also after an exception or
         KeyboardInterrupt. On a step that does not perturb (`interval`, `start_step`, gamma 0) it
@@ -223,15 +208,21 @@ class WeightPerturbation(Optimizer):
             RuntimeError: inside another block or loop of this optimizer.
         """
         self._refuse_while_open("perturb", by_hand=True)
-        return self._block()
+        return contextmanager(self._passes)(BLOCK)
 
-    @contextmanager
-    def _block(self) -> Iterator[None]:
-        with self._open(BLOCK) as perturbation:
-            if self._is_due():
-                self._ascend(perturbation)
-            with self._watched(Pass(self._ascent_steps, False, perturbation.active)):
-                yield
+    def _passes(self, form: str) -> Iterator[Pass]:
+        """The passes of a step; of a block the last one only."""
+        with self._open(form) as perturbation:
+            due, block = self._is_due(), form == BLOCK
+            last = self._ascent_steps if due or block else 0
+            for index in range(last if block else 0, last + 1):
+                if due and (index > 0 or last == 0):
+                    self._ascend(perturbation)
+                climbs = index < last
+                inputs = self._inputs() if climbs else None
+                this = Pass(index, climbs, perturbation.active, inputs)
+                with self._watched(this, refuse_adding=due and not block):
+                    yield this
 
     def attach(self, module: nn.Module, loss: Callable[..., Tensor] | None = None) -> "Attachment":
         """Perturb in the forward passes of a module, for a training loop that does not change.
@@ -305,8 +296,8 @@ class WeightPerturbation(Optimizer):
         for param in perturbation.overwritten[:1]:
             self._warn_once(
                 "overwritten",
-                f"a parameter of shape {tuple(param.shape)} was written to while it was perturbed, which is "
-                "undone: write before the loop or block, or after step()",
+                f"a parameter of shape {tuple(param.shape)} was written to while it was perturbed, "
+                "which is undone: write before the loop or block, or after step()",
             )
 
     def step(self, closure: Closure | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -500,7 +491,7 @@ class WeightPerturbation(Optimizer):
             with hook:
                 yield
         finally:
-            run.has_gradients |= not this.climbs and self._has_computed()
+            run.has_gradients = run.has_gradients or (not this.climbs and self._has_computed())
             run.current_pass, run.versions = None, []
         if any(added):
             raise RuntimeError(

@@ -42,7 +42,7 @@ class Saved:
 
     def is_in_place(self) -> bool:
         """Whether the parameter still has the memory that it had."""
-        return _memory(sharding.local_part(self.param)) == self.memory
+        return _memory(sharding.local_part(self.param.detach())) == self.memory
 
 
 class Perturbation:
@@ -107,7 +107,12 @@ class Perturbation:
             self._save(params)
             found = list(map(self._move, portions))  # a portion takes the memory of the one before
         except (NotImplementedError, TypeError) as error:
-            _name_class(params, error)
+            for param in params:
+                if type(param) not in sharding.PLAIN and not sharding.is_sharded(param):
+                    raise RuntimeError(
+                        f"a parameter of shape {tuple(param.shape)} is of class "
+                        f"{type(param).__name__}, which lacks an operation: leave it out by select"
+                    ) from error
             raise
         for saved in self._saved.values():
             saved.version = saved.weight._version
@@ -193,14 +198,12 @@ class Perturbation:
             torch._foreach_copy_(weights, backups)
         for saved in self._saved.values():
             if not saved.is_in_place() and sharding.is_sharded(saved.param):
-                sharding.local_part(saved.param).copy_(saved.local)
+                sharding.local_part(saved.param.detach()).copy_(saved.local)
             elif not saved.is_in_place():
                 saved.param.data = saved.local
         torch.clear_autocast_cache()
         self._earlier.clear()
-        self._earlier.update(
-            {p: saved for p, saved in self._saved.items() if functional.on_host(saved.weight)}
-        )
+        self._earlier |= {p: s for p, s in self._saved.items() if functional.on_host(s.weight)}
         self._copies.clear()  # last: only what is restored must not be restored again
 
 
@@ -240,20 +243,10 @@ def _copy_unseen(weights: list[Tensor], values: list[Tensor]) -> None:
     torch.clear_autocast_cache()
 
 
-def _name_class(params: list[Tensor], error: Exception) -> None:
-    """Say where an operation is missing: in a class that is not torch's own."""
-    for param in params:
-        if not (sharding.is_plain(param) or sharding.is_sharded(param)):
-            raise RuntimeError(
-                f"a parameter of shape {tuple(param.shape)} is of class "
-                f"{type(param).__name__}, which lacks an operation: leave it out with select"
-            ) from error
-
-
 def _memory(tensor: Tensor) -> tuple[object, ...]:
     """What tells two views of memory apart, on devices without addresses too."""
-    place = tensor.data_ptr() or (tensor.untyped_storage()._cdata, tensor.storage_offset())
-    return place, tensor.shape, tensor.stride(), tensor.dtype
+    storage = tensor.untyped_storage()._cdata
+    return storage, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
 
 
 def _as_real(tensor: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 from torch.optim import Optimizer
 
-from torch_awp.functional import on_host, opmath_dtype, portions
+from torch_awp.functional import in_portions, on_host, opmath_dtype
 from torch_awp.optimizer import Constraint, Gradients, Select, WeightPerturbation, require
 from torch_awp.perturbation import Move, Perturbation
 from torch_awp.sharding import part_like
@@ -79,11 +79,10 @@ class RandomWeightPerturbation(WeightPerturbation):
         selected = self._selected()
         self._warn_if_in_vain(selected)
         gammas = {param: gamma for param, gamma, _ in selected}
-        noise = map(self._noise_of, _portions(list(gammas)))
-        moves = ([Move(p, eps, gammas[p], gammas[p]) for p, eps in of_some] for of_some in noise)
-        perturbation.move(gammas, moves)
+        portions = _portions(list(gammas))
+        perturbation.move(gammas, (self._moves(params, gammas) for params in portions))
 
-    def _noise_of(self, params: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    def _moves(self, params: list[Tensor], gammas: dict[Tensor, float]) -> list[Move]:
         # For whole tensors also where a part lies here: shards then differ, replicas agree and both
         # are what a single process would draw.
         source = params[0].device if self.generator is None else self.generator.device
@@ -95,8 +94,8 @@ class RandomWeightPerturbation(WeightPerturbation):
         if not on_host(params[0]):  # one kernel or one transfer for all
             drawn = torch.cat(draws) if len(draws) > 1 else draws[0]
             draws = list(torch.split(drawn.to(params[0].device), numels))
-        for param, draw in zip(params, draws, strict=True):
-            yield param, part_like(draw.view(param.shape), param)
+        noise = (part_like(d.view(p.shape), p) for p, d in zip(params, draws, strict=True))
+        return [Move(p, n, gammas[p], gammas[p]) for p, n in zip(params, noise, strict=True)]
 
     def state_dict(self) -> dict[str, Any]:
         self._publish_generator_state()
@@ -146,4 +145,4 @@ def _portions(params: list[Tensor]) -> Iterator[list[Tensor]]:
     for _, some in groupby(params, lambda param: (param.device, opmath_dtype(param.dtype))):
         alike = list(some)
         size = _HOST_PORTION if on_host(alike[0]) else _DEVICE_PORTION
-        yield from portions(alike, [param.numel() for param in alike], size)
+        yield from in_portions(alike, [param.numel() for param in alike], size)

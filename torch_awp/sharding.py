@@ -20,14 +20,13 @@ Groups = tuple["ProcessGroup", ...]
 """The process groups over which the parts of a tensor lie; none for a whole tensor."""
 
 
-def is_plain(tensor: Tensor) -> bool:
-    """Whether this is one of torch's own tensors, of no class that gives operations a meaning."""
-    return type(tensor) in (Tensor, nn.Parameter)
+PLAIN = (Tensor, nn.Parameter)
+"""torch's own tensors, of no class that gives operations another meaning."""
 
 
 def is_sharded(tensor: Tensor) -> TypeGuard[Any]:
     """Whether this is a DTensor; asked without importing the module that defines it."""
-    return not is_plain(tensor) and hasattr(tensor, "device_mesh")
+    return type(tensor) not in PLAIN and hasattr(tensor, "device_mesh")
 
 
 def local_part(tensor: Tensor) -> Tensor:
