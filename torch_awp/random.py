@@ -1,6 +1,7 @@
 """Random weight perturbation: take the gradient at a random point near the weights."""
 
 from collections.abc import Iterator
+from functools import reduce
 from itertools import groupby
 from typing import Any
 
@@ -86,7 +87,8 @@ class RandomWeightPerturbation(WeightPerturbation):
         # For whole tensors also where a part lies here: shards then differ, replicas agree and both
         # are what a single process would draw.
         source = params[0].device if self.generator is None else self.generator.device
-        dtype, numels = opmath_dtype(params[0].dtype), [param.numel() for param in params]
+        dtype = reduce(torch.promote_types, {opmath_dtype(param.dtype) for param in params})
+        numels = [param.numel() for param in params]
         # On the host tensor by tensor, so that nothing but the order of tensors tells on the noise.
         sizes = numels if source.type == "cpu" else [sum(numels)]
         options: dict[str, Any] = {"dtype": dtype, "device": source, "generator": self.generator}
@@ -141,8 +143,8 @@ class RandomWeightPerturbation(WeightPerturbation):
 
 
 def _portions(params: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Tensors of one device and dtype, so few that the noise of all never exists at once."""
-    for _, some in groupby(params, lambda param: (param.device, opmath_dtype(param.dtype))):
+    """Tensors of one device, so few that the noise of all never exists at once."""
+    for _, some in groupby(params, lambda param: (param.device, param.is_complex())):
         alike = list(some)
         size = _HOST_PORTION if on_host(alike[0]) else _DEVICE_PORTION
         yield from in_portions(alike, [param.numel() for param in alike], size)
