@@ -541,19 +541,19 @@ class WeightPerturbation(Optimizer):
     def _warn_if_in_vain(self, selected: Selected) -> None:
         """Say why nothing moves, or hardly anything."""
         for param, gamma, _ in selected:
-            smallest = _SMALLEST_GAMMA.get(param.dtype, 0.0)
-            step_size = self._step_size(gamma)
-            if min(gamma, step_size) < smallest:
-                steps = f" in steps of {step_size:g}" if step_size < gamma else ""
-                self._warn_once(
-                    "gamma",
-                    f"gamma={gamma:g}{steps} is below {smallest:g}, half the relative spacing of "
-                    f"{param.dtype}: most of it is lost to rounding. Use a larger one, or float32 "
-                    "parameters",
-                )
-        groups = zip(self.param_groups, self._gammas(), strict=True)
+            if param.dtype in _SMALLEST_GAMMA:
+                smallest, step_size = _SMALLEST_GAMMA[param.dtype], self._step_size(gamma)
+                if min(gamma, step_size) < smallest:
+                    steps = f" in steps of {step_size:g}" if step_size < gamma else ""
+                    self._warn_once(
+                        "gamma",
+                        f"gamma={gamma:g}{steps} is below {smallest:g}, half the relative spacing "
+                        f"of {param.dtype}: most of it is lost to rounding. Use a larger one, or "
+                        "float32 parameters",
+                    )
+        groups = zip(self.param_groups, () if selected else self._gammas(), strict=False)
         params = [param for group, gamma in groups if gamma > 0 for param in group["params"]]
-        if not selected and any(param.requires_grad and param.numel() for param in params):
+        if any(param.requires_grad and param.numel() for param in params):
             flat = "all have one dimension (flat parameters?): choose some by select=..."
             reason = "select picks none: check the names it is given" if self.select else flat
             self._warn_once("select", f"no tensor is perturbed: {reason}")

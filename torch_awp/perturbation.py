@@ -42,7 +42,7 @@ class Saved:
 
     def is_in_place(self) -> bool:
         """Whether the parameter still has the memory that it had."""
-        return _memory(sharding.local_part(self.param.detach())) == self.memory
+        return _memory(self.param) == self.memory
 
 
 class Perturbation:
@@ -66,6 +66,7 @@ class Perturbation:
         self.overwritten: list[Tensor] = []
         self._earlier = earlier
         self._saved: dict[Tensor, Saved] = {}
+        self._norms: dict[tuple[int, ...], Tensor] = {}
         self._copies = []  # what restoring copies back: weights and backups of a kind
 
     def __enter__(self) -> Perturbation:
@@ -125,15 +126,22 @@ class Perturbation:
         for param, direction, gamma, step_size in moves:
             saved = self._saved[param]
             saved.path += abs(step_size)
-            along = _as_real(sharding.part_placed_like(direction, param))
+            if type(direction) not in sharding.PLAIN:
+                direction = sharding.part_placed_like(direction, param)
+            direction = _as_real(direction)
             # What one call can take. All processes find the same: strides of parts may differ.
-            kind = saved.weight.device, saved.weight.dtype, along.dtype, saved.shards
-            three = groups[(*kind, gamma, step_size, saved.path)]
-            for tensors, tensor in zip(three, (saved.weight, saved.backup, along), strict=True):
-                tensors.append(tensor)
+            kind = saved.weight.device, saved.weight.dtype, direction.dtype, saved.shards
+            weights, backups, directions = groups[(*kind, gamma, step_size, saved.path)]
+            weights.append(saved.weight)
+            backups.append(saved.backup)
+            directions.append(direction)
         # The norms of all at once, since those of sharded tensors cost a collective.
         norms = sharding.whole_norms(
-            [functional.norms(tensors) for _, *both in groups.values() for tensors in both],
+            [
+                of_list
+                for _, backups, directions in groups.values()
+                for of_list in (self._norms_of(backups), functional.norms(directions))
+            ],
             [kind[3] for kind in groups for _ in range(2)],
         )
         for i, (kind, (weights, backups, directions)) in enumerate(groups.items()):
@@ -152,6 +160,12 @@ class Perturbation:
             return True
         known = [any(norm.tolist()) for norm in norms]
         return any(known[1::2]) or not any(known[::2])
+
+    def _norms_of(self, backups: list[Tensor]) -> Tensor:
+        key = tuple(map(id, backups))  # each ascent has the same
+        if key not in self._norms:
+            self._norms[key] = functional.norms(backups)
+        return self._norms[key]
 
     def _save(self, params: list[Tensor]) -> None:
         """Back up what is not yet."""
@@ -197,10 +211,11 @@ class Perturbation:
         for weights, backups in reversed(self._copies):  # of shared memory the first backup is w
             torch._foreach_copy_(weights, backups)
         for saved in self._saved.values():
-            if not saved.is_in_place() and sharding.is_sharded(saved.param):
-                sharding.local_part(saved.param.detach()).copy_(saved.local)
-            elif not saved.is_in_place():
-                saved.param.data = saved.local
+            if not saved.is_in_place():
+                if sharding.is_sharded(saved.param):
+                    sharding.local_part(saved.param.detach()).copy_(saved.local)
+                else:
+                    saved.param.data = saved.local
         torch.clear_autocast_cache()
         self._earlier.clear()
         self._earlier |= {p: s for p, s in self._saved.items() if functional.on_host(s.weight)}
@@ -230,7 +245,7 @@ def _saved(param: Tensor) -> Saved:
             f"a parameter of shape {tuple(param.shape)} is expanded: its elements share memory"
         )
     weight = _as_real(local)
-    return Saved(param, local, weight, torch.empty_like(weight), shards, _memory(local))
+    return Saved(param, local, weight, torch.empty_like(weight), shards, _memory(param))
 
 
 @torch.inference_mode(False)
@@ -243,10 +258,11 @@ def _copy_unseen(weights: list[Tensor], values: list[Tensor]) -> None:
     torch.clear_autocast_cache()
 
 
-def _memory(tensor: Tensor) -> tuple[object, ...]:
+def _memory(param: Tensor) -> tuple[object, ...]:
     """What tells two views of memory apart, on devices without addresses too."""
-    storage = tensor.untyped_storage()._cdata
-    return storage, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
+    local = param if type(param) in sharding.PLAIN else sharding.local_part(param.detach())
+    storage = local.untyped_storage()._cdata
+    return storage, local.storage_offset(), local.shape, local.stride(), local.dtype
 
 
 def _as_real(tensor: Tensor) -> Tensor:
