@@ -122,8 +122,9 @@ def add_scaled_(weights: Tensors, directions: Tensors, scales: Tensor) -> None:
     if on_host(scales):  # one pass through memory, whatever the length
         for weight, direction, scale in zip(weights, directions, scales.tolist(), strict=True):
             if 0 < abs(scale) <= torch.finfo(dtype).max:
-                # In half precision alpha would be rounded.
-                weight.add_(direction.to(dtype), alpha=scale)
+                if direction.dtype != dtype:  # the alpha of half precision would be rounded
+                    direction = direction.to(dtype)
+                weight.add_(direction, alpha=scale)
         return
     each = torch.split(_finite(scales.to(dtype)), 1)
     for owners, moved, along in _in_pieces(weights, directions):
@@ -156,10 +157,11 @@ def project_layer_(weights: Tensors, centers: Tensors, radii: Tensor, distances:
     >>> weight
     tensor([2.5000, 1.0000])
     """
-    each = torch.split((radii / distances - 1).clamp(max=0), 1)
+    pull = (radii / distances - 1).clamp(max=0)
     for owners, moved, starts in _in_pieces(weights, centers):
-        pull = torch.cat([each[owner] for owner in owners])
-        add_scaled_(moved, _differences(moved, starts), pull)
+        # An accelerator would wait for a list of indices.
+        some = pull[owners] if on_host(pull) else torch.cat([pull[i : i + 1] for i in owners])
+        add_scaled_(moved, _differences(moved, starts), some)
 
 
 def project_element_(weights: Tensors, centers: Tensors, gamma: float) -> None:

@@ -208,7 +208,7 @@ class WeightPerturbation(Optimizer):
             RuntimeError: inside another block or loop of this optimizer.
         """
         self._refuse_while_open("perturb", by_hand=True)
-        return contextmanager(self._passes)(BLOCK)
+        return self._block(BLOCK)
 
     def _passes(self, form: str) -> Iterator[Pass]:
         """The passes of a step; of a block the last one only."""
@@ -223,6 +223,8 @@ class WeightPerturbation(Optimizer):
                 this = Pass(index, climbs, perturbation.active, inputs)
                 with self._watched(this, refuse_adding=due and not block):
                     yield this
+
+    _block = contextmanager(_passes)
 
     def attach(self, module: nn.Module, loss: Callable[..., Tensor] | None = None) -> "Attachment":
         """Perturb in the forward passes of a module, for a training loop that does not change.
@@ -282,9 +284,7 @@ class WeightPerturbation(Optimizer):
         """The one way to perturbed weights and back."""
         self._refuse_while_open(name)
         run = self._run
-        # With an update, one copy between steps is enough.
-        earlier = {} if run.update else run.saved
-        perturbation = Perturbation(self.constraint, self.epsilon, earlier)
+        perturbation = Perturbation(self.constraint, self.epsilon, run.saved)
         try:
             run.inside, run.perturbation = name, weakref.ref(perturbation)
             # Of an attached module's earlier micro-batches, which belong to the same step.
@@ -293,6 +293,8 @@ class WeightPerturbation(Optimizer):
                 yield perturbation
         finally:
             run.inside = run.current_pass = None
+            for saved in run.saved.values() if run.update else ():
+                saved.backup = None  # one copy between steps is enough
         for param in perturbation.overwritten[:1]:
             self._warn_once(
                 "overwritten",
@@ -711,8 +713,10 @@ def require(holds: bool, name: str, value: Any, expected: str) -> None:
 def checked_real(name: str, value: Any, *, positive: bool = False) -> float:
     """Return a finite number that is at least (`positive`: above) zero, as a float."""
     number = float(value) if isinstance(value, Real) else math.nan
-    valid = 0 < number < math.inf or (number == 0 and not positive)
-    require(valid, name, value, f"a finite number {'>' if positive else '>='} 0")
+    if not (0 < number < math.inf or (number == 0 and not positive)):
+        raise ValueError(
+            f"{name} must be a finite number {'>' if positive else '>='} 0, got {value!r}"
+        )
     return number
 
 

@@ -34,7 +34,7 @@ class Saved:
     param: Tensor
     local: Tensor
     weight: Tensor
-    backup: Tensor
+    backup: Any  # a tensor, or None until the next perturbation
     shards: sharding.Groups
     memory: tuple[object, ...]
     version: int = 0  # of the weight, as we left it
@@ -179,12 +179,19 @@ class Perturbation:
                     f"a parameter of shape {tuple(known.local.shape)} was given other memory while "
                     "it was perturbed: it cannot be perturbed further"
                 )
-        of_new = [saved.weight for saved in new.values()], [saved.backup for saved in new.values()]
-        for weights, backups in functional.alike(*of_new):
+        for saved in new.values():
+            if saved.backup is None:
+                saved.backup = torch.empty_like(saved.weight)
+            saved.path = 0.0
+        pairs = [saved.weight for saved in new.values()], [saved.backup for saved in new.values()]
+        on_host = new and all(
+            map(functional.on_host, pairs[0])
+        )  # there, one call does them one by one
+        for weights, backups in [pairs] if on_host else functional.alike(*pairs):
             torch._foreach_copy_(backups, weights)
             self._copies.append((weights, backups))
         for saved in new.values():
-            saved.version, saved.path = saved.weight._version, 0.0
+            saved.version = saved.weight._version
         self._saved |= new  # not before: one that is in it has a backup
 
     @contextmanager
@@ -244,8 +251,7 @@ def _saved(param: Tensor) -> Saved:
         raise RuntimeError(
             f"a parameter of shape {tuple(param.shape)} is expanded: its elements share memory"
         )
-    weight = _as_real(local)
-    return Saved(param, local, weight, torch.empty_like(weight), shards, _memory(param))
+    return Saved(param, local, _as_real(local), None, shards, _memory(param))
 
 
 @torch.inference_mode(False)
@@ -261,8 +267,8 @@ def _copy_unseen(weights: list[Tensor], values: list[Tensor]) -> None:
 def _memory(param: Tensor) -> tuple[object, ...]:
     """What tells two views of memory apart, on devices without addresses too."""
     local = param if type(param) in sharding.PLAIN else sharding.local_part(param.detach())
-    storage = local.untyped_storage()._cdata
-    return storage, local.storage_offset(), local.shape, local.stride(), local.dtype
+    place = local.data_ptr() or (local.untyped_storage()._cdata, local.storage_offset())
+    return place, local.shape, local.stride(), local.dtype
 
 
 def _as_real(tensor: Tensor) -> Tensor:
