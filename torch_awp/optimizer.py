@@ -487,7 +487,8 @@ class WeightPerturbation(Optimizer):
                     # `grad.data.zero_()` leaves no trace but zeros, which only the host can see.
                     added.append(not on_host(grad) or bool(grad.any()))
 
-            node = get_gradient_edge(first).node  # which would not live without this name
+            with torch.inference_mode(False):
+                node = get_gradient_edge(first).node  # which would not live without this name
             hook = node.register_prehook(before_accumulating)
         try:
             with hook:
