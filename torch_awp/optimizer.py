@@ -350,6 +350,7 @@ class WeightPerturbation(Optimizer):
         if self._attached:
             first_losses.append(closure())
             self._restore_attached()
+            self._warn_if_missed()
             return first_losses[-1]
         due, earlier, losses = self._is_due(), self._run.has_gradients, []
         for _ in Passes(self):
@@ -369,11 +370,12 @@ class WeightPerturbation(Optimizer):
         self._restore_attached()
         self._refuse_while_open(f"{type(self.base).__name__}.step")
         self._run.is_probe = self._is_state_probe()
+        if not self._run.in_closure:  # before the base may clear the gradients
+            self._warn_if_missed()
 
     def _after_base_step(self) -> None:
         """Hook of the base, after it has stepped."""
         run = self._run
-        self._warn_if_missed()
         run.has_gradients = None
         if run.attachment is not None:
             run.attachment.missed = type(run.attachment).missed
@@ -383,10 +385,9 @@ class WeightPerturbation(Optimizer):
                 group[STEP_KEY] = run.steps
 
     def _warn_if_missed(self) -> None:
-        """Say why the gradients of a step that was due are not those of perturbed weights."""
+        """Say why the gradients of a step that is due are not those of perturbed weights."""
         run, attached = self._run, self._attached
-        expected = run.has_gradients or run.is_probe or (run.in_closure and not attached)
-        if expected or not self._is_due():
+        if run.has_gradients or run.is_probe or not self._is_due():
             return
         if self._would_move():
             missed = attached and f"the optimizer is attached to a module, but {attached.missed}"
