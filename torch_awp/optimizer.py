@@ -5,7 +5,7 @@ import sys
 import warnings
 import weakref
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -71,18 +71,7 @@ class Passes:
     optimizer: "WeightPerturbation"
 
     def __iter__(self) -> Iterator[Pass]:
-        optimizer = self.optimizer
-        with optimizer._open("a loop over passes()") as perturbation:
-            due = optimizer._is_due()
-            ascents = optimizer._ascent_steps if due else 0
-            for index in range(ascents + 1):
-                if due and (index > 0 or ascents == 0):
-                    optimizer._ascend(perturbation)
-                climbs = index < ascents
-                inputs = optimizer._inputs() if climbs else None
-                this = Pass(index, climbs, perturbation.active, inputs)
-                with optimizer._watched(this, refuse_adding=due):
-                    yield this
+        return self.optimizer._passes("a loop over passes()")
 
 
 @dataclass(eq=False)
@@ -212,6 +201,23 @@ class WeightPerturbation(Optimizer):
         """
         self._refuse_while_open("perturb", by_hand=True)
         return self._block()
+
+    def _passes(self, name: str, adding: bool = False) -> Generator[Pass, Gradients | None, None]:
+        """The passes; what is sent replaces the gradients of one that climbs."""
+        with self._open(name) as perturbation:
+            due = self._is_due()
+            ascents = self._ascent_steps if due else 0
+            if due and ascents == 0:
+                self._ascend(perturbation)
+            for index in range(ascents + 1):
+                climbs = index < ascents
+                inputs = self._inputs() if climbs else None
+                this = Pass(index, climbs, perturbation.active, inputs)
+                with self._watched(this, refuse_adding=due and not adding):
+                    gradients = yield this
+                if climbs:
+                    self._ascend(perturbation, gradients)
+                del gradients  # not to be held while the next pass runs
 
     @contextmanager
     def _block(self) -> Iterator[None]:
