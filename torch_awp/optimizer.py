@@ -93,7 +93,7 @@ class RunState:
     update: dict[Tensor, Tensor] = field(default_factory=dict)  # minus the change of the last step
     saved: dict[Tensor, Saved] = field(default_factory=dict)  # by the last perturbation
     warned: set[str] = field(default_factory=set)
-    attachment: "Attachment | None" = None  # whose forward passes perturb
+    attachment: Callable[[], "Attachment | None"] = lambda: None  # weak: the module's hooks own it
 
 
 def _of_base(name: str) -> Any:
@@ -272,13 +272,12 @@ class WeightPerturbation(Optimizer):
 
     @property
     def _attached(self) -> "Attachment | None":
-        attachment = self._run.attachment
-        return attachment if attachment is not None and attachment.alive else None
+        return self._run.attachment()
 
     def _restore_attached(self) -> None:
         """Restore what a forward pass of an attached module has perturbed."""
-        if self._run.attachment is not None:
-            self._run.attachment.restore()
+        if (attachment := self._attached) is not None:
+            attachment.restore()
 
     @contextmanager
     def _open(self, name: str) -> Iterator[Perturbation]:
@@ -386,8 +385,6 @@ class WeightPerturbation(Optimizer):
         if run.missed is not None:
             self._warn_once("step", run.missed)
         run.used = run.has_gradients = False
-        if run.attachment is not None:
-            run.attachment.missed = type(run.attachment).missed
         if not run.is_probe:
             run.steps = self._step_number() + 1
             for group in self.param_groups:
@@ -630,7 +627,7 @@ class WeightPerturbation(Optimizer):
         # the instance, which would step the original of a copy.
         self._refuse_while_perturbed("copying or pickling")
         own = {k: v for k, v in vars(self).items() if not k.startswith("_") and k != "step"}
-        own |= {UPDATE_KEY: self._run.update, ATTACHMENT: self._run.attachment}
+        own |= {UPDATE_KEY: self._run.update, ATTACHMENT: self._attached}
         return {**super().__getstate__(), **own}  # torch_xla takes the groups from here
 
     def __setstate__(self, state: dict[str, Any]) -> None:
