@@ -947,10 +947,17 @@ def test_a_loss_that_cannot_be_called_is_refused():
 
 
 def test_data_parallel_around_an_attached_module_is_an_error():
+    def replica_of(module):  # as nn.parallel.replicate makes it, which needs two devices
+        replica = module._replicate_for_data_parallel()
+        for name, param in module._parameters.items():
+            setattr(replica, name, param.detach().clone())
+        for name, part in module._modules.items():
+            replica._modules[name] = replica_of(part)
+        return replica
+
     model, *_held = build()
-    replica = model._replicate_for_data_parallel()
-    with pytest.raises(RuntimeError, match=r"nn\.DataParallel"):
-        replica(*batches(1)[0])
+    with pytest.raises(RuntimeError, match="by DataParallel"):
+        replica_of(model)(*batches(1)[0])
 
 
 @pytest.mark.parametrize("where", ["inside", "around"])

@@ -20,14 +20,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
+from torch.autograd.graph import register_multi_grad_hook, saved_tensors_hooks
 from torch.utils._pytree import tree_leaves
 
-from torch_awp.optimizer import Gradients, Pass, WeightPerturbation
+from torch_awp.optimizer import Gradients, Pass, WeightPerturbation, attachments
 from torch_awp.running_stats import freeze_running_stats
 from torch_awp.sharding import is_sharded
 
-_attachments: weakref.WeakSet[Attachment] = weakref.WeakSet()
 _gone: Any = weakref.ref(type("Gone", (), {})())
 # Hooks are not to be compiled; torch offers this form, which does not import its compiler.
 _eager: Any = torch._disable_dynamo  # type: ignore[attr-defined]
@@ -37,9 +36,8 @@ _CHECKPOINT = (
     "activation checkpointing in an attached module needs use_reentrant=False, and one backward() "
     "for each forward pass"
 )
-_FSDP2 = (
-    "FSDP2 gives no gradients to AWP's climb when attached: use passes(), or a mode of one pass"
-)
+_FSDP2 = "FSDP2 gives AWP's climb no gradients: use a loop over passes(), or a mode of one pass"
+_NO_TRAINING = "its forward passes were in evaluation mode (call train()), no_grad() or paused()"
 
 
 @dataclass(eq=False)
@@ -78,8 +76,7 @@ class Attachment:
             raise RuntimeError("attach() of an attached optimizer: call handle.remove() first")
         self._loss = loss
         self._find_tensors(optimizer, module)
-        others = [other for other in list(_attachments) if other._driven() is not None]
-        if any(not other.tensors.isdisjoint(self.tensors) for other in others):
+        if any(not other.tensors.isdisjoint(self.tensors) for other in attachments()):
             raise RuntimeError("attach(): another optimizer, also attached, perturbs these tensors")
         # Those of parts, too: whoever saves a model may have unwrapped it.
         kinds = ("register_state_dict_pre_hook", "register_load_state_dict_pre_hook")
@@ -93,12 +90,6 @@ class Attachment:
     def adopt(self, optimizer: WeightPerturbation) -> None:
         """Belong to this optimizer from now on."""
         self._optimizer, optimizer._run.attachment = weakref.ref(optimizer), weakref.ref(self)
-        _attachments.add(self)
-
-    def _driven(self) -> Any:
-        """The optimizer, unless it is gone or its base has another wrapper now."""
-        optimizer = self._optimizer()
-        return None if optimizer is None or optimizer._is_replaced else optimizer
 
     # -- the handle ------------------------------------------------------------------------------
 
@@ -138,15 +129,16 @@ class Attachment:
     @_eager  # type: ignore[untyped-decorator]
     def _before(self, module: Any, args: Any, kwargs: Any) -> None:
         """Before the module's own forward."""
-        optimizer = self._driven()
-        if optimizer is None:  # a copy's
+        optimizer = self._optimizer()
+        if optimizer is None or optimizer._is_replaced:  # a copy's, or it has another wrapper now
             return
         trains = module.training and torch.is_grad_enabled()
         due = trains and not self._paused and optimizer._is_due()
         if torch._C._current_graph_task_id() != -1:
             self._recompute(due)
             return
-        self._refuse_other_threads(module)
+        if self._perturbed is not None and self._perturbed.thread != threading.get_ident():
+            raise RuntimeError("an attached module is called in another thread than perturbed it")
         if self._is_within(module):
             return
         if self._perturbed is not None:
@@ -157,23 +149,15 @@ class Attachment:
         if perturbed is None and due:
             self._perturb(optimizer, module, args, kwargs)
         elif perturbed is None and (not trains or self._paused):
-            self.missed = (
-                "its forward passes were in evaluation mode (call model.train()) or without "
-                "gradients (torch.no_grad(), handle.paused())"
-            )
+            self.missed = _NO_TRAINING
         elif perturbed is not None and not trains:  # an evaluation, at `w`
             _reshard(module)
             perturbed.call.callback(_reshard, module)
             perturbed.call.enter_context(optimizer._run.perturbation().suspended())
-            _unshard(module)
         elif perturbed is not None and not self._paused and optimizer._ascent_steps:
             optimizer._warn_once("again", _AGAIN)
-
-    def _refuse_other_threads(self, module: nn.Module) -> None:
-        if getattr(module, "_is_replica", False):
-            raise RuntimeError("an attached module is called by nn.DataParallel: use DDP")
-        if self._perturbed is not None and self._perturbed.thread != threading.get_ident():
-            raise RuntimeError("an attached module is called in another thread than perturbed it")
+        if hasattr(type(module), "unshard"):  # FSDP2's hook may have come before
+            module.unshard()
 
     def _is_within(self, module: nn.Module) -> bool:
         """Whether a call is the climb's, or one that the module makes of itself."""
@@ -202,18 +186,18 @@ class Attachment:
         perturbed.call.close()
         tensors = _tensors_in(output)
         if not (module.training and torch.is_grad_enabled()):
-            _hook(tensors, partial(self._reached, None))
+            register_multi_grad_hook(tensors, partial(self._reached, None), mode="any")
         elif not self._paused:
             hook = perturbed.graph() or partial(self._reached, perturbed)
-            _hook(tensors, hook)
+            register_multi_grad_hook(tensors, hook, mode="any")
             if tensors:
                 perturbed.graph = weakref.ref(hook)
             elif perturbed.graph() is None:  # an error, or an output without a gradient
                 self.restore()
-            loss = _loss_in(output) if self._loss is None and optimizer._ascent_steps else None
+            loss: Any = _loss_in(output) if self._loss is None and optimizer._ascent_steps else None
             if any(loss is tensor for tensor in tensors):
                 perturbed.other_loss = True
-                _hook([loss], lambda _: setattr(perturbed, "other_loss", False))
+                loss.register_hook(lambda _: setattr(perturbed, "other_loss", False))
 
     def _reached(self, weights: _Perturbed | None, _: Tensor) -> None:
         """A backward pass has come to an output, computed at `w + v` or (`None`) at `w`."""
@@ -230,8 +214,6 @@ class Attachment:
             _queue(partial(_queue, partial(self._end, weights)))
 
     def _end(self, perturbed: _Perturbed) -> None:
-        if self._perturbed is not perturbed:
-            return
         if perturbed.other_loss:
             self._optimizer()._warn_once(
                 "loss",
@@ -253,28 +235,23 @@ class Attachment:
         try:
             this = next(passes)
             while this.climbs:
-                with freeze_running_stats(module, this.index > 0):
-                    gradients = self._climb(optimizer, module, *call)
-                this = passes.send(gradients)
-                del gradients
+                this = passes.send(self._climb(optimizer, module, this.index > 0, *call))
             if random:
                 random.append(_random_states())
             self._perturbed = _Perturbed(passes, random, _calls_of(module))
             self._perturbed.call.enter_context(freeze_running_stats(module, this.index > 0))
-            _unshard(module)
         except BaseException:
             passes.close()
             raise
 
-    def _climb(
-        self, optimizer: WeightPerturbation, module: Any, args: Any, kwargs: Any
-    ) -> Gradients:
+    def _climb(self, optimizer: Any, module: Any, again: bool, args: Any, kwargs: Any) -> Gradients:
         """The gradients of one more call's loss; no `.grad` changes, and nothing else remains."""
         tensors = [param for param, _, _ in optimizer._selected()]
         # DDP's first pass over a static graph counts the gradients that arrive: not these.
         forward = module.module if getattr(module, "static_graph", False) else module
         hooks = (Tensor.detach, Tensor.detach)  # a checkpoint around does not see what we save
-        with saved_tensors_hooks(*hooks) if _saving_is_watched() else nullcontext():
+        hidden = saved_tensors_hooks(*hooks) if _saving_is_watched() else nullcontext()
+        with hidden, freeze_running_stats(module, again):
             output = forward(*args, **kwargs)
             loss = (self._loss or _loss_in)(output, *args, **kwargs)
             _check_loss(loss, output)
@@ -286,8 +263,7 @@ class Attachment:
         gradients = {p: g for p, g in zip(tensors, found, strict=True) if g is not None}
         if not self._looked or len(gradients) < len(tensors):
             self._look(optimizer, loss)
-        sharded = [param for param in tensors if is_sharded(param)]
-        if sharded and gradients.keys().isdisjoint(sharded):
+        if any(map(is_sharded, tensors)) and not any(map(is_sharded, gradients)):
             raise RuntimeError(_FSDP2)
         return gradients
 
@@ -315,7 +291,7 @@ class Attachment:
         found = frozenset(optimizer._params()).intersection(module.parameters())
         if len(found) < max(1, len(self.tensors)):
             what = f"{len(found)} tensors of {type(module).__name__} belong to the optimizer"
-            raise RuntimeError(f"{what}: were parameters replaced since it was built or attached?")
+            raise RuntimeError(f"{what}: were parameters replaced since then, or by DataParallel?")
         self.tensors = found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Attachment:
@@ -374,17 +350,10 @@ def _random_states() -> dict[Any, Tensor]:
 
 def _tensors_in(output: Any) -> list[Tensor]:
     """The tensors with a graph in an output, also in objects, one level deep."""
-    leaves = tree_leaves(output)
-    others = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
-    inside = [dict(leaf) if isinstance(leaf, Mapping) else {} for leaf in others]
-    inside += [getattr(leaf, "__dict__", {}) for leaf in others]
-    held = [*leaves, *tree_leaves(inside)]
+    held = tree_leaves(output)
+    held += tree_leaves([getattr(x, "__dict__", {}) for x in held if not isinstance(x, Tensor)])
+    held += tree_leaves([dict(x) for x in held if isinstance(x, Mapping)])
     return [t for t in held if isinstance(t, Tensor) and t.grad_fn is not None]
-
-
-def _hook(tensors: list[Any], hook: Callable[[Tensor], None]) -> None:
-    for tensor in tensors:
-        tensor.register_hook(hook)
 
 
 def _reshard(module: Any) -> None:
@@ -394,12 +363,6 @@ def _reshard(module: Any) -> None:
         if part is module:  # in whose forward pass it would keep them
             part.set_reshard_after_forward(True, recurse=False)
         part.reshard()
-
-
-def _unshard(module: Any) -> None:
-    """Gather, since FSDP2's hook may have come before ours."""
-    if hasattr(type(module), "unshard"):
-        module.unshard()
 
 
 def _calls_of(module: nn.Module) -> int:

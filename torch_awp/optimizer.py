@@ -713,6 +713,13 @@ class WeightPerturbation(Optimizer):
 _hooked: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 
+def attachments() -> Iterator["Attachment"]:
+    """Those of all optimizers."""
+    for run, *_ in list(_hooked.values()):
+        if (state := run()) is not None and (attachment := state.attachment()) is not None:
+            yield attachment
+
+
 def _call(method: Any, *_: Any) -> None:
     """Call a wrapper's method from a hook that does not keep the wrapper alive."""
     if (call := method()) is not None:
