@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import register_multi_grad_hook, saved_tensors_hooks
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_leaves
 
 from torch_awp.optimizer import Gradients, Pass, WeightPerturbation, attachments
@@ -46,10 +46,10 @@ class _Perturbed:
 
     passes: Generator[Pass, Any, None]  # of this step, in the last one: to go on restores
     random: list[dict[Any, Tensor]]  # states of generators before and after the other passes
-    depth: int  # of the module's calls of itself: the one that perturbed
     thread: int = field(default_factory=threading.get_ident)
     call: ExitStack = field(default_factory=ExitStack)  # what ends with a call of the module
     graph: Any = _gone  # weakly the hook that only a graph holds, while its backward pass may come
+    inner: int = 0  # calls that a running call of the module has made of it
     other_loss: bool = False  # the backward pass has not gone through the loss that was climbed
 
 
@@ -136,13 +136,25 @@ class Attachment:
         due = trains and not self._paused and optimizer._is_due()
         if torch._C._current_graph_task_id() != -1:
             self._recompute(due)
-            return
-        if self._perturbed is not None and self._perturbed.thread != threading.get_ident():
+        elif not self._is_within(optimizer.current_pass, module):
+            self._begin(optimizer, module, due, trains, args, kwargs)
+
+    def _is_within(self, this: Pass | None, module: nn.Module) -> bool:
+        """Whether a call is the climb's, or one that the module makes of itself."""
+        perturbed = self._perturbed
+        if perturbed is None:
+            return this is not None and this.climbs
+        if perturbed.thread != threading.get_ident():
             raise RuntimeError("an attached module is called in another thread than perturbed it")
-        if self._is_within(module):
-            return
+        within = _calls_of(module) > 1
+        perturbed.inner = perturbed.inner + 1 if within else 0  # an interrupt leaves others
+        return within
+
+    def _begin(
+        self, optimizer: Any, module: Any, due: bool, trains: bool, args: Any, kwargs: Any
+    ) -> None:
         if self._perturbed is not None:
-            self._perturbed.call.close()  # open after an interrupt
+            self._perturbed.call.close()  # an interrupt leaves it open
             if self._perturbed.graph() is None:  # given up, or its backward pass has failed
                 self.restore()
         perturbed = self._perturbed
@@ -159,13 +171,6 @@ class Attachment:
         if hasattr(type(module), "unshard"):  # FSDP2's hook may have come before
             module.unshard()
 
-    def _is_within(self, module: nn.Module) -> bool:
-        """Whether a call is the climb's, or one that the module makes of itself."""
-        this, perturbed = self._optimizer().current_pass, self._perturbed
-        if perturbed is not None:
-            return _calls_of(module) > perturbed.depth
-        return this is not None and this.climbs
-
     def _recompute(self, due: bool) -> None:
         """Inside a backward pass: a checkpoint calls once more."""
         if self._perturbed is None and due:
@@ -181,15 +186,20 @@ class Attachment:
     def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """After the module's forward, also where that has failed."""
         perturbed, optimizer = self._perturbed, self._optimizer()
-        if perturbed is None or torch._C._current_graph_task_id() != -1 or self._is_within(module):
+        if perturbed is None or torch._C._current_graph_task_id() != -1:
+            return
+        if perturbed.inner:
+            perturbed.inner -= 1
             return
         perturbed.call.close()
         tensors = _tensors_in(output)
         if not (module.training and torch.is_grad_enabled()):
-            register_multi_grad_hook(tensors, partial(self._reached, None), mode="any")
+            for tensor in tensors:
+                tensor.register_hook(partial(self._reached, None))
         elif not self._paused:
             hook = perturbed.graph() or partial(self._reached, perturbed)
-            register_multi_grad_hook(tensors, hook, mode="any")
+            for tensor in tensors:
+                tensor.register_hook(hook)
             if tensors:
                 perturbed.graph = weakref.ref(hook)
             elif perturbed.graph() is None:  # an error, or an output without a gradient
@@ -238,7 +248,7 @@ class Attachment:
                 this = passes.send(self._climb(optimizer, module, this.index > 0, *call))
             if random:
                 random.append(_random_states())
-            self._perturbed = _Perturbed(passes, random, _calls_of(module))
+            self._perturbed = _Perturbed(passes, random)
             self._perturbed.call.enter_context(freeze_running_stats(module, this.index > 0))
         except BaseException:
             passes.close()
@@ -348,7 +358,7 @@ def _random_states() -> dict[Any, Tensor]:
     return {source: source.get_rng_state() for source in sources}
 
 
-def _tensors_in(output: Any) -> list[Tensor]:
+def _tensors_in(output: Any) -> list[Any]:
     """The tensors with a graph in an output, also in objects, one level deep."""
     held = tree_leaves(output)
     held += tree_leaves([getattr(x, "__dict__", {}) for x in held if not isinstance(x, Tensor)])
