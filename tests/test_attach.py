@@ -1140,6 +1140,33 @@ def test_an_interrupt_in_a_recursion_is_not_taken_for_a_call_that_runs():
     optimizer.step()
 
 
+def test_an_evaluation_in_between_of_a_module_that_calls_itself_is_at_w_throughout():
+    model, optimizer, _ = build(WRAPS["rwp"], Recursive())
+    home, x = weights_of(model), torch.randn(6, 5)
+    loss = model(x)
+    away, seen = weights_of(model), []
+
+    def look(*_):
+        seen.append(same_bits(weights_of(model), home))
+        if len(seen) == 6:
+            raise KeyboardInterrupt
+
+    hook = model.net.register_forward_hook(look)
+    with torch.no_grad():
+        model(x)
+    with torch.no_grad(), pytest.raises(KeyboardInterrupt):
+        model(x)
+    with torch.no_grad():
+        model(x)
+    hook.remove()
+    assert all(seen)
+    assert len(seen) == 4 + 2 + 4
+    assert same_bits(weights_of(model), away)
+    loss.backward()
+    assert same_bits(weights_of(model), home)
+    optimizer.step()
+
+
 def test_a_call_from_another_thread_while_weights_are_away_is_an_error():
     model, *_held = build()
     data = batches(1)[0]

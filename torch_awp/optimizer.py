@@ -203,7 +203,10 @@ class WeightPerturbation(Optimizer):
         return self._block()
 
     def _passes(self, name: str, adding: bool = False) -> Generator[Pass, Gradients | None, None]:
-        """The passes; what is sent replaces the gradients of one that climbs."""
+        """The passes; what is sent replaces the gradients of one that climbs.
+
+        `adding` allows them to add to older gradients.
+        """
         with self._open(name) as perturbation:
             due = self._is_due()
             ascents = self._ascent_steps if due else 0
