@@ -179,6 +179,19 @@ def test_a_loop_gone_through_before_the_backward_pass_is_named():
         optimizer.step()
 
 
+def test_a_plain_step_of_a_base_that_clears_gradients_is_named():
+    class Clearing(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step(closure)
+            self.zero_grad()
+
+    model = small_net()
+    optimizer = awp(model, Clearing)
+    loss_of(model, batch()).backward()
+    with pytest.warns(UserWarning, match="gradients of unperturbed weights"):
+        optimizer.step()
+
+
 def test_a_plain_step_is_named_where_something_would_have_moved():
     """Not in the first step of single-pass modes, which is unperturbed anyway."""
     model, data = small_net(), batch()

@@ -5,7 +5,7 @@ import sys
 import warnings
 import weakref
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,6 +34,7 @@ Selected = list[tuple[Tensor, float, dict[str, Any]]]  # each with its group's g
 GAMMA_KEY, STEP_KEY = "perturb_gamma", "perturb_step"
 DEFAULT_KEY = "perturb_default"  # the gamma that the wrapper gave to a group
 UPDATE_KEY = "perturb_update"  # in a checkpoint, beside the base's state of a tensor
+ATTACHMENT = "perturb_attachment"  # in a copy
 LOOP, BLOCK = "a loop over passes()", "a perturb() block"
 _UNPERTURBED = (
     "they were computed outside a loop over passes(), a perturb() block or a closure. For a "
@@ -85,17 +86,17 @@ class RunState:
     has_gradients: bool | None = None  # to step on, of a block or loop; None: none has run
     in_closure: bool = False  # the base evaluates the closure
     is_probe: bool = False
+    missed: str | None = None  # why this step's gradients are not those of perturbed weights
     steps: int = 0  # successful ones
     before: dict[Tensor, Tensor] = field(default_factory=dict)  # weights, while the base steps
     update: dict[Tensor, Tensor] = field(default_factory=dict)  # minus the change of the last step
     saved: dict[Tensor, Saved] = field(default_factory=dict)  # by the last perturbation
     warned: set[str] = field(default_factory=set)
-    attachment: "Attachment | None" = None  # whose forward passes perturb
+    attachment: Callable[[], "Attachment | None"] = lambda: None  # weak: the module's hooks own it
 
     def __reduce__(self) -> Any:
         """Copies begin anew, but for what belongs to the run and not to the process."""
-        kept = "steps", "update", "attachment"
-        return RunState, (), {name: getattr(self, name) for name in kept}
+        return RunState, (), {"steps": self.steps, "update": self.update}
 
 
 def _of_base(name: str) -> Any:
@@ -210,19 +211,23 @@ class WeightPerturbation(Optimizer):
         self._refuse_while_open("perturb", by_hand=True)
         return self._block(BLOCK)
 
-    def _passes(self, form: str) -> Iterator[Pass]:
-        """The passes of a step; of a block the last one only."""
+    def _passes(self, form: str) -> Generator[Pass, Gradients | None, None]:
+        """The passes of a step; of a block the last one only.
+
+        What is sent replaces the gradients of a pass that climbs.
+        """
         with self._open(form) as perturbation:
-            due, block = self._is_due(), form == BLOCK
+            due, block, gradients = self._is_due(), form == BLOCK, None
             last = self._ascent_steps if due or block else 0
             for index in range(last if block else 0, last + 1):
                 if due and (index > 0 or last == 0):
-                    self._ascend(perturbation)
+                    self._ascend(perturbation, gradients)
+                gradients = None  # not to be held while the next pass runs
                 climbs = index < last
                 inputs = self._inputs() if climbs else None
                 this = Pass(index, climbs, perturbation.active, inputs)
-                with self._watched(this, refuse_adding=due and not block):
-                    yield this
+                with self._watched(this, refuse_adding=due and form == LOOP):
+                    gradients = yield this
 
     _block = contextmanager(_passes)
 
@@ -271,13 +276,12 @@ class WeightPerturbation(Optimizer):
 
     @property
     def _attached(self) -> "Attachment | None":
-        attachment = self._run.attachment
-        return attachment if attachment is not None and attachment.alive else None
+        return self._run.attachment()
 
     def _restore_attached(self) -> None:
         """Restore what a forward pass of an attached module has perturbed."""
-        if self._run.attachment is not None:
-            self._run.attachment.restore()
+        if (attachment := self._attached) is not None:
+            attachment.restore()
 
     @contextmanager
     def _open(self, name: str) -> Iterator[Perturbation]:
@@ -350,7 +354,7 @@ class WeightPerturbation(Optimizer):
         if self._attached:
             first_losses.append(closure())
             self._restore_attached()
-            self._warn_if_missed()
+            self._run.missed = self._what_was_missed()
             return first_losses[-1]
         due, earlier, losses = self._is_due(), self._run.has_gradients, []
         for _ in Passes(self):
@@ -370,35 +374,34 @@ class WeightPerturbation(Optimizer):
         self._restore_attached()
         self._refuse_while_open(f"{type(self.base).__name__}.step")
         self._run.is_probe = self._is_state_probe()
-        if not self._run.in_closure:  # before the base may clear the gradients
-            self._warn_if_missed()
+        # Before the base may clear the gradients.
+        self._run.missed = None if self._run.in_closure else self._what_was_missed()
 
     def _after_base_step(self) -> None:
         """Hook of the base, after it has stepped."""
         run = self._run
+        if run.missed is not None:
+            self._warn_once("step", run.missed)
         run.has_gradients = None
-        if run.attachment is not None:
-            run.attachment.missed = type(run.attachment).missed
         if not run.is_probe:
             run.steps += 1
             for group in self.param_groups:
                 group[STEP_KEY] = run.steps
 
-    def _warn_if_missed(self) -> None:
-        """Say why the gradients of a step that is due are not those of perturbed weights."""
+    def _what_was_missed(self) -> str | None:
+        """Why the gradients of a step that is due are not those of perturbed weights."""
         run, attached = self._run, self._attached
         if run.has_gradients or run.is_probe or not self._is_due():
-            return
+            return None
         if self._would_move():
             missed = attached and f"the optimizer is attached to a module, but {attached.missed}"
-            cause = f"step() on gradients of unperturbed weights: {missed or _UNPERTURBED}"
-            self._warn_once("step", cause)
-        elif run.has_gradients is not None and all(param.grad is None for param in self._params()):
-            self._warn_once(
-                "step",
+            return f"step() on gradients of unperturbed weights: {missed or _UNPERTURBED}"
+        if run.has_gradients is not None and all(param.grad is None for param in self._params()):
+            return (
                 "step() without a gradient: nothing is perturbed. Are the tensors of this "
-                "optimizer trained elsewhere (by optimizers in backward hooks), or all frozen?",
+                "optimizer trained elsewhere (by optimizers in backward hooks), or all frozen?"
             )
+        return None
 
     # -- when and what ---------------------------------------------------------------------------
 
@@ -598,7 +601,8 @@ class WeightPerturbation(Optimizer):
         # the instance, which would step the original of a copy.
         self._refuse_while_perturbed("copying or pickling")
         own = {k: v for k, v in vars(self).items() if not k.startswith("_") and k != "step"}
-        return {**super().__getstate__(), **own, "_run": self._run}  # torch_xla takes the groups
+        own |= {"_run": self._run, ATTACHMENT: self._attached}
+        return {**super().__getstate__(), **own}  # torch_xla takes the groups from here
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "base" not in state:  # the usual reset of an optimizer's state
@@ -606,9 +610,10 @@ class WeightPerturbation(Optimizer):
             return
         of_base = ("defaults", "state", "param_groups")
         self.__dict__.update({key: v for key, v in state.items() if key not in of_base})
+        attachment = self.__dict__.pop(ATTACHMENT)
         self._connect()
-        if self._run.attachment is not None:  # of the module that is copied with the optimizer
-            self._run.attachment.adopt(self)
+        if attachment is not None:  # of the module that is copied with the optimizer, if one is
+            attachment.adopt(self)
 
     def _connect(self) -> None:
         """Become the one wrapper of the base, with its dictionaries of hooks: each fires once."""
@@ -679,6 +684,13 @@ class WeightPerturbation(Optimizer):
 
 # Of an optimizer that steps, the state of its newest wrapper and the handles of that one's hooks.
 _hooked: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+
+def attachments() -> Iterator["Attachment"]:
+    """Those of all optimizers."""
+    for run, *_ in list(_hooked.values()):
+        if (state := run()) is not None and (attachment := state.attachment()) is not None:
+            yield attachment
 
 
 @torch.inference_mode(False)

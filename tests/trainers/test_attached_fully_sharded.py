@@ -15,12 +15,13 @@ from torch.distributed.fsdp import fully_shard
 def sharded_run(rank: int, wrap: str, order: str, evaluates: str) -> list[Tensor]:
     torch.manual_seed(0)
     model = Net()
-    if order == "attach, shard":  # as Accelerate, which puts other tensors into the groups
+    if order.startswith("attach"):  # as Accelerate, which puts other tensors into the groups
         optimizer = WRAPS[wrap](sgd(model))
         optimizer.attach(model)
-    for part in (model.net[0], model.net[2], model):
+    parts = () if order.endswith("whole") else (model.net[0], model.net[2])
+    for part in (*parts, model):
         fully_shard(part)
-    if order == "attach, shard":
+    if order.startswith("attach"):
         optimizer.param_groups[0]["params"] = list(model.parameters())
     else:
         optimizer = WRAPS[wrap](sgd(model))
@@ -41,7 +42,7 @@ def sharded_run(rank: int, wrap: str, order: str, evaluates: str) -> list[Tensor
 
 
 @pytest.mark.parametrize("evaluates", first_fast(["between", "before", "never"]))
-@pytest.mark.parametrize("order", ["attach, shard", "shard, attach"])
+@pytest.mark.parametrize("order", ["attach, shard", "shard, attach", "attach, shard whole"])
 @pytest.mark.parametrize("wrap", first_fast(["rwp", "update"]))
 def test_modes_of_one_pass_equal_one_process_under_fsdp2(two_ranks, wrap, order, evaluates):
     runs = two_ranks.run(sharded_run, wrap, order, evaluates)
