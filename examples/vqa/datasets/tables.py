@@ -7,7 +7,6 @@ a text (commas, tabs, semicolons or blanks), and whether its first row is a head
 import csv
 import fnmatch
 import io
-import math
 import re
 import zipfile
 import zlib
@@ -23,7 +22,7 @@ from openpyxl.utils.exceptions import InvalidFileException
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
-from vqa.io.label_list import DatasetError, parse_label_list, parse_number
+from vqa.io.label_list import DatasetError, finite_number, read_label_list
 
 _LIST_COLUMNS = ("path", "duration", "fps", "mos")
 # Of names and scores without a header; the other way round if only the first cell is a number.
@@ -88,13 +87,13 @@ class Table:
     def number(self, row: int, column: int) -> float:
         """A cell that must be a finite number."""
         cell = self.text(row, column)
-        number = cell.replace(",", ".") if self.decimal_comma else cell
-        if not _is_number(number):
+        number = finite_number(cell.replace(",", ".") if self.decimal_comma else cell)
+        if number is None:
             raise DatasetError(
                 f"{self.place(row)}: expected a finite number in column"
                 f" {self.columns[column]!r}, got {cell!r}"
             )
-        return parse_number(number)
+        return number
 
 
 def read_tables(path: Path) -> tuple[Table, ...]:
@@ -112,7 +111,7 @@ def read_tables(path: Path) -> tuple[Table, ...]:
 
 def read_list(path: Path) -> Table:
     """A four-column list, whatever its first row looks like."""
-    videos = parse_label_list(path)
+    videos = read_label_list(path)
     cells = ((v.path, repr(v.duration), repr(v.frame_rate), repr(v.score)) for v in videos)
     return Table(path, _LIST_COLUMNS, dict(enumerate(cells, start=1)))
 
@@ -192,10 +191,7 @@ def _is_list_row(cells: Sequence[str]) -> bool:
 
 
 def _is_number(cell: str) -> bool:
-    try:
-        return math.isfinite(parse_number(cell))
-    except ValueError:
-        return False
+    return finite_number(cell) is not None
 
 
 def _read_workbook(path: Path, content: bytes) -> tuple[Table, ...]:
