@@ -8,19 +8,14 @@ import csv
 import fnmatch
 import io
 import re
-import zipfile
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from xml.etree.ElementTree import ParseError
 
 import numpy as np
 from openpyxl import load_workbook
-from openpyxl.utils.exceptions import InvalidFileException
 from scipy.io import loadmat
-from scipy.io.matlab import MatReadError
 
 from vqa.io.label_list import DatasetError, finite_number, read_label_list
 
@@ -29,7 +24,6 @@ _LIST_COLUMNS = ("path", "duration", "fps", "mos")
 _PAIR_COLUMNS = ("path", "mos")
 BLANK = " "
 _MATLAB_COLUMNS = ("video_list", "mos")
-_UNREADABLE_MATLAB = (NotImplementedError, MatReadError, zlib.error, ValueError, TypeError, OSError)
 
 # Its number, as an editor or a spreadsheet program counts, and its cells.
 Line = tuple[int, Sequence[str]]
@@ -202,7 +196,7 @@ def _read_workbook(path: Path, content: bytes) -> tuple[Table, ...]:
             rows = sheet.iter_rows(values_only=True)
             sheets[sheet.title] = [["" if v is None else str(v) for v in row] for row in rows]
         workbook.close()
-    except (InvalidFileException, zipfile.BadZipFile, ParseError, KeyError, ValueError) as error:
+    except Exception as error:  # openpyxl raises whatever the damage leads to
         raise DatasetError(f"{path}: expected an .xlsx spreadsheet ({error})") from error
     filled = {title: rows for title, rows in sheets.items() if any(map(any, rows))}
     if not filled:
@@ -213,7 +207,7 @@ def _read_workbook(path: Path, content: bytes) -> tuple[Table, ...]:
 def _read_matlab(path: Path) -> Table:
     try:
         variables: Mapping[str, Any] = loadmat(str(path), appendmat=False)
-    except _UNREADABLE_MATLAB as error:
+    except Exception as error:  # scipy raises whatever the damage leads to
         raise DatasetError(f"{path}: expected a MATLAB file up to version 7 ({error})") from error
     if missing := [name for name in _MATLAB_COLUMNS if name not in variables]:
         found = ", ".join(name for name in variables if not name.startswith("__")) or "none"
