@@ -52,10 +52,7 @@ FAST_VQA_M = FastVqaSampling(frames=16, grid=4)
 
 
 def read_clips(
-    path: Path,
-    sampling: FastVqaSampling,
-    generator: torch.Generator | None = None,
-    threads: int = 1,
+    path: Path, sampling: FastVqaSampling, generator: torch.Generator | None = None
 ) -> Tensor:
     """Clips of fragments of a video file, float32 [clips, 3, frames, S, S] with S = grid * patch.
 
@@ -66,7 +63,7 @@ def read_clips(
         value = getattr(sampling, name)
         if generator is None and value != settled:
             raise ValueError(f"generator: expected one, {name} {value!r} is random")
-    with Video.open(path, threads) as video:
+    with Video.open(path) as video:
         rule: Rule = "fixed" if sampling.behaviour == "fixed" else "fast_vqa"
         indices = draw_frames(video.frames, sampling, rule, generator)
         uses = uses_of(video.decode(indices.flatten().tolist(), "rgb24"), indices)
