@@ -113,8 +113,10 @@ class Filmed:
     """Of its own, so that files can be made in any order and in parallel."""
 
 
-def write_all(title: str, files: Sequence[Filmed], folder: Path, processes: int) -> list[float]:
-    """Write files into a folder; the qualities that their raters perceive."""
+def write_all(
+    title: str, files: Sequence[Filmed], folder: Path, seed: int, processes: int = 1
+) -> list[float]:
+    """Write files into a folder; their mean opinion scores, by raters drawn from the seed."""
     qualities: list[float] = []
     write = partial(_write, folder)
     in_parallel = process_pool(processes) if processes > 1 else nullcontext()
@@ -123,7 +125,7 @@ def write_all(title: str, files: Sequence[Filmed], folder: Path, processes: int)
         for quality in made:
             qualities.append(quality)
             bar.update()
-    return qualities
+    return rate(qualities, files[0].opinion, np.random.default_rng(seed)).tolist()
 
 
 def _write(folder: Path, file: Filmed) -> float:
@@ -132,18 +134,16 @@ def _write(folder: Path, file: Filmed) -> float:
     path = draw_camera_path(random, photograph.shape[:2], file.size, file.frames)
     clip = film(photograph, path, file.size)
     chain = draw_chain(file.mix, random)
+    (folder / file.path).parent.mkdir(exist_ok=True)
     (folder / file.path).write_bytes(degrade(clip, chain, random))
     return expected_quality(chain, measure_content(clip), file.opinion)
 
 
 def _write_parts(folder: Path, settings: MiniUgcSettings, processes: int) -> None:
-    for part in PARTS:
-        (folder / part).mkdir()
     files = list(_files(settings))
-    qualities = write_all("mini-UGC", files, folder, processes)
-    scores = rate(qualities, settings.opinion, np.random.default_rng(settings.seed))
+    scores = write_all("mini-UGC", files, folder, settings.seed, processes)
     videos = [
-        LabelledVideo(file.path, settings.frames / FRAME_RATE, float(FRAME_RATE), float(score))
+        LabelledVideo(file.path, settings.frames / FRAME_RATE, float(FRAME_RATE), score)
         for file, score in zip(files, scores, strict=True)
     ]
     for part in PARTS:
