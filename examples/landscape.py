@@ -345,10 +345,10 @@ def _surfaces(found: Mapping[str, Surroundings], title: str, settings: Landscape
     figure = Figure(figsize=(4.2 * columns, 7.0), layout="constrained")
     for column, (name, surface) in enumerate(surfaces.items(), start=1):
         above = figure.add_subplot(2, columns, column)
-        draw_contours(above, positions, positions, surface, limits)
+        draw_contours(above, positions, surface, limits)
         above.set_title(fill(name, _NAME_WIDTH), fontsize="medium")
         perspective = figure.add_subplot(2, columns, columns + column, projection="3d")
-        draw_surface(perspective, positions, positions, surface, limits)
+        draw_surface(perspective, positions, surface, limits)
     figure.suptitle(title, fontsize="medium")
     return figure
 
