@@ -699,7 +699,9 @@ def test_a_bad_row_is_an_error_that_names_file_and_row(tmp_path, row, message):
 def test_a_list_is_a_list_even_if_its_first_row_is_bad(tmp_path):
     (tmp_path / "labels.txt").write_text("a.mp4, 1, 24, good\n")
 
-    with pytest.raises(DatasetError, match=r"row 1: expected a finite number, got 'good'"):
+    with pytest.raises(
+        DatasetError, match=r"row 1: expected a finite number in column 'mos', got 'good'"
+    ):
         load_dataset("list", tmp_path)
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 from vqa.datasets.specs import DataSetSpec, Layout, Part
-from vqa.datasets.tables import Table, read_list, read_tables
-from vqa.io.label_list import DatasetError
+from vqa.datasets.tables import DatasetError, Table, read_list, read_tables
 
 # The columns of every table, best first; case, blanks and underscores make no difference.
 NAME_COLUMNS = (

@@ -6,8 +6,8 @@ from pathlib import Path
 from vqa.datasets.annotations import find_annotations, read_labels
 from vqa.datasets.media import find_samples
 from vqa.datasets.specs import SPECS, DataSet, Part, Reference
+from vqa.datasets.tables import DatasetError
 from vqa.io.files import kind_by_name
-from vqa.io.label_list import DatasetError
 
 
 def load_dataset(

@@ -12,9 +12,8 @@ from pathlib import Path
 from vqa.datasets.annotations import NAME_COLUMNS
 from vqa.datasets.media import Listing, find_file, list_files
 from vqa.datasets.specs import SPECS
-from vqa.datasets.tables import BLANK, Line, Table, columns_without_header, divided
+from vqa.datasets.tables import BLANK, DatasetError, Line, Table, columns_without_header, divided
 from vqa.io.files import MediaKind, kind_by_name
-from vqa.io.label_list import DatasetError
 
 _LISTS = (".txt", ".csv", ".tsv")
 

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 
-from vqa.io.label_list import LabelledVideo, write_label_list
 from vqa.processes import process_pool, progress_bar
 from vqa.synthetic.degradations import FRAME_RATE, Chain, Link, degrade
 from vqa.synthetic.generated_folder import GeneratedFolder
@@ -142,12 +141,11 @@ def _write(folder: Path, file: Filmed) -> float:
 def _write_parts(folder: Path, settings: MiniUgcSettings, processes: int) -> None:
     files = list(_files(settings))
     scores = write_all("mini-UGC", files, folder, settings.seed, processes)
-    videos = [
-        LabelledVideo(file.path, settings.frames / FRAME_RATE, float(FRAME_RATE), score)
-        for file, score in zip(files, scores, strict=True)
-    ]
+    length = f"{settings.frames / FRAME_RATE!r}, {float(FRAME_RATE)!r}"  # seconds, frames a second
+    rows = [f"{own.path}, {length}, {mos!r}\n" for own, mos in zip(files, scores, strict=True)]
     for part in PARTS:
-        write_label_list(folder / f"{part}.txt", [v for v in videos if v.path.startswith(part)])
+        text = "".join(row for row in rows if row.startswith(f"{part}/"))
+        (folder / f"{part}.txt").write_text(text, encoding="utf-8")
 
 
 def _files(settings: MiniUgcSettings) -> Iterator[Filmed]:
