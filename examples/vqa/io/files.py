@@ -99,11 +99,15 @@ def digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text and the end of its last line, completely or not at all."""
+    with replacing(path) as unfinished:
+        unfinished.write_text(text + "\n", encoding="utf-8", newline="\n")
+
+
 def write_json(path: Path, document: Mapping[str, object]) -> None:
     """Write a document for people and programs; null stands for numbers that JSON lacks."""
-    text = json.dumps(_without_nan(document), indent=2, ensure_ascii=False)
-    with replacing(path) as unfinished:
-        unfinished.write_text(text + "\n", encoding="utf-8")
+    write_text(path, json.dumps(_without_nan(document), indent=2, ensure_ascii=False))
 
 
 def _without_nan(value: object) -> object:
