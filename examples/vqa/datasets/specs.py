@@ -96,15 +96,13 @@ _TWO_LISTS: Layout = {
     "test": ("labels_test.txt", "test.txt"),
 }
 _LSVQ_BOTH: Layout = {None: ("labels_train_test.csv",)}
-_LSVQ_TRAIN: Layout = {
-    "train": ("LSVQ_whole_train.csv", "train_labels.txt", "labels_train.txt"),
-}
+_LSVQ_TRAIN: Layout = {"train": ("LSVQ_whole_train.csv", "train_labels.txt", "labels_train.txt")}
 _LSVQ_TEST: Layout = {"test": ("LSVQ_whole_test.csv", "labels_test.txt", "test_labels.txt")}
 _LSVQ_1080P: Layout = {
     "1080p": (
-        *("labels_test_1080p.csv", "labels_1080p.csv", "LSVQ_whole_test_1080p.csv"),
-        "labels_1080p.txt",
-    ),
+        *("labels_test_1080p.csv", "labels_1080p.csv"),
+        *("LSVQ_whole_test_1080p.csv", "labels_1080p.txt"),
+    )
 }
 
 _LSVQ = DataSetSpec(
@@ -195,10 +193,7 @@ _SPECS = (
         name="biq2021",
         kind="image",
         layouts=(
-            {
-                "train": ("Train (Images and MOS).csv",),
-                "test": ("Test (Images and MOS).csv",),
-            },
+            {"train": ("Train (Images and MOS).csv",), "test": ("Test (Images and MOS).csv",)},
             {None: _FAST_VQA_LISTS},
         ),
         folders=("", "Images", "images"),

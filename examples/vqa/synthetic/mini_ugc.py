@@ -50,12 +50,10 @@ class Mix:
 
 
 _FIRST_MIX = Mix(
-    kinds=("rescale", "blur", "noise", "exposure", "frozen", "mpeg4"),
-    deliveries=("h264", "mpeg4"),
+    kinds=("rescale", "blur", "noise", "exposure", "frozen", "mpeg4"), deliveries=("h264", "mpeg4")
 )
 _SECOND_MIX = Mix(
-    kinds=("rescale", "motion_blur", "noise", "fading", "stutter", "h264"),
-    deliveries=("h264",),
+    kinds=("rescale", "motion_blur", "noise", "fading", "stutter", "h264"), deliveries=("h264",)
 )
 MIXES = {"train": _FIRST_MIX, "test": _FIRST_MIX, "ood": _SECOND_MIX}
 PARTS = tuple(MIXES)
@@ -108,8 +106,7 @@ class Filmed:
     frames: int
     mix: Mix
     opinion: Opinion
-    seed: tuple[int, ...]
-    """Of its own, so that files can be made in any order and in parallel."""
+    seed: tuple[int, ...]  # of its own, so that files can be made in any order and in parallel
 
 
 def write_all(
