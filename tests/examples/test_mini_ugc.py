@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.generalization_grounds.clips import load_clips
 from vqa.datasets import load_dataset
+from vqa.datasets.tables import read_list
 from vqa.synthetic import mini_ugc
 from vqa.synthetic.mini_ugc import MIXES, PARTS, MiniUgcSettings, build_mini_ugc, draw_chain
 from vqa.synthetic.photographs import PHOTOGRAPHS, load_photograph
@@ -88,8 +89,8 @@ def test_a_folder_with_other_files_is_not_touched(tmp_path):
 
 def test_train_and_test_share_no_photograph(built):
     def photographs(part: str) -> set[str]:
-        videos = load_dataset("list", built, built / f"{part}.txt").samples
-        return {video.path.stem.rsplit("_", 1)[0] for video in videos}
+        files = [Path(cells[0]) for cells in read_list(built / f"{part}.txt").rows.values()]
+        return {file.stem.rsplit("_", 1)[0] for file in files}
 
     assert photographs("train").isdisjoint(photographs("test"))
     assert photographs("ood") == photographs("test")
