@@ -228,7 +228,6 @@ def _read_workbook(path: Path, content: bytes) -> tuple[Table, ...]:
         for sheet in workbook.worksheets:
             rows = sheet.iter_rows(values_only=True)
             sheets[sheet.title] = [["" if v is None else str(v) for v in row] for row in rows]
-        workbook.close()
     except Exception as error:  # openpyxl raises whatever the damage leads to
         raise DatasetError(f"{path}: expected an .xlsx spreadsheet ({error})") from error
     filled = {title: rows for title, rows in sheets.items() if any(map(any, rows))}

@@ -88,10 +88,6 @@ class MeasuredTable:
         return {row: list(cells) for row, cells in by_row}
 
     @property
-    def columns(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(own.cell.column for own in self.cells))
-
-    @property
     def results(self) -> dict[PlannedRun, Results]:
         """Of every finished run behind a number."""
         return {run: found for own in self.cells for run, found in own.results.items()}
@@ -102,8 +98,7 @@ def _measured(cell: Cell, sweep: Sweep, store: Store) -> MeasuredCell:
     if cell.training is None:
         return MeasuredCell(cell, comparable)
     runs = sweep.runs(cell.training)
-    looked_up = {run: store.results(run) for run in runs}
-    found = {run: results for run, results in looked_up.items() if results is not None}
+    found = {run: results for run in runs if (results := store.results(run)) is not None}
     seeds, values = [], []
     for seed in sweep.seeds:
         of_seed = [run for run in runs if run.seed == seed]
@@ -192,10 +187,8 @@ def _section(table: MeasuredTable, picture: str | None) -> str:
 def _markdown_table(table: MeasuredTable) -> str:
     """Measured numbers and, where the paper has some, its own in italics below."""
     has_reported = any(own.cell.reported is not None for own in table.cells)
-    lines = [
-        "| " + " | ".join(("", *table.columns)) + " |",
-        "|---" * (len(table.columns) + 1) + "|",
-    ]
+    columns = dict.fromkeys(own.cell.column for own in table.cells)
+    lines = ["| " + " | ".join(("", *columns)) + " |", "|---" * (len(columns) + 1) + "|"]
     for row, cells in table.rows.items():
         texts = [row]
         for own in cells:
