@@ -121,7 +121,7 @@ def write_all(
         for quality in made:
             qualities.append(quality)
             bar.update()
-    return rate(qualities, files[0].opinion, np.random.default_rng(seed)).tolist()
+    return [float(mos) for mos in rate(qualities, files[0].opinion, np.random.default_rng(seed))]
 
 
 def _write(folder: Path, file: Filmed) -> float:
