@@ -164,11 +164,7 @@ def _relative_table(name: str) -> str | None:
     return theirs if theirs != name else None
 
 
-_AUTHORS = Format(
-    name="FAST-VQA or SAMA, authors",
-    marks=("vqa_head.",),
-    place=_place_authors,
-)
+_AUTHORS = Format(name="FAST-VQA or SAMA, authors", marks=("vqa_head.",), place=_place_authors)
 _KINETICS = Format(
     name="Video Swin, Kinetics-400, authors",
     marks=("backbone.layers.",),

@@ -146,8 +146,5 @@ _AUTHORS = Format(
     keeps=keeps_counts,
 )
 _IMAGENET = Format(
-    name="ResNet-50, ImageNet, torchvision",
-    marks=_TRUNK,
-    place=_place_in_trunk,
-    keeps=_keeps_head,
+    name="ResNet-50, ImageNet, torchvision", marks=_TRUNK, place=_place_in_trunk, keeps=_keeps_head
 )

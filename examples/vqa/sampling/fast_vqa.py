@@ -17,13 +17,7 @@ from torch import Tensor
 from vqa.io.video import Pixels, Video
 from vqa.models import imagenet
 from vqa.sampling.augmentation import Augmentation, draw_augmentation
-from vqa.sampling.fragments import (
-    Offsets,
-    cut_frame,
-    draw_offsets,
-    enlarge,
-    enlarge_as_published,
-)
+from vqa.sampling.fragments import Offsets, cut_frame, draw_offsets, enlarge, enlarge_as_published
 from vqa.sampling.frames import ClipSampling, Rule, draw_frames
 
 Behaviour = Literal["fixed", "released"]

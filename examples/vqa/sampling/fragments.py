@@ -82,10 +82,7 @@ def corners(
 
 
 def cut_frame(
-    frame: NDArray[np.uint8],
-    offsets: Offsets,
-    patch: int,
-    laid_over: tuple[int, int] | None = None,
+    frame: NDArray[np.uint8], offsets: Offsets, patch: int, laid_over: tuple[int, int] | None = None
 ) -> NDArray[np.uint8]:
     """Fragments [rows * patch, columns * patch, C] of one frame [H, W, C].
 

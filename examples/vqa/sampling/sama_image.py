@@ -14,12 +14,7 @@ from torchvision.transforms.v2 import functional  # type: ignore[import-untyped]
 from vqa.io.files import shown
 from vqa.models.imagenet import normalise
 from vqa.sampling.fragments import Mosaic
-from vqa.sampling.mosaic import (
-    SMALL_SQUARE,
-    cell_offsets,
-    masked_positions,
-    read_pixels,
-)
+from vqa.sampling.mosaic import SMALL_SQUARE, cell_offsets, masked_positions, read_pixels
 
 ImageVariant = Literal["sama", "sama-spm", "fragments"]
 

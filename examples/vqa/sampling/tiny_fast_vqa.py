@@ -18,14 +18,7 @@ from torchvision.transforms.v2.functional import rgb_to_grayscale  # type: ignor
 from vqa.io.video import Video, read_frames
 from vqa.models.quality_planes import PLANES, RADIUS, inner_planes, quality_planes
 from vqa.sampling.augmentation import Augmentation, draw_augmentation
-from vqa.sampling.fragments import (
-    Mosaic,
-    Offsets,
-    corners,
-    draw_offsets,
-    enlarge,
-    enlarged_size,
-)
+from vqa.sampling.fragments import Mosaic, Offsets, corners, draw_offsets, enlarge, enlarged_size
 from vqa.sampling.frames import clip_frame_indices, draw_clip_starts
 
 _TEST_SEED = 0
