@@ -42,16 +42,14 @@ def draw_frames(
 ) -> Tensor:
     """Frame numbers of the clips of one video, int64 [clips, frames].
 
-    * `"fixed"`: `draw_clip_starts` and `clip_frame_indices`; short videos start again;
+    * `"fixed"`: as `draw_clips`; short videos start again;
     * `"fast_vqa"`: as FAST-VQA, random in testing, too; short videos start again;
     * `"sama"`: as SAMA; short videos end with their last frame repeated.
 
     Without a generator clips are in the middle of their segments.
     """
     if rule == "fixed":
-        length = torch.tensor([video_frames])
-        starts = draw_clip_starts(length, sampling.clips, sampling.span, generator)
-        return clip_frame_indices(starts, length, sampling.frames, sampling.interval)[0]
+        return draw_clips(torch.tensor([video_frames]), sampling, generator)[0]
     if generator is None and rule == "fast_vqa":
         raise ValueError(
             "generator: expected one, FAST-VQA's published sampling is random in testing, too"
@@ -62,35 +60,25 @@ def draw_frames(
     return torch.from_numpy(published_frames(video_frames, sampling, rule, random))
 
 
-def draw_clip_starts(
-    video_frames: Tensor, clips: int, span: int, generator: torch.Generator | None = None
+def draw_clips(
+    video_frames: Tensor, sampling: ClipSampling, generator: torch.Generator | None = None
 ) -> Tensor:
-    """First frames int64 [B, N] of N clips per video, from lengths int64 [B] of the videos.
+    """Frame numbers int64 [B, clips, frames] for videos of these lengths, int64 [B].
 
-    Segment `i` begins at `L * i` with `L = video_frames // N`, and its clip anywhere in it, or in
-    its middle without a generator.
+    Segment `i` begins at `L * i` with `L = video_frames // clips`, and its clip anywhere in it, or
+    in its middle without a generator. A video that is too short starts again from its first frame.
     """
-    segment = (video_frames // clips)[:, None]
-    slack = (segment - span).clamp(min=0)
+    segment = (video_frames // sampling.clips)[:, None]
+    slack = (segment - sampling.span).clamp(min=0)
     if generator is None:
-        within = (slack // 2).expand(-1, clips)
+        within = slack // 2
     else:
         # One uniform number per clip, as every video has a range of its own.
-        uniform = torch.rand(len(video_frames), clips, generator=generator, dtype=torch.float64)
-        within = (uniform * slack).long()
-    return segment * torch.arange(clips) + within
-
-
-def clip_frame_indices(starts: Tensor, video_frames: Tensor, length: int, interval: int) -> Tensor:
-    """Frame numbers int64 [B, N, length] of clips that begin at `starts` [B, N].
-
-    A video that is too short starts again from its first frame.
-
-    >>> clip_frame_indices(torch.tensor([[5]]), torch.tensor([8]), length=4, interval=2)
-    tensor([[[5, 7, 1, 3]]])
-    """
-    indices = starts[:, :, None] + interval * torch.arange(length)
-    return indices % video_frames[:, None, None]
+        shape = (len(video_frames), sampling.clips)
+        within = (torch.rand(shape, generator=generator, dtype=torch.float64) * slack).long()
+    starts = segment * torch.arange(sampling.clips) + within
+    numbers = starts[:, :, None] + sampling.interval * torch.arange(sampling.frames)
+    return numbers % video_frames[:, None, None]
 
 
 def published_frames(

@@ -17,8 +17,8 @@ from torchvision.transforms.v2.functional import rgb_to_grayscale  # type: ignor
 from vqa.io.video import Video, read_frames
 from vqa.models.quality_planes import PLANES, RADIUS, inner_planes, quality_planes
 from vqa.sampling.augmentation import Augmentation, draw_augmentation
-from vqa.sampling.fragments import Mosaic, Offsets, corners, draw_offsets, enlarge, enlarged_size
-from vqa.sampling.frames import clip_frame_indices, draw_clip_starts
+from vqa.sampling.fragments import Offsets, corners, draw_offsets, enlarge, enlarged_size
+from vqa.sampling.frames import ClipSampling, draw_clips
 
 _TEST_SEED = 0
 # Pixels in all frames of a video whose planes are kept in memory: three mebibytes.
@@ -26,13 +26,12 @@ _SMALL = 1 << 19
 
 
 @dataclass(frozen=True)
-class FragmentSampling(Mosaic):
-    """How fragments are cut from `frames` frames."""
+class FragmentSampling(ClipSampling):
+    """How fragments are cut from a clip."""
 
     grid: int = 3
     patch: int = 16
     frames: int = 4
-    interval: int = 2
 
 
 def draw_views(
@@ -43,9 +42,7 @@ def draw_views(
     generator: torch.Generator | None,
 ) -> tuple[Tensor, Offsets]:
     """Frame numbers [B, frames] of clips of that length, and offsets of the patches."""
-    lengths = torch.full((clips,), length)
-    starts = draw_clip_starts(lengths, 1, sampling.frames * sampling.interval, generator)
-    indices = clip_frame_indices(starts, lengths, sampling.frames, sampling.interval)[:, 0]
+    indices = draw_clips(torch.full((clips,), length), sampling, generator)[:, 0]
     return indices, draw_offsets(sampling, size, clips, generator=generator)
 
 
