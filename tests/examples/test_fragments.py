@@ -111,7 +111,7 @@ def test_every_patch_is_a_slice_of_its_cell(laid_over):
 def test_small_frames_are_enlarged_until_the_mosaic_fits(size):
     frames = formula_video(2, *size)
 
-    large = enlarge(frames, (224, 224))
+    large = enlarge(frames, 224)
 
     height, width = large.shape[-2:]
     assert min(height, width) == 224
@@ -123,13 +123,13 @@ def test_enlarging_rounds_to_the_nearest_integer():
     # Half-pixel centres put the new pixels a quarter in: 0.75 * 10 + 0.25 * 13 is 10.75.
     frames = torch.tensor([[10, 13]], dtype=torch.uint8)[None, None]
 
-    assert enlarge(frames, (2, 4)).tolist() == [[[[10, 11, 12, 13]] * 2]]
+    assert enlarge(frames, 2).tolist() == [[[[10, 11, 12, 13]] * 2]]
 
 
 def test_large_frames_stay_as_they_are():
     frames = formula_video(1, 30, 40)
 
-    assert enlarge(frames, (30, 40)) is frames
+    assert enlarge(frames, 30) is frames
 
 
 def test_without_a_generator_patches_are_in_the_middle_of_the_slack():

@@ -32,8 +32,6 @@ def draw_augmentation(
     seed = int(torch.randint(2**62, (), generator=generator))
 
     def change(frames: Tensor) -> Tensor:
-        if frames.dtype != torch.uint8:
-            raise ValueError(f"frames: expected uint8, got {frames.dtype}")
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             augmented: Tensor = transform(frames)

@@ -123,8 +123,8 @@ class _Patches:
     ) -> None:
         frames, height, width = shape
         grid, patch = sampling.grid, sampling.patch
-        self._least = (sampling.side, sampling.side)
-        size = enlarged_size((height, width), self._least)
+        self._side = sampling.side
+        size = enlarged_size((height, width), self._side)
         pieces = (views, sampling.frames, grid, grid)
         self._luma = np.empty((*pieces, patch + 2 * RADIUS, patch + 2 * RADIUS), np.uint8)
         self._change = np.zeros((*pieces, patch, patch), np.int16)
@@ -142,7 +142,7 @@ class _Patches:
 
     def cut(self, number: int, luma: Tensor) -> None:
         """Keep what is needed of a frame [H, W]."""
-        large = enlarge(luma[None, None], self._least)[0, 0]
+        large = enlarge(luma[None, None], self._side)[0, 0]
         surrounded = np.pad(large.numpy(), RADIUS, mode="reflect")
         side = self._luma.shape[-1]
         windows = sliding_window_view(surrounded, (side, side))
