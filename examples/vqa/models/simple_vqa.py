@@ -1,5 +1,6 @@
 """SimpleVQA (Sun et al. 2022): what frames look like, from a ResNet-50, and how they move."""
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
@@ -80,23 +81,18 @@ class TinySimpleVqa(FrameScorer):
         super().__init__(_SmallStages(channels), channels, motion, hidden=2 * width)
 
 
-class _ResNet50Stages(nn.Module):
+class _ResNet50Stages(nn.Sequential):
     """Feature maps of stages 2, 3 and 4, under torchvision's names."""
 
     def __init__(self) -> None:
-        super().__init__()
-        network = resnet50(weights=None)
-        for name, part in network.named_children():
-            if name not in ("avgpool", "fc"):
-                self.add_module(name, part)
+        *parts, _, _ = resnet50(weights=None).named_children()  # all but pooling and classifier
+        super().__init__(OrderedDict(parts))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        maps: dict[str, Tensor] = {}
-        features = images
-        for name, part in self.named_children():  # in the order of the network
-            features = part(features)
-            maps[name] = features
-        return maps["layer2"], maps["layer3"], maps["layer4"]
+        maps = [images]
+        for part in self:
+            maps.append(part(maps[-1]))
+        return tuple(maps[-3:])
 
 
 class _SmallStages(nn.Module):

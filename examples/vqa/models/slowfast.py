@@ -23,19 +23,9 @@ SIZE = 224
 _ALPHA = 4  # the fast pathway has so many frames for one of the slow pathway
 _BETA = 8  # and so much fewer channels
 _DEPTHS = (3, 4, 6, 3)
-
-
-def slow_frames(frames: int = FRAMES) -> Tensor:
-    """Which frames of a clip the slow pathway sees, int64 [frames / 4].
-
-    A quarter of them, spread from the first to the last and rounded down, hence not every fourth.
-
-    >>> slow_frames().tolist()
-    [0, 4, 8, 13, 17, 22, 26, 31]
-    """
-    # In integers, where no rounding can move a frame.
-    last, count = frames - 1, frames // _ALPHA
-    return torch.arange(count) * last // max(count - 1, 1)
+SLOW_FRAMES = (0, 4, 8, 13, 17, 22, 26, 31)
+"""What the slow pathway sees of them: a quarter, spread from the first to the last and rounded
+down, hence not every fourth."""
 
 
 class SlowFastR50(nn.Module):
@@ -67,7 +57,7 @@ class SlowFastR50(nn.Module):
             raise ValueError(
                 f"clips: expected [B, 3, {FRAMES}, {SIZE}, {SIZE}], got {list(clips.shape)}"
             )
-        slow, fast = clips[:, :, slow_frames().to(clips.device)], clips
+        slow, fast = clips[:, :, SLOW_FRAMES], clips
         with torch.no_grad():
             for block in self.blocks:
                 slow, fast = block(slow, fast)
