@@ -102,8 +102,9 @@ def _colours(path: Path, smallest: int) -> Image.Image:
                 f"{shown(path)}: expected 8 bits a channel, got Pillow's mode {image.mode};"
                 " convert the file first"
             )
-        width, height = _enlarged_size(image.size, smallest)
-        if width * height > _MOST_PIXELS and min(image.size) < smallest:
+        short = min(image.size)
+        width, height = (max(side, side * smallest // short) for side in image.size)
+        if width * height > _MOST_PIXELS and short < smallest:
             raise ImageError(
                 f"{shown(path)}: expected sides of about equal length, {image.width} x"
                 f" {image.height} pixels would have to be enlarged to {width} x {height}"
@@ -114,14 +115,6 @@ def _colours(path: Path, smallest: int) -> Image.Image:
     if colours.size == (width, height):
         return colours
     return colours.resize((width, height), Image.Resampling.BILINEAR)
-
-
-def _enlarged_size(size: tuple[int, int], smallest: int) -> tuple[int, int]:
-    short = min(size)
-    if short >= smallest:
-        return size
-    width, height = (length * smallest // short for length in size)
-    return width, height
 
 
 def _mirror_and_rotate(pixels: Tensor, generator: torch.Generator) -> Tensor:
