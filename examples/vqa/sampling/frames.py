@@ -6,12 +6,10 @@ do, so that the same seed gives the same frames.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import torch
 from numpy.random import RandomState
-from numpy.typing import NDArray
 from torch import Tensor
 
 from vqa.sampling.fragments import Mosaic
@@ -50,14 +48,10 @@ def draw_frames(
     """
     if rule == "fixed":
         return draw_clips(torch.tensor([video_frames]), sampling, generator)[0]
-    if generator is None and rule == "fast_vqa":
-        raise ValueError(
-            "generator: expected one, FAST-VQA's published sampling is random in testing, too"
-        )
     random = None
     if generator is not None:
         random = RandomState(int(torch.randint(2**31, (), generator=generator)))
-    return torch.from_numpy(published_frames(video_frames, sampling, rule, random))
+    return published_frames(video_frames, sampling, rule, random)
 
 
 def draw_clips(
@@ -83,7 +77,7 @@ def draw_clips(
 
 def published_frames(
     video_frames: int, sampling: ClipSampling, rule: Rule, random: RandomState | None
-) -> NDArray[np.int64]:
+) -> Tensor:
     """Frame numbers as published code draws them, int64 [clips, frames].
 
     Segment `i` of length `L = video_frames // clips` gives the clip that begins at `L i + u`, `u`
@@ -92,9 +86,9 @@ def published_frames(
     """
     segment = video_frames // sampling.clips
     slack = max(0, segment - sampling.span)
-    within: NDArray[Any] = np.full(sampling.clips, slack // 2 if random is None else 0, np.int64)
+    within = torch.tensor(slack // 2 if random is None else 0)
     if random is not None and slack > 0:  # all clips in one draw
-        within = random.randint(0, slack, sampling.clips)
-    starts: NDArray[np.int64] = (segment * np.arange(sampling.clips) + within).astype(np.int64)
-    numbers: NDArray[np.int64] = starts[:, None] + sampling.interval * np.arange(sampling.frames)
-    return numbers % video_frames if rule == "fast_vqa" else np.minimum(numbers, video_frames - 1)
+        within = torch.from_numpy(random.randint(0, slack, sampling.clips))
+    starts = segment * torch.arange(sampling.clips) + within
+    numbers = starts[:, None] + sampling.interval * torch.arange(sampling.frames)
+    return numbers % video_frames if rule == "fast_vqa" else numbers.clamp(max=video_frames - 1)

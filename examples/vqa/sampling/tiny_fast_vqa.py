@@ -103,10 +103,9 @@ def _view(
 ) -> Tensor:
     planes, length, rows, columns, patch, _ = windows.shape
     size = (rows + patch - 1, columns + patch - 1)
-    frames, offsets = draw_views(1, length, size, sampling, generator)
-    top, left = _corners(size, offsets, sampling)
+    numbers, (top, left) = _draw_view(length, size, sampling, generator)
     # [C, frames, row of cells, column of cells, row, column]
-    pieces = windows[:, frames[0].numpy()[:, None, None], top, left]
+    pieces = windows[:, numbers[:, None, None], top, left]
     mosaic = pieces.swapaxes(3, 4).reshape(1, planes, -1, sampling.side, sampling.side)
     return torch.from_numpy(mosaic).float()
 
@@ -133,9 +132,9 @@ class _Patches:
         """By frame number: view, place in time, and 0 for the frame itself, 1 and -1 where it is
         the later or earlier one of a change."""
         for view in range(views):
-            numbers, offsets = draw_views(1, frames, size, sampling, generator)
-            self._corners.append(_corners(size, offsets, sampling))
-            for time, number in enumerate(numbers[0].tolist()):
+            numbers, places = _draw_view(frames, size, sampling, generator)
+            self._corners.append(places)
+            for time, number in enumerate(numbers.tolist()):
                 later = min(max(number, 1), frames - 1)
                 for used, sign in ((number, 0), (later, 1), (max(later - 1, 0), -1)):
                     self.uses.setdefault(used, []).append((view, time, sign))
@@ -165,9 +164,10 @@ class _Patches:
         return mosaics.transpose(0, 1).float()
 
 
-def _corners(
-    size: tuple[int, int], offsets: Offsets, sampling: FragmentSampling
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Top and left of every patch of one view, [row of cells, column of cells] each."""
+def _draw_view(
+    length: int, size: tuple[int, int], sampling: FragmentSampling, generator: torch.Generator
+) -> tuple[NDArray[np.int64], tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Frame numbers; and top and left of every patch, [row of cells, column of cells] each."""
+    numbers, offsets = draw_views(1, length, size, sampling, generator)
     rows, columns = (offset[0, :, :, 0] for offset in offsets)
-    return corners(size, (rows, columns), sampling.patch)
+    return numbers[0].numpy(), corners(size, (rows, columns), sampling.patch)
