@@ -93,9 +93,8 @@ def cosine_multiplier(step: int, steps_per_epoch: int, settings: Settings) -> fl
     """FAST-VQA and SAMA for videos: one schedule through head-only epochs and those after them."""
     steps = (settings.linear_epochs + settings.epochs) * steps_per_epoch
     rise = int(settings.warm_up_epochs * steps_per_epoch)
-    if settings.schedule == "released":
-        return published_cosine(step, steps, rise)
-    return warm_up_cosine(step, steps, rise)
+    cosine = published_cosine if settings.schedule == "released" else warm_up_cosine
+    return cosine(step, steps, rise)
 
 
 def published_cosine(step: int, steps: int, warm_up: int) -> float:
@@ -175,24 +174,13 @@ def load_checkpoint_weights(model: nn.Module, path: Path, checkpoint: Checkpoint
         raise CheckpointError(f"{path}: its {error}") from error
 
 
-def load_initial_weights(
-    model: nn.Module,
-    settings: Settings,
-    copy_missing: bool = False,
-    allow_shape_mismatch: bool = False,
-) -> nn.Module:
+def load_initial_weights(model: nn.Module, settings: Settings, **how: bool) -> nn.Module:
     """Load `pretrained`, then `finetune_from`, as far as given, and print what became of each.
 
-    Returns the model; the last two arguments are those of `load_published`, for `pretrained`.
+    Returns the model; further arguments are those of `load_published`, for `pretrained`.
     """
     if settings.pretrained is not None:
-        report = load_published(
-            model,
-            settings.pretrained,
-            copy_missing=copy_missing,
-            allow_shape_mismatch=allow_shape_mismatch,
-        )
-        print(report)
+        print(load_published(model, settings.pretrained, **how))
     if settings.finetune_from is not None:
         print(load_weights(model, settings.finetune_from))
     return model
