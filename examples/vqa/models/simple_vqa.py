@@ -54,11 +54,7 @@ class FrameScorer(nn.Module):
                 "frames: expected frames whose last feature map has several locations, got"
                 f" {frames.shape[3]} x {frames.shape[4]} pixels"
             )
-        pooled = [
-            statistic
-            for each in maps
-            for statistic in (each.mean(dim=(2, 3)), each.std(dim=(2, 3)))
-        ]
+        pooled = [own for each in maps for own in (each.mean(dim=(2, 3)), each.std(dim=(2, 3)))]
         return torch.cat(pooled, dim=1).view(*frames.shape[:2], -1)
 
 

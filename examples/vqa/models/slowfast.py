@@ -113,14 +113,13 @@ class _Residual(nn.Module):
 
 
 def _stem_pathway(channels: int, kernel_time: int) -> nn.Module:
-    return nn.Sequential(
-        OrderedDict(
-            conv=_convolution(3, channels, (kernel_time, 7, 7), stride=(1, 2, 2)),
-            norm=nn.BatchNorm3d(channels),
-            activation=nn.ReLU(),
-            pool=nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1)),
-        )
+    layers = OrderedDict(
+        conv=_convolution(3, channels, (kernel_time, 7, 7), stride=(1, 2, 2)),
+        norm=nn.BatchNorm3d(channels),
+        activation=nn.ReLU(),
+        pool=nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1)),
     )
+    return nn.Sequential(layers)
 
 
 def _stage(number: int, depth: int) -> nn.Module:
@@ -148,18 +147,17 @@ def _bottleneck(
 ) -> nn.Module:
     """Along time, then in the plane, then to all channels."""
     inner = outputs // 4
-    return nn.Sequential(
-        OrderedDict(
-            conv_a=_convolution(inputs, inner, (kernel_time, 1, 1)),
-            norm_a=nn.BatchNorm3d(inner),
-            activation_a=nn.ReLU(),
-            conv_b=_convolution(inner, inner, (1, 3, 3), stride),
-            norm_b=nn.BatchNorm3d(inner),
-            activation_b=nn.ReLU(),
-            conv_c=_convolution(inner, outputs, (1, 1, 1)),
-            norm_c=nn.BatchNorm3d(outputs),
-        )
+    layers = OrderedDict(
+        conv_a=_convolution(inputs, inner, (kernel_time, 1, 1)),
+        norm_a=nn.BatchNorm3d(inner),
+        activation_a=nn.ReLU(),
+        conv_b=_convolution(inner, inner, (1, 3, 3), stride),
+        norm_b=nn.BatchNorm3d(inner),
+        activation_b=nn.ReLU(),
+        conv_c=_convolution(inner, outputs, (1, 1, 1)),
+        norm_c=nn.BatchNorm3d(outputs),
     )
+    return nn.Sequential(layers)
 
 
 def _convolution(

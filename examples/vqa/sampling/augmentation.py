@@ -24,9 +24,6 @@ def draw_augmentation(
 
     Equal frames stay equal, and the global generator is left as it was.
     """
-    if augmentation not in _TRANSFORMS:
-        names = ", ".join(_TRANSFORMS)
-        raise ValueError(f"augmentation: expected one of {names}, got {augmentation!r}")
     transform = _TRANSFORMS[augmentation]()
     # torchvision knows the global generator only; forking gives it back its state afterwards.
     seed = int(torch.randint(2**62, (), generator=generator))

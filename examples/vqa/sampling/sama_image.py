@@ -55,7 +55,11 @@ def read_sama_image(
     """
     pixels = load_pixels(path, sampling.side)
     if generator is not None:
-        pixels = _mirror_and_rotate(pixels, generator)
+        # Drawn as by torchvision's RandomHorizontalFlip and RandomRotation, in this order.
+        if torch.rand(1, generator=generator).item() < 0.5:
+            pixels = pixels.flip(-1)
+        angle = torch.empty(1).uniform_(-_LARGEST_ANGLE, _LARGEST_ANGLE, generator=generator).item()
+        pixels = functional.rotate(pixels, angle)
     # Published code normalises first: the same, as the weights of the neighbours add up to one.
     return normalise(mask_scales(pixels, sampling, generator))
 
@@ -115,12 +119,3 @@ def _colours(path: Path, smallest: int) -> Image.Image:
     if colours.size == (width, height):
         return colours
     return colours.resize((width, height), Image.Resampling.BILINEAR)
-
-
-def _mirror_and_rotate(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Drawn as by torchvision's RandomHorizontalFlip and RandomRotation, in this order."""
-    if torch.rand(1, generator=generator).item() < 0.5:
-        pixels = pixels.flip(-1)
-    angle = torch.empty(1).uniform_(-_LARGEST_ANGLE, _LARGEST_ANGLE, generator=generator).item()
-    rotated: Tensor = functional.rotate(pixels, angle)
-    return rotated
