@@ -7,6 +7,7 @@ of the step (or epoch) that is about to be made, from 0.
 import math
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,25 +69,14 @@ def perturbed(
 
     if settings.perturb == "none":
         return AdversarialWeightPerturbation(optimizer, gamma=0.0)
+    how: dict[str, Any] = {"constraint": settings.constraint, "epsilon": settings.epsilon}
     if settings.perturb == "rwp":
         device = optimizer.param_groups[0]["params"][0].device
-        return RandomWeightPerturbation(
-            optimizer,
-            settings.gamma,
-            constraint=settings.constraint,
-            select=select,
-            epsilon=settings.epsilon,
-            generator=torch.Generator(device).manual_seed(settings.seed),
-        )
-    return AdversarialWeightPerturbation(
-        optimizer,
-        settings.gamma,
-        steps=settings.steps if settings.perturb == "awp" else 1,
-        ascent="update" if settings.perturb == "awp-update" else "current",
-        constraint=settings.constraint,
-        select=select,
-        epsilon=settings.epsilon,
-    )
+        how["generator"] = torch.Generator(device).manual_seed(settings.seed)
+        return RandomWeightPerturbation(optimizer, settings.gamma, select=select, **how)
+    how["steps"] = settings.steps if settings.perturb == "awp" else 1
+    how["ascent"] = "update" if settings.perturb == "awp-update" else "current"
+    return AdversarialWeightPerturbation(optimizer, settings.gamma, select=select, **how)
 
 
 def cosine_multiplier(step: int, steps_per_epoch: int, settings: Settings) -> float:
