@@ -27,13 +27,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional  # type: ignore[import-untyped]
 
-from vqa.features.key_frames import (
-    Features,
-    FeatureSettings,
-    MotionKind,
-    build_extractor,
-    extract,
-)
+from vqa.features.key_frames import Features, FeatureSettings, MotionKind, build_extractor, extract
 from vqa.io.files import digest, replacing, shown, write_json
 from vqa.io.video import VideoError
 from vqa.models.imagenet import normalise
