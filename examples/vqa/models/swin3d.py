@@ -131,13 +131,13 @@ class FragmentAttention(ShiftedWindowAttention3d):  # type: ignore[misc]  # torc
             return relative.flatten(3, 4).flatten(1, 2)[None]
         fragment = self._looked_up(self.fragment_position_bias_table, window)
         clips, *size, _ = tokens.shape
-        times, *covered = (
+        frames, *covered = (
             math.ceil(length / side) * side for length, side in zip(size, window, strict=True)
         )
         distance = fragment_distance(covered, window[1:], shift[1:], tokens.device)
         # F + G (R - F), for every window at once: it may be as large as the logits themselves.
         distance = distance.to(relative.dtype)[:, None, None, :, None, :]
-        distance = distance.expand(clips, times // window[0], *[-1] * 6)
+        distance = distance.expand(clips, frames // window[0], *[-1] * 6)
         gated = torch.addcmul(fragment, distance, relative - fragment)
         return gated.flatten(6, 7).flatten(4, 5).flatten(0, 2)
 
