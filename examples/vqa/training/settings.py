@@ -196,9 +196,10 @@ def plain(settings: Any) -> dict[str, Any]:
 
 
 S = TypeVar("S", bound=Settings)
+AnySettings = TypeVar("AnySettings")
 
 
-def restored(kind: type[S], values: Mapping[str, Any]) -> S:
+def restored(kind: type[AnySettings], values: Mapping[str, Any]) -> AnySettings:
     """Settings of that kind from what `plain` made of them; what is not there is as by default."""
     hints, typed = get_type_hints(kind), dict(values)
     for name, value in values.items():
