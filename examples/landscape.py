@@ -38,7 +38,6 @@ from vqa.training.landscape import (
     random_curve,
     random_surface,
     read_batches,
-    worst_rise,
 )
 from vqa.training.optim import load_checkpoint_weights
 from vqa.training.settings import METHOD_NAMES, Settings
@@ -270,7 +269,7 @@ def _surroundings(model: nn.Module, loss: Loss, settings: Landscape) -> Surround
     )
     return Surroundings(
         loss=centre,
-        worst_rise=worst_rise(model, loss, where),
+        worst_rise=sharpness(model, loss, where.radius, steps=where.ascent_steps),
         average_rise=sharpness(model, loss, where.radius, mode="average", samples=settings.samples),
         curves=torch.stack(curves),
         surface=surface,

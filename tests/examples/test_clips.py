@@ -177,7 +177,7 @@ def test_a_video_smaller_than_the_mosaic_is_enlarged(tmp_path):
     sampling = FragmentSampling(grid=2, patch=24, frames=2, interval=2)
     clip = np.repeat(np.repeat(textured_clip(6, 12, 18), 2, axis=1), 2, axis=2)
     small = write_stream(tmp_path / "s.mkv", clip, Stream("matroska", "ffv1", pixels="gray"))
-    large = enlarge(read_frames(small, pixels="gray"), (48, 48))
+    large = enlarge(read_frames(small, pixels="gray"), 48)
 
     (planes,) = read_planes(small, None, sampling, 1)
 

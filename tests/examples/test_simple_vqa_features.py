@@ -237,16 +237,11 @@ def test_a_steady_fade_changes_in_proportion_to_the_distance_of_frames():
     torch.testing.assert_close(by_lag[:, [1, 3, 4]], torch.zeros(3, 3), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ("extractor", "frames", "message"),
-    [
-        (FrameDifferences(), 5, "expected at least 6 frames, got 5"),
-        (SlowFastFeatures(torch.nn.Identity(), torch.device("cpu")), 31, "expected 32 frames"),
-    ],
-)
-def test_a_chunk_of_another_length_is_an_error(extractor, frames, message):
-    with pytest.raises(ValueError, match=message):
-        extractor(torch.zeros(frames, 3, extractor.size, extractor.size, dtype=torch.uint8))
+def test_a_chunk_of_another_length_is_an_error():
+    with pytest.raises(ValueError, match="expected at least 6 frames, got 5"):
+        FrameDifferences()(torch.zeros(5, 3, 64, 64, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"expected \[B, 3, 32, 224, 224\], got \[1, 3, 31, "):
+        SlowFastFeatures(SlowFastR50(), torch.device("cpu"))(torch.zeros(31, 3, 224, 224))
 
 
 @pytest.mark.parametrize("name", ["key_frames", "per_second", "short_side", "chunk"])

@@ -17,13 +17,7 @@ from torch import Tensor
 from vqa.io.video import Pixels, Video
 from vqa.models import imagenet
 from vqa.sampling.augmentation import Augmentation, draw_augmentation
-from vqa.sampling.fragments import (
-    Offsets,
-    cut_frame,
-    draw_offsets,
-    enlarge,
-    enlarge_as_published,
-)
+from vqa.sampling.fragments import Offsets, cut_frame, draw_offsets, enlarge, enlarge_as_published
 from vqa.sampling.frames import ClipSampling, Rule, draw_frames
 
 Behaviour = Literal["fixed", "released"]
@@ -107,16 +101,16 @@ def _cut(uses: Uses, sampling: FastVqaSampling, generator: torch.Generator | Non
     shape = (sampling.clips, sampling.frames, sampling.side, sampling.side, 3)
     mosaics = np.empty(shape, np.uint8)
     offsets: Offsets | None = None
+    released = sampling.behaviour == "released"
     for clip, time, frame in uses:
         large = _enlarged(frame, sampling)
         # The published code forgets that it has enlarged the frames.
-        height, width = large.shape[:2] if sampling.behaviour == "fixed" else frame.shape[:2]
+        height, width = (frame if released else large).shape[:2]
+        size = (height, width)
         if offsets is None:
-            released = sampling.behaviour == "released"
-            size = (height, width)
             offsets = draw_offsets(sampling, size, 1, sampling.clips, generator, released)
         rows, columns = (offset[0, :, :, clip] for offset in offsets)
-        mosaics[clip, time] = cut_frame(large, (rows, columns), sampling.patch, (height, width))
+        mosaics[clip, time] = cut_frame(large, (rows, columns), sampling.patch, size)
     return torch.from_numpy(mosaics)
 
 
@@ -125,5 +119,5 @@ def _enlarged(frame: Pixels, sampling: FastVqaSampling) -> Pixels:
         return frame
     grow = enlarge if sampling.behaviour == "fixed" else enlarge_as_published
     planes = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[:, None]
-    large: Pixels = grow(planes, (sampling.side, sampling.side))[:, 0].permute(1, 2, 0).numpy()
+    large: Pixels = grow(planes, sampling.side)[:, 0].permute(1, 2, 0).numpy()
     return large
