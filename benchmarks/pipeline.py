@@ -1,8 +1,8 @@
 """Clips per second from H.264 files, ours and decord with a patch loop, and memory of our readers.
 
-Both give FAST-VQA's normalised fragments of the same frames at the same places, in turn, in one
-process. A ratio is taken within a round, so that what slows the machine down for a while slows
-both sides. The outputs must agree up to the rounding of two colour conversions.
+Both give FAST-VQA's normalised fragments of the same frames at the same places, in turn, on one
+thread of one process. A ratio is taken within a round, so that what slows the machine down for a
+while slows both sides. The outputs must agree up to the rounding of two colour conversions.
 
 Files are made in the run: a camera moves over a real photograph, with a key frame every 250 frames
 (what encoders do by default) and every 25. `training` is one random clip of 32 frames, `testing`
@@ -52,7 +52,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import fast_vqa
 from vqa.datasets import load_dataset
 from vqa.io.files import write_json
-from vqa.io.video import VideoInfo, probe
+from vqa.io.video import Video, VideoInfo
 from vqa.provenance import device_name
 from vqa.sampling.fast_vqa import (
     DEVIATION,
@@ -72,7 +72,7 @@ from vqa.training.loop import TrainingRun, fit
 from vqa.training.split_samples import parts_of
 
 Use = Literal["training", "testing"]
-Reader = Callable[["Task", int], Tensor]
+Reader = Callable[["Task"], Tensor]
 
 SAMPLINGS: dict[Use, FastVqaSampling] = {
     "training": FAST_VQA,
@@ -87,8 +87,6 @@ class Benchmark:
 
     heights: tuple[int, ...] = (540, 1080)
     key_intervals: tuple[int, ...] = (250, 25)
-    threads: tuple[int, ...] = (1, 2)
-    """Decoding threads."""
     seconds: int = 8
     """Length of the videos."""
     rounds: int = 5
@@ -121,18 +119,18 @@ class Task:
         return indices, draw_offsets(self.sampling, size, 1, self.sampling.clips, generator)
 
 
-def ours(task: Task, threads: int) -> Tensor:
+def ours(task: Task) -> Tensor:
     """This project."""
     generator = torch.Generator().manual_seed(task.seed)
-    return read_clips(task.path, task.sampling, generator, threads)
+    return read_clips(task.path, task.sampling, generator)
 
 
-def decord_and_patch_loop(task: Task, threads: int) -> Tensor:
+def decord_and_patch_loop(task: Task) -> Tensor:
     """What one writes by hand: decord's batch of frames, then patch by patch."""
     import decord  # type: ignore[import-untyped]
 
     indices, offsets = task.draw()
-    reader = decord.VideoReader(str(task.path), num_threads=threads)
+    reader = decord.VideoReader(str(task.path), num_threads=1)
     numbers = sorted(set(indices.flatten().tolist()))
     frames = torch.from_numpy(reader.get_batch(numbers).asnumpy()).permute(3, 0, 1, 2)
     place = {number: index for index, number in enumerate(numbers)}
@@ -183,7 +181,7 @@ class Result:
     mean_difference: float
 
 
-def measure(tasks: list[Task], threads: int) -> dict[str, Result]:
+def measure(tasks: list[Task]) -> dict[str, Result]:
     """The competitors on the same tasks, in an order that rotates; the first task warms up."""
     runs = competitors()
     seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -193,7 +191,7 @@ def measure(tasks: list[Task], threads: int) -> dict[str, Result]:
         clips: dict[str, Tensor] = {}
         for name in [*list(runs)[first:], *list(runs)[:first]]:
             began = time.perf_counter()
-            clips[name] = runs[name](task, threads)
+            clips[name] = runs[name](task)
             seconds[name].append(time.perf_counter() - began)
         levels = torch.tensor(DEVIATION).view(3, 1, 1, 1)
         for name, found in clips.items():
@@ -226,11 +224,11 @@ PARTS = {
 
 
 def profile(tasks: list[Task]) -> dict[str, float]:
-    """Milliseconds per clip of the parts of reading with one thread."""
+    """Milliseconds per clip of the parts of reading."""
     profiler = cProfile.Profile()
     began = time.perf_counter()
     for task in tasks:
-        profiler.runcall(ours, task, 1)
+        profiler.runcall(ours, task)
     total = time.perf_counter() - began
     spent = dict.fromkeys(PARTS, 0.0)
     for (_, _, function), row in pstats.Stats(profiler).stats.items():  # type: ignore[attr-defined]
@@ -275,16 +273,15 @@ def film(height: int, width: int, frames: int) -> Iterator[NDArray[np.uint8]]:
 
 def measure_video(path: Path, benchmark: Benchmark) -> dict[str, object]:
     """All readings of one file, and where the time goes."""
-    info = probe(path)
+    with Video.open(path) as video:
+        info = video.info()
     found: dict[str, object] = {}
     for use, sampling in SAMPLINGS.items():
         tasks = [Task(path, info, sampling, seed) for seed in range(benchmark.rounds + 1)]
-        for threads in benchmark.threads:
-            measured = measure(tasks, threads)
-            print(f"\n{path.stem}, {use}, {threads} decoding threads")
-            print_results(measured)
-            results = {name: asdict(result) for name, result in measured.items()}
-            found[f"{use}, {threads} threads"] = results
+        measured = measure(tasks)
+        print(f"\n{path.stem}, {use}")
+        print_results(measured)
+        found[use] = {name: asdict(result) for name, result in measured.items()}
         parts = profile(tasks)
         print("  milliseconds per clip: ", ", ".join(f"{p} {t:.1f}" for p, t in parts.items()))
         found[f"{use}, milliseconds per clip"] = parts

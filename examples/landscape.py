@@ -38,7 +38,6 @@ from vqa.training.landscape import (
     random_curve,
     random_surface,
     read_batches,
-    worst_rise,
 )
 from vqa.training.optim import load_checkpoint_weights
 from vqa.training.settings import METHOD_NAMES, Settings
@@ -270,7 +269,7 @@ def _surroundings(model: nn.Module, loss: Loss, settings: Landscape) -> Surround
     )
     return Surroundings(
         loss=centre,
-        worst_rise=worst_rise(model, loss, where),
+        worst_rise=sharpness(model, loss, where.radius, steps=where.ascent_steps),
         average_rise=sharpness(model, loss, where.radius, mode="average", samples=settings.samples),
         curves=torch.stack(curves),
         surface=surface,
@@ -345,10 +344,10 @@ def _surfaces(found: Mapping[str, Surroundings], title: str, settings: Landscape
     figure = Figure(figsize=(4.2 * columns, 7.0), layout="constrained")
     for column, (name, surface) in enumerate(surfaces.items(), start=1):
         above = figure.add_subplot(2, columns, column)
-        draw_contours(above, positions, positions, surface, limits)
+        draw_contours(above, positions, surface, limits)
         above.set_title(fill(name, _NAME_WIDTH), fontsize="medium")
         perspective = figure.add_subplot(2, columns, columns + column, projection="3d")
-        draw_surface(perspective, positions, positions, surface, limits)
+        draw_surface(perspective, positions, surface, limits)
     figure.suptitle(title, fontsize="medium")
     return figure
 

@@ -21,7 +21,7 @@ from vqa.errors import expected_errors_in_one_line
 from vqa.reproduction.catalogue import Exhibit, catalogue
 from vqa.reproduction.launch import Failure, Machine, execute
 from vqa.reproduction.plan import check_labels, describe_plan, make_plan, needed_runs, shard, to_run
-from vqa.reproduction.report import terminal_report, write_report
+from vqa.reproduction.report import write_report
 from vqa.reproduction.runs import GENERATED, DataName, Selection, Sweep
 from vqa.reproduction.sources import Sources, read_roots, read_weights
 from vqa.store import Store
@@ -100,7 +100,8 @@ def main(settings: Reproduce) -> tuple[Failure, ...]:
     command = {name: _plain(value) for name, value in asdict(settings).items()}
     folder = settings.output / settings.data
     paths = write_report(folder, exhibits, sweep, store, failures, command)
-    print(f"\n{terminal_report(exhibits, sweep, store, failures)}\n\nWritten:", *paths, sep="\n  ")
+    report = paths[-1].read_text(encoding="utf-8").replace("<br>", " / ")
+    print(f"\n{report}\nWritten:", *paths, sep="\n  ")
     return failures
 
 

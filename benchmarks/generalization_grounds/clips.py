@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vqa.io.label_list import DatasetError, read_label_list
+from vqa.datasets.tables import DatasetError, read_list
 from vqa.io.video import VideoError, read_frames
 from vqa.models.quality_planes import PLANES, quality_planes
 from vqa.sampling.fragments import Offsets, cell_starts
@@ -36,23 +36,24 @@ def load_clips(label_list: Path) -> LumaClips:
     """Decode every video of a four-column label list completely, so that bad input shows now.
 
     Raises:
-        DatasetError: the list cannot be used (see `read_label_list`), or a video is damaged,
+        DatasetError: the list cannot be used (see `read_list`), or a video is damaged,
             truncated or of another size or length than the first. Names list, row and video.
     """
-    videos = read_label_list(label_list)
+    table = read_list(label_list)
     clips: list[Tensor] = []
-    for row, video in enumerate(videos, start=1):
+    for row, (name, *_) in table.rows.items():
         try:
-            luma = read_frames(label_list.parent / video.path, pixels="gray")[0]
+            luma = read_frames(label_list.parent / name, pixels="gray")[0]
         except VideoError as error:
             raise DatasetError(f"{label_list}, row {row}: {error}") from error
         if clips and luma.shape != clips[0].shape:
             raise DatasetError(
                 f"{label_list}, row {row}: expected [frames, height, width]"
-                f" {list(clips[0].shape)} as in row 1, {video.path} has {list(luma.shape)}"
+                f" {list(clips[0].shape)} as in row 1, {name} has {list(luma.shape)}"
             )
         clips.append(luma)
-    return LumaClips(torch.stack(clips), torch.tensor([video.score for video in videos]))
+    scores = [float(cells[-1]) for cells in table.rows.values()]
+    return LumaClips(torch.stack(clips), torch.tensor(scores))
 
 
 def to_planes(clips: LumaClips) -> PlaneClips:

@@ -23,7 +23,7 @@ from benchmarks.generalization_grounds.fitting import take_steps
 from benchmarks.generalization_grounds.ground import HeldOut, Outcome
 from benchmarks.generalization_grounds.methods import Recipe
 from benchmarks.generalization_grounds.optimizers import build_optimizer
-from vqa.io.label_list import read_label_list
+from vqa.datasets.tables import read_list
 from vqa.metrics import agreement
 from vqa.models import build_model
 from vqa.sampling.tiny_fast_vqa import FragmentSampling
@@ -153,7 +153,8 @@ class MiniUgc:
 
 def load_part(label_list: Path) -> PhotographedClips:
     """A part of mini-UGC; clips are named `<part>/<photograph>_<number>.mp4`."""
-    names = [Path(video.path).stem.rsplit("_", 1)[0] for video in read_label_list(label_list)]
+    files = [Path(cells[0]) for cells in read_list(label_list).rows.values()]
+    names = [file.stem.rsplit("_", 1)[0] for file in files]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
     photographs = torch.tensor([numbers[name] for name in names])
     return PhotographedClips(to_planes(load_clips(label_list)), photographs)

@@ -3,7 +3,7 @@
 A program in `examples/` has that folder on `sys.path` and imports from `vqa.sampling.fragments`.
 Imports between the folders flow one way, from those further down to those further up:
 
-* `io`: videos, label lists, files that are there completely or not at all;
+* `io`: videos, files that are there completely or not at all;
 * `synthetic`: the generated data sets; `datasets`: these, the published ones and any other;
 * `models`: networks and their published weights;
 * `sampling`: from a file to what a model looks at; `features`: what SimpleVQA reads instead;

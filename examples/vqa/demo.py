@@ -68,8 +68,7 @@ def run_all(runs: Sequence[Run], task: TaskOf, store: Store, processes: int) -> 
                 for future in as_completed([pool.submit(_do, run, task, store) for run in missing]):
                     future.result()
                     bar.update()
-    found = [store.results(run) for run in runs]
-    return [results for results in found if results is not None]
+    return [results for run in runs if (results := store.results(run)) is not None]
 
 
 def _do(run: Run, task: TaskOf, store: Store) -> None:

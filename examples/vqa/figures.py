@@ -18,10 +18,7 @@ _LINES = ("-", "--", ":", "-.")  # for those who come after the last colour
 
 
 def draw_curves(
-    axes: Axes,
-    alphas: Tensor,
-    curves: Mapping[str, Tensor],
-    colours: Sequence[str] | None = None,
+    axes: Axes, alphas: Tensor, curves: Mapping[str, Tensor], colours: Sequence[str] | None = None
 ) -> None:
     """Loss curves of several models in one axes, as in Figures 1(c, d) and 2 of the paper.
 
@@ -47,16 +44,14 @@ def draw_curves(
 
 
 def draw_contours(
-    axes: Axes, alphas: Tensor, betas: Tensor, losses: Tensor, limits: tuple[float, float]
+    axes: Axes, positions: Tensor, losses: Tensor, limits: tuple[float, float]
 ) -> None:
-    """A loss surface [A, B] from above, on a scale from the lower to the upper of the limits."""
-    filled = axes.contourf(
-        alphas.tolist(),
-        betas.tolist(),
-        losses.T.tolist(),
-        levels=MaxNLocator(24).tick_values(*limits),
-        cmap="viridis",
-    )
+    """A loss surface [A, A] from above, on a scale from the lower to the upper of the limits.
+
+    Positions are [A], the same along both directions.
+    """
+    places, levels = positions.tolist(), MaxNLocator(24).tick_values(*limits)
+    filled = axes.contourf(places, places, losses.T.tolist(), levels=levels, cmap="viridis")
     levels = list(filled.levels)[::3]
     lines = axes.contour(filled, levels=levels, colors="white", linewidths=0.5, alpha=0.7)
     bar = axes.figure.colorbar(filled, ax=axes, label="loss", shrink=0.8)
@@ -68,11 +63,11 @@ def draw_contours(
 
 
 def draw_surface(
-    axes: Axes3D, alphas: Tensor, betas: Tensor, losses: Tensor, limits: tuple[float, float]
+    axes: Axes3D, positions: Tensor, losses: Tensor, limits: tuple[float, float]
 ) -> None:
     """The same in perspective, of height and colour; `axes` has `projection="3d"`."""
     low, high = limits
-    rows, columns = (grid.numpy() for grid in torch.meshgrid(alphas, betas, indexing="ij"))
+    rows, columns = (grid.numpy() for grid in torch.meshgrid(positions, positions, indexing="ij"))
     axes.plot_surface(
         rows, columns, losses.numpy(), cmap="viridis", linewidth=0, vmin=low, vmax=high
     )

@@ -151,11 +151,9 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class PairedDifference:
+class PairedDifference(Summary):
     """Difference of two methods over the same n seeds."""
 
-    mean: float
-    spread: float
     p_value: float  # of a two-sided paired t-test, NaN for n < 2
     falls: int  # on how many seeds the difference is negative
     n: int

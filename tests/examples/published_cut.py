@@ -50,5 +50,5 @@ def published_fragments(
     size = tuple(frames.shape[-2:])
     segments = max(1, frames.shape[1] // aligned)
     offsets = draw_offsets(Mosaic(grid, patch), size, 1, segments, generator, as_published=True)
-    large = enlarge_as_published(frames, (grid * patch, grid * patch))
+    large = enlarge_as_published(frames, grid * patch)
     return cut(large[None], *offsets, patch, laid_over=size)[0]

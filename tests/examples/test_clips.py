@@ -21,7 +21,7 @@ from benchmarks.generalization_grounds.clips import (
     shuffled_batches,
     to_planes,
 )
-from vqa.io.label_list import DatasetError, LabelledVideo, write_label_list
+from vqa.datasets import DatasetError
 from vqa.io.video import read_frames
 from vqa.sampling.augmentation import Augmentation
 from vqa.sampling.fragments import Mosaic, draw_offsets, enlarge
@@ -31,12 +31,12 @@ SAMPLING = FragmentSampling(grid=2, patch=8, frames=2, interval=2)
 
 
 def labelled_set(folder: Path, sizes: tuple[int, ...] = (48, 48, 48)) -> Path:
-    videos = []
+    rows = ""
     for number, height in enumerate(sizes):
         clip = textured_clip(height=height, seed=number)
         write_video(folder / f"v{number}.mp4", clip)
-        videos.append(LabelledVideo(f"v{number}.mp4", -1.0, 24.0, 1.0 + number))
-    write_label_list(folder / "set.txt", videos)
+        rows += f"v{number}.mp4, -1, 24, {1 + number}\n"
+    (folder / "set.txt").write_text(rows)
     return folder / "set.txt"
 
 
@@ -177,7 +177,7 @@ def test_a_video_smaller_than_the_mosaic_is_enlarged(tmp_path):
     sampling = FragmentSampling(grid=2, patch=24, frames=2, interval=2)
     clip = np.repeat(np.repeat(textured_clip(6, 12, 18), 2, axis=1), 2, axis=2)
     small = write_stream(tmp_path / "s.mkv", clip, Stream("matroska", "ffv1", pixels="gray"))
-    large = enlarge(read_frames(small, pixels="gray"), (48, 48))
+    large = enlarge(read_frames(small, pixels="gray"), 48)
 
     (planes,) = read_planes(small, None, sampling, 1)
 

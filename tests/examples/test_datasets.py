@@ -699,7 +699,9 @@ def test_a_bad_row_is_an_error_that_names_file_and_row(tmp_path, row, message):
 def test_a_list_is_a_list_even_if_its_first_row_is_bad(tmp_path):
     (tmp_path / "labels.txt").write_text("a.mp4, 1, 24, good\n")
 
-    with pytest.raises(DatasetError, match=r"row 1: expected a number, got 'good'"):
+    with pytest.raises(
+        DatasetError, match=r"row 1: expected a finite number in column 'mos', got 'good'"
+    ):
         load_dataset("list", tmp_path)
 
 
@@ -752,15 +754,23 @@ def test_an_annotation_file_that_cannot_be_read_is_an_error_that_names_it(
     assert str(error.value).startswith(str(path))
 
 
-@pytest.mark.parametrize("name", ["data.mat", "scores.xlsx"])
-def test_an_annotation_file_that_was_cut_off_is_an_error_that_names_it(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("data.mat", lambda file: file[: len(file) // 2]),
+        ("scores.xlsx", lambda file: file[: len(file) // 2]),
+        ("scores.xlsx", lambda file: file[:600] + bytes(30) + file[630:]),
+    ],
+    ids=["matlab", "workbook", "hole in a workbook"],
+)
+def test_an_annotation_file_that_was_damaged_is_an_error_that_names_it(tmp_path, name, damage):
     path = tmp_path / name
     if name == "data.mat":
         videos = np.array([[f"A{number:03d}.mp4"] for number in range(99)], dtype=object)
         savemat(path, {"video_list": videos, "mos": np.ones((99, 1))}, do_compression=True)
     else:
         write_workbook(path, MOS=[("vid", "mos"), *((str(number), number) for number in range(99))])
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    path.write_bytes(damage(path.read_bytes()))
 
     with pytest.raises(DatasetError, match=name):
         load_dataset("live-vqc", tmp_path, path)

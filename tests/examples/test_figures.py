@@ -7,7 +7,6 @@ from matplotlib.figure import Figure
 from vqa.figures import draw_contours, draw_curves, draw_seeds, draw_surface
 
 ALPHAS = torch.linspace(-1, 1, 5)
-BETAS = torch.linspace(0, 6, 7)
 
 
 def test_curves_are_means_with_a_band_where_there_are_several():
@@ -48,9 +47,9 @@ def test_a_legend_hides_no_curve():
 def test_surfaces_side_by_side_share_their_scale():
     figure = Figure()
     above, perspective = figure.add_subplot(121), figure.add_subplot(122, projection="3d")
-    losses = ALPHAS[:, None] + BETAS[None]  # -1 to 7
-    draw_contours(above, ALPHAS, BETAS, losses, limits=(-10, 30))
-    draw_surface(perspective, ALPHAS, BETAS, losses, limits=(-10, 30))
+    losses = ALPHAS[:, None] + 6 * ALPHAS[None]  # -7 to 7
+    draw_contours(above, ALPHAS, losses, limits=(-10, 30))
+    draw_surface(perspective, ALPHAS, losses, limits=(-10, 30))
     assert above.collections[0].levels[[0, -1]].tolist() == [-10, 30]
     assert perspective.get_zlim() == (-10, 30)
     assert perspective.collections[0].get_clim() == (-10, 30)
@@ -58,22 +57,22 @@ def test_surfaces_side_by_side_share_their_scale():
 
 def test_contours_have_alpha_to_the_right_and_beta_upwards():
     axes = Figure().subplots()
-    losses = ALPHAS[:, None].expand(5, 7)  # rises with alpha alone: lines are upright
-    draw_contours(axes, ALPHAS, BETAS, losses, limits=(-1, 1))
+    losses = ALPHAS[:, None].expand(5, 5)  # rises with alpha alone: lines are upright
+    draw_contours(axes, ALPHAS, losses, limits=(-1, 1))
     filled, lines, *_ = axes.collections
     assert filled.get_array().min() < 0 < filled.get_array().max()
     for path in lines.get_paths():
         assert len(set(path.vertices[:, 0].round(6).tolist())) <= 1
     assert axes.get_xlim() == (-1, 1)
-    assert axes.get_ylim() == (0, 6)
+    assert axes.get_ylim() == (-1, 1)
 
 
 def test_a_surface_spans_positions_and_losses():
     axes = Figure().add_subplot(projection="3d")
-    draw_surface(axes, ALPHAS, BETAS, ALPHAS[:, None] + 10 * BETAS[None], limits=(-1, 61))
+    draw_surface(axes, ALPHAS, ALPHAS[:, None] + 10 * ALPHAS[None], limits=(-11, 11))
     assert axes.xy_dataLim.intervalx.tolist() == [-1, 1]
-    assert axes.xy_dataLim.intervaly.tolist() == [0, 6]
-    assert axes.zz_dataLim.intervalx.tolist() == [-1, 61]
+    assert axes.xy_dataLim.intervaly.tolist() == [-1, 1]
+    assert axes.zz_dataLim.intervalx.tolist() == [-11, 11]
 
 
 def test_seeds_are_dots_joined_by_lines_over_bars_of_the_mean():

@@ -7,13 +7,8 @@ import pytest
 import torch
 from published_cut import cut, published_fragments
 
-from vqa.sampling.fragments import (
-    Mosaic,
-    cut_frame,
-    draw_offsets,
-    enlarge,
-)
-from vqa.sampling.frames import clip_frame_indices, draw_clip_starts
+from vqa.sampling.fragments import Mosaic, cut_frame, draw_offsets, enlarge
+from vqa.sampling.frames import ClipSampling, draw_clips
 
 DATA = Path(__file__).parents[1] / "data"
 SPATIAL = np.load(DATA / "fast_spatial_fragments.npz")
@@ -116,7 +111,7 @@ def test_every_patch_is_a_slice_of_its_cell(laid_over):
 def test_small_frames_are_enlarged_until_the_mosaic_fits(size):
     frames = formula_video(2, *size)
 
-    large = enlarge(frames, (224, 224))
+    large = enlarge(frames, 224)
 
     height, width = large.shape[-2:]
     assert min(height, width) == 224
@@ -128,13 +123,13 @@ def test_enlarging_rounds_to_the_nearest_integer():
     # Half-pixel centres put the new pixels a quarter in: 0.75 * 10 + 0.25 * 13 is 10.75.
     frames = torch.tensor([[10, 13]], dtype=torch.uint8)[None, None]
 
-    assert enlarge(frames, (2, 4)).tolist() == [[[[10, 11, 12, 13]] * 2]]
+    assert enlarge(frames, 2).tolist() == [[[[10, 11, 12, 13]] * 2]]
 
 
 def test_large_frames_stay_as_they_are():
     frames = formula_video(1, 30, 40)
 
-    assert enlarge(frames, (30, 40)) is frames
+    assert enlarge(frames, 30) is frames
 
 
 def test_without_a_generator_patches_are_in_the_middle_of_the_slack():
@@ -145,24 +140,19 @@ def test_without_a_generator_patches_are_in_the_middle_of_the_slack():
     assert rows.shape == (1, 2, 2, 1)
 
 
-@pytest.mark.parametrize("clips", [1, 4])
-@pytest.mark.parametrize("length", [20, 50, 64, 65, 100, 150, 257, 300, 1000])
-def test_frame_numbers_are_the_published_ones(clips, length):
-    draws = np.random.RandomState(0)
-    segment = length // clips
-    within = draws.randint(0, segment - 64, clips) if segment > 64 else np.zeros(clips, int)
-    starts = torch.tensor(segment * np.arange(clips) + within)[None]
-
-    indices = clip_frame_indices(starts, torch.tensor([length]), length=32, interval=2)
+@pytest.mark.parametrize(("clips", "length"), [(1, 20), (1, 50), (1, 64), (4, 150), (4, 257)])
+def test_a_video_without_slack_starts_again_as_published(clips, length):
+    numbers = draw_clips(torch.tensor([length]), ClipSampling(clips=clips))
 
     published = TEMPORAL[f"fast_fragment_seed0/n{clips}_T{length}"]
-    assert indices.flatten().tolist() == published.tolist()
+    assert numbers.flatten().tolist() == published.tolist()
 
 
 def test_drawn_clips_lie_in_their_segment():
     lengths = torch.tensor([150, 300, 600])
     generator = torch.Generator().manual_seed(0)
-    draws = torch.stack([draw_clip_starts(lengths, 4, 64, generator) for _ in range(500)])
+    clips = ClipSampling(clips=4)
+    draws = torch.stack([draw_clips(lengths, clips, generator)[..., 0] for _ in range(500)])
 
     for video, length in enumerate(lengths.tolist()):
         lowest = TEMPORAL[f"fast_fragment_range/n4_T{length}_minstart"]
@@ -172,4 +162,6 @@ def test_drawn_clips_lie_in_their_segment():
 
 
 def test_without_a_generator_a_clip_is_in_the_middle_of_its_segment():
-    assert draw_clip_starts(torch.tensor([20, 8]), 2, 4, None).tolist() == [[3, 13], [0, 4]]
+    numbers = draw_clips(torch.tensor([20, 8]), ClipSampling(clips=2, frames=4, interval=1))
+
+    assert numbers[..., 0].tolist() == [[3, 13], [0, 4]]

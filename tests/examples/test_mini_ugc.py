@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from benchmarks.generalization_grounds.clips import load_clips
-from vqa.io.label_list import read_label_list
+from vqa.datasets import load_dataset
+from vqa.datasets.tables import read_list
 from vqa.synthetic import mini_ugc
 from vqa.synthetic.mini_ugc import MIXES, PARTS, MiniUgcSettings, build_mini_ugc, draw_chain
 from vqa.synthetic.photographs import PHOTOGRAPHS, load_photograph
@@ -35,7 +36,7 @@ def test_every_part_has_a_label_list_of_real_videos(built):
 
 
 def test_scores_are_on_the_five_point_scale(built):
-    scores = [video.score for part in PARTS for video in read_label_list(built / f"{part}.txt")]
+    scores = [video.score for video in load_dataset("mini-ugc", built).samples]
 
     assert min(scores) >= 1
     assert max(scores) <= 5
@@ -88,8 +89,8 @@ def test_a_folder_with_other_files_is_not_touched(tmp_path):
 
 def test_train_and_test_share_no_photograph(built):
     def photographs(part: str) -> set[str]:
-        videos = read_label_list(built / f"{part}.txt")
-        return {Path(video.path).stem.rsplit("_", 1)[0] for video in videos}
+        files = [Path(cells[0]) for cells in read_list(built / f"{part}.txt").rows.values()]
+        return {file.stem.rsplit("_", 1)[0] for file in files}
 
     assert photographs("train").isdisjoint(photographs("test"))
     assert photographs("ood") == photographs("test")

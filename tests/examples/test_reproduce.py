@@ -48,6 +48,7 @@ def test_a_report_of_finished_runs_runs_nothing(tmp_path, capsys):
 
     text = (tmp_path / "out" / "mini-ugc" / "table5.md").read_text(encoding="utf-8")
     assert "| gamma 0 | 0.900<br>*0.984* | 0.710<br>*0.872* |" in text
+    assert "| gamma 0 | 0.900 / *0.984* | 0.710 / *0.872* |" in capsys.readouterr().out
     assert text.count("not measured") == 4 * 6
     assert not (tmp_path / "data").exists()
 

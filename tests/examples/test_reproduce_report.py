@@ -10,7 +10,7 @@ from finished_runs import FakeLauncher, finish
 from vqa.reproduction.catalogue import catalogue
 from vqa.reproduction.launch import Machine, execute
 from vqa.reproduction.plan import needed_runs
-from vqa.reproduction.report import terminal_report, write_report
+from vqa.reproduction.report import write_report
 from vqa.reproduction.runs import Sweep
 from vqa.reproduction.sources import Sources
 from vqa.store import Store
@@ -124,7 +124,6 @@ def test_stand_ins_are_never_held_against_the_paper(store, tmp_path):
     assert markdown_row(text, "gamma 0.001")[1] == "0.700<br>*0.882*"
     assert cells("table5", "gamma 0.001", tmp_path)["test SRCC"]["difference"] is None
     assert "mini-UGC's part `ood`" in text
-    assert "not comparable" in terminal_report([EXHIBITS["table5"]], MINI, store)
 
 
 def test_other_data_sets_are_read_from_their_part(store, tmp_path):
@@ -199,7 +198,6 @@ def test_failed_runs_are_reported_with_the_end_of_their_log(store, tmp_path):
     assert "## Failed runs" in text
     assert "RuntimeError: out of memory" in text
     assert markdown_row(text, "gamma 0.01")[0].startswith("not measured")
-    assert "out of memory" in terminal_report([EXHIBITS["table5"]], MINI, store, failures)
 
 
 def test_a_figure_is_drawn_of_the_curves_that_there_are(store, tmp_path):
@@ -220,13 +218,3 @@ def test_nothing_is_drawn_of_nothing(store, tmp_path):
 
     assert "figure1.png" not in text
     assert not (tmp_path / "out" / "figure1.png").exists()
-
-
-def test_the_terminal_shows_the_same_numbers(store):
-    finish_row("table5", "gamma 0.001", PAPER, store, [0.85])
-
-    lines = terminal_report([EXHIBITS["table5"]], PAPER, store).splitlines()
-
-    (place,) = (n for n, line in enumerate(lines) if line.startswith("gamma 0.001 "))
-    assert "0.850 (-0.032)" in lines[place]
-    assert lines[place + 1].split()[:3] == ["paper", "0.972", "0.882"]

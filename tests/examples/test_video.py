@@ -13,13 +13,14 @@ from video_files import (
     decode_in_order,
     join_tracks,
     numbered_clip,
+    probe,
     textured_clip,
     turn,
     write_stream,
     write_video,
 )
 
-from vqa.io.video import VideoError, VideoInfo, probe, read_frames
+from vqa.io.video import VideoError, VideoInfo, read_frames
 from vqa.synthetic.degradations import decode, encode
 
 
@@ -146,15 +147,14 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("threads", [1, 2])
-def test_frame_numbers_are_those_of_decoding_everything(tmp_path, kind, threads):
+def test_frame_numbers_are_those_of_decoding_everything(tmp_path, kind):
     path = write_stream(tmp_path / "v", textured_clip(40), KINDS[kind])
     every = decode_in_order(path)
     random = np.random.default_rng(0)
 
     assert probe(path).frames == len(every) >= 35
     for wanted in ([len(every) - 1], [11, 12], range(5, 34, 2), random.permutation(35)[:7]):
-        frames = read_frames(path, list(wanted), threads=threads).permute(1, 2, 3, 0)
+        frames = read_frames(path, list(wanted)).permute(1, 2, 3, 0)
         np.testing.assert_array_equal(frames, every[list(wanted)])
 
 
@@ -512,10 +512,3 @@ def test_a_video_of_one_frame_is_a_video(tmp_path):
     path = write_stream(tmp_path / "v.mkv", textured_clip(1), Stream("matroska", "ffv1"))
 
     assert probe(path) == VideoInfo(1, 25.0, 48, 64, 0.04)
-
-
-def test_at_least_one_thread_decodes(tmp_path):
-    path = write_video(tmp_path / "v.mp4", numbered_clip(3))
-
-    with pytest.raises(ValueError, match="threads: expected at least 1, got 0"):
-        read_frames(path, [0], threads=0)

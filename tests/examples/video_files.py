@@ -13,6 +13,7 @@ from av.bitstream import BitStreamFilterContext
 from av.stream import Disposition
 from numpy.typing import NDArray
 
+from vqa.io.video import Video, VideoInfo
 from vqa.synthetic.degradations import Codec, encode
 
 Pixels = NDArray[np.uint8]
@@ -112,6 +113,12 @@ def _silence() -> av.AudioFrame:
     frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
     frame.sample_rate = 8000
     return frame
+
+
+def probe(path: Path) -> VideoInfo:
+    """What a video holds."""
+    with Video.open(path) as video:
+        return video.info()
 
 
 def decode_in_order(path: Path) -> Pixels:

@@ -2,6 +2,6 @@
 
 from vqa.datasets.loading import load_dataset, summary
 from vqa.datasets.specs import SPECS, DataSet, Sample
-from vqa.io.label_list import DatasetError
+from vqa.datasets.tables import DatasetError
 
 __all__ = ["SPECS", "DataSet", "DatasetError", "Sample", "load_dataset", "summary"]

@@ -5,9 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
-from vqa.datasets.specs import AnnotationFile, DataSetSpec, Part
-from vqa.datasets.tables import Table, read_list, read_tables
-from vqa.io.label_list import DatasetError
+from vqa.datasets.specs import DataSetSpec, Layout, Part
+from vqa.datasets.tables import DatasetError, Table, read_list, read_tables
 
 # The columns of every table, best first; case, blanks and underscores make no difference.
 NAME_COLUMNS = (
@@ -33,12 +32,8 @@ _TRUTH: Mapping[str, bool] = {
 _UNKNOWN = -1.0  # in the fields of a four-column list
 
 
-@dataclass(frozen=True)
-class FoundAnnotation:
-    """An annotation file that is there, and the part of its rows; None if the rows say it."""
-
-    path: Path
-    part: Part | None
+# The annotation files that are there, by the part of their rows; None if these say it.
+Annotations = dict[Part | None, Path]
 
 
 @dataclass(frozen=True)
@@ -49,57 +44,57 @@ class Label:
     place: str  # file and row, for messages
 
 
-def find_annotations(
-    spec: DataSetSpec, root: Path, annotations: Path | None
-) -> tuple[FoundAnnotation, ...]:
+def find_annotations(spec: DataSetSpec, root: Path, annotations: Path | None) -> Annotations:
     """The annotation files to read, looked for in `root`.
 
     Or in the folder that is given as `annotations`, or that file itself. Its companions (the 1080p
     rows of LSVQ, the test rows of BIQ2021) are taken from beside it if there.
     """
     if annotations is not None and annotations.is_file():
-        return tuple(_with_companions(spec, annotations))
+        return _with_companions(spec, annotations)
     folder = root if annotations is None else annotations
     if not folder.is_dir():
         raise DatasetError(f"{folder}: expected the folder or annotation file of {spec.name}")
     for layout in spec.layouts:
-        found = [_existing(folder, usual) for usual in layout]
-        complete = tuple(file for file in found if file is not None)
-        if len(complete) == len(layout):
-            return complete
+        found = _those_there(folder, layout)
+        if len(found) == len(layout):
+            return found
     tried = "; or ".join(
-        " with ".join(" or ".join(usual.names) for usual in layout) for layout in spec.layouts
+        " with ".join(map(" or ".join, layout.values())) for layout in spec.layouts
     )
     raise DatasetError(f"{folder}: expected an annotation file of {spec.name}, tried {tried}")
 
 
-def _existing(folder: Path, usual: AnnotationFile) -> FoundAnnotation | None:
-    paths = (folder / name for name in usual.names)
-    return next((FoundAnnotation(path, usual.part) for path in paths if path.is_file()), None)
-
-
-def _with_companions(spec: DataSetSpec, given: Path) -> Iterator[FoundAnnotation]:
+def _with_companions(spec: DataSetSpec, given: Path) -> Annotations:
     for layout in spec.layouts:
-        called = [given.name in {Path(name).name for name in usual.names} for usual in layout]
-        if any(called):
-            for usual, is_given in zip(layout, called, strict=True):
-                if is_given:
-                    yield FoundAnnotation(given, usual.part)
-                elif companion := _existing(given.parent, usual):
-                    yield companion
-            return
-    yield FoundAnnotation(given, None)
+        called = [
+            part for part, names in layout.items() if given.name in {Path(n).name for n in names}
+        ]
+        if called:
+            return _those_there(given.parent, layout) | dict.fromkeys(called, given)
+    return {None: given}
 
 
-def read_labels(
-    spec: DataSetSpec, files: Sequence[FoundAnnotation], score_column: str | None
-) -> list[Label]:
+def _those_there(folder: Path, layout: Layout) -> Annotations:
+    return {part: path for part, names in layout.items() if (path := _first(folder, names))}
+
+
+def _first(folder: Path, names: Sequence[str]) -> Path | None:
+    paths = (folder / name for name in names)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def read_labels(spec: DataSetSpec, files: Annotations, score_column: str | None) -> list[Label]:
     """The rows of all annotation files, with their parts as far as they are known."""
-    source = files[0].path
-    labels = [label for file in files for label in _read_file(spec, file, score_column)]
-    part_file = _existing(source.parent, AnnotationFile(spec.part_files))
+    source = next(iter(files.values()))
+    labels = [
+        label
+        for part, path in files.items()
+        for label in _read_file(spec, path, part, score_column)
+    ]
+    part_file = _first(source.parent, spec.part_files)
     if part_file is not None and all(label.part is None for label in labels):
-        labels = _with_parts(labels, part_file.path)
+        labels = _with_parts(labels, part_file)
     if spec.only is not None:
         labels = [replace(label, part=label.part or spec.only) for label in labels]
         labels = [label for label in labels if label.part == spec.only]
@@ -115,13 +110,13 @@ def read_labels(
 
 
 def _read_file(
-    spec: DataSetSpec, file: FoundAnnotation, score_column: str | None
+    spec: DataSetSpec, path: Path, part: Part | None, score_column: str | None
 ) -> Iterator[Label]:
-    tables = (read_list(file.path),) if spec.four_columns else read_tables(file.path)
+    tables = (read_list(path),) if spec.four_columns else read_tables(path)
     scores = spec.scores if score_column is None else (score_column,)
     if tuple(tables[0].columns) == PREDICTED:
         raise DatasetError(
-            f"{file.path}: expected opinion scores, found those that score.py has predicted; to"
+            f"{path}: expected opinion scores, found those that score.py has predicted; to"
             " train on these, call their column mos"
         )
     table, name, among = _choose_table(tables, spec.first_column_names, scores)
@@ -130,7 +125,7 @@ def _read_file(
         yield Label(
             table.text(row, name),
             _score(table, row, among),
-            file.part or _part_of(table, row, parts),
+            part or _part_of(table, row, parts),
             table.place(row),
         )
 

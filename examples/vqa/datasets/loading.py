@@ -6,8 +6,8 @@ from pathlib import Path
 from vqa.datasets.annotations import find_annotations, read_labels
 from vqa.datasets.media import find_samples
 from vqa.datasets.specs import SPECS, DataSet, Part, Reference
+from vqa.datasets.tables import DatasetError
 from vqa.io.files import kind_by_name
-from vqa.io.label_list import DatasetError
 
 
 def load_dataset(
@@ -34,17 +34,18 @@ def load_dataset(
     if not root.is_dir():
         raise DatasetError(f"{root}: expected the folder of {name}, there is none")
     files = find_annotations(spec, root, annotations)
+    source = next(iter(files.values()))
     labels = read_labels(spec, files, score_column)
     rated = [label for label in labels if label.score is not None]
     if not rated:
-        raise DatasetError(f"{files[0].path}: expected scores, they are all unknown (-1)")
+        raise DatasetError(f"{source}: expected scores, they are all unknown (-1)")
     samples, dropped = find_samples(spec, root, rated, drop_missing)
     images = all(kind_by_name(sample.path) == "image" for sample in samples)
     return DataSet(
         name=name,
         kind=spec.kind or ("image" if images else "video"),
         samples=samples,
-        source=files[0].path,
+        source=source,
         synthetic=spec.build is not None,
         dropped=dropped,
         unrated=len(labels) - len(rated),

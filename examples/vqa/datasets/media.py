@@ -8,7 +8,7 @@ from unicodedata import normalize
 
 from vqa.datasets.annotations import Label
 from vqa.datasets.specs import DataSetSpec, Sample
-from vqa.io.label_list import DatasetError
+from vqa.datasets.tables import DatasetError
 
 _SHOWN = 10
 

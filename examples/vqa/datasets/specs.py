@@ -3,7 +3,7 @@
 Counts and ranges are those of the lists that the published models were trained and tested with.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -37,12 +37,9 @@ class DataSet:
     unrated: int = 0  # listed files whose score is unknown and that were left out
 
 
-@dataclass(frozen=True)
-class AnnotationFile:
-    """Where an annotation file usually lies, relative to the data root, and whose rows it holds."""
-
-    names: tuple[str, ...]
-    part: Part | None = None
+# Annotation files that together describe a data set: their usual names, relative to the data root,
+# by the part whose rows they hold; None if the rows say it.
+Layout = Mapping[Part | None, Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -62,8 +59,7 @@ class DataSetSpec:
 
     name: str
     kind: MediaKind | None  # None: tell by the file names
-    # Sets of annotation files that together describe it; the first that is there is used.
-    layouts: tuple[tuple[AnnotationFile, ...], ...]
+    layouts: tuple[Layout, ...]  # the first that is there is used
     folders: tuple[str, ...] = ("",)  # of the media files, relative to the data root
     # Media file of a row: its {name}, or the {id} before the first '_' or '.' in it.
     files: tuple[str, ...] = ("{name}",)
@@ -75,28 +71,14 @@ class DataSetSpec:
     first_column_names: bool = False  # whether the first column does if none is called so
     four_columns: bool = False  # whether every annotation file is a four-column list
     references: tuple[Reference, ...] = ()
-    build: Callable[[Path], None] | None = None  # of a generated set, if it is not there
+    build: Callable[[Path], bool] | None = None  # of a generated set, if it is not there
 
 
-def _rows_of(part: Part | None, *names: str) -> AnnotationFile:
-    return AnnotationFile(names, part)
-
-
-def _one(*names: str) -> tuple[AnnotationFile, ...]:
-    return (AnnotationFile(names),)
-
-
-def _build_mini_ugc(folder: Path) -> None:
-    if not is_mini_ugc(folder):
-        build_mini_ugc(folder, MiniUgcSettings())
-
-
-def _build_mini_iqa(folder: Path) -> None:
-    if not is_mini_iqa(folder):
-        build_mini_iqa(folder, MiniIqaSettings())
-
-
-_TABLES = ("labels", "mos", "scores", "annotations")
+_TABLES = tuple(
+    f"{name}.{ending}"
+    for ending in ("csv", "tsv", "txt")
+    for name in ("labels", "mos", "scores", "annotations")
+)
 _FAST_VQA_LISTS = ("labels.txt", "labels.csv")
 _KONVID_TABLES = (
     *("KoNViD_1k_attributes.csv", "KoNViD_1k_metadata/KoNViD_1k_attributes.csv"),
@@ -109,33 +91,24 @@ _YOUTUBE_UGC_TABLES = tuple(
 )
 _KONIQ_TABLES = ("koniq10k_scores_and_distributions.csv", "koniq10k_distributions_sets.csv")
 _SPAQ_TABLE = "MOS and Image attribute scores.xlsx"
-_TWO_LISTS = (
-    _rows_of("train", "labels_train.txt", "train.txt"),
-    _rows_of("test", "labels_test.txt", "test.txt"),
-)
-_MINI_UGC_LISTS = (
-    _rows_of("train", "train.txt"),
-    _rows_of("test", "test.txt"),
-    _rows_of("ood", "ood.txt"),
-)
-_BIQ_TABLES = (
-    _rows_of("train", "Train (Images and MOS).csv"),
-    _rows_of("test", "Test (Images and MOS).csv"),
-)
-
-_LSVQ_BOTH = _rows_of(None, "labels_train_test.csv")
-_LSVQ_TRAIN = _rows_of("train", "LSVQ_whole_train.csv", "train_labels.txt", "labels_train.txt")
-_LSVQ_TEST = _rows_of("test", "LSVQ_whole_test.csv", "labels_test.txt", "test_labels.txt")
-_LSVQ_1080P = _rows_of(
-    "1080p",
-    *("labels_test_1080p.csv", "labels_1080p.csv", "LSVQ_whole_test_1080p.csv"),
-    "labels_1080p.txt",
-)
+_TWO_LISTS: Layout = {
+    "train": ("labels_train.txt", "train.txt"),
+    "test": ("labels_test.txt", "test.txt"),
+}
+_LSVQ_BOTH: Layout = {None: ("labels_train_test.csv",)}
+_LSVQ_TRAIN: Layout = {"train": ("LSVQ_whole_train.csv", "train_labels.txt", "labels_train.txt")}
+_LSVQ_TEST: Layout = {"test": ("LSVQ_whole_test.csv", "labels_test.txt", "test_labels.txt")}
+_LSVQ_1080P: Layout = {
+    "1080p": (
+        *("labels_test_1080p.csv", "labels_1080p.csv"),
+        *("LSVQ_whole_test_1080p.csv", "labels_1080p.txt"),
+    )
+}
 
 _LSVQ = DataSetSpec(
     name="lsvq",
     kind="video",
-    layouts=((_LSVQ_BOTH, _LSVQ_1080P), (_LSVQ_TRAIN, _LSVQ_TEST, _LSVQ_1080P)),
+    layouts=({**_LSVQ_BOTH, **_LSVQ_1080P}, {**_LSVQ_TRAIN, **_LSVQ_TEST, **_LSVQ_1080P}),
     folders=("", "videos", "LSVQ"),
     files=("{name}", "{name}.mp4"),
     needs_parts=True,
@@ -150,20 +123,20 @@ _LSVQ = DataSetSpec(
 )
 
 
-def _lsvq_part(part: Part, *layouts: tuple[AnnotationFile, ...]) -> DataSetSpec:
+def _lsvq_part(part: Part, *layouts: Layout) -> DataSetSpec:
     references = tuple(reference for reference in _LSVQ.references if reference.part == part)
     return replace(_LSVQ, name=f"lsvq-{part}", layouts=layouts, only=part, references=references)
 
 
 _SPECS = (
     _LSVQ,
-    _lsvq_part("train", (_LSVQ_BOTH,), (_LSVQ_TRAIN,)),
-    _lsvq_part("test", (_LSVQ_BOTH,), (_LSVQ_TEST,)),
-    _lsvq_part("1080p", (_LSVQ_1080P,)),
+    _lsvq_part("train", _LSVQ_BOTH, _LSVQ_TRAIN),
+    _lsvq_part("test", _LSVQ_BOTH, _LSVQ_TEST),
+    _lsvq_part("1080p", _LSVQ_1080P),
     DataSetSpec(
         name="konvid-1k",
         kind="video",
-        layouts=(_one(*_KONVID_TABLES, *_FAST_VQA_LISTS), _TWO_LISTS),
+        layouts=({None: _KONVID_TABLES + _FAST_VQA_LISTS}, _TWO_LISTS),
         folders=("", "KoNViD_1k_videos"),
         files=(
             "{name}",
@@ -176,7 +149,7 @@ _SPECS = (
     DataSetSpec(
         name="live-vqc",
         kind="video",
-        layouts=(_one("data.mat", *_FAST_VQA_LISTS), _TWO_LISTS),
+        layouts=({None: ("data.mat", *_FAST_VQA_LISTS)}, _TWO_LISTS),
         folders=("", "Video"),
         files=("{name}", "{name}.mp4"),
         references=(Reference(585, (6.22, 94.29)),),
@@ -184,7 +157,7 @@ _SPECS = (
     DataSetSpec(
         name="youtube-ugc",
         kind="video",
-        layouts=(_one(*_YOUTUBE_UGC_TABLES, "mylabels.txt", *_FAST_VQA_LISTS), _TWO_LISTS),
+        layouts=({None: (*_YOUTUBE_UGC_TABLES, "mylabels.txt", *_FAST_VQA_LISTS)}, _TWO_LISTS),
         folders=("", "original_videos", "original_videos_h264"),
         files=("{name}", "{name}.mp4", "{name}_crf_10_ss_00_t_20.0.mp4", "{name}.mkv"),
         scores=("mos_full", "mos"),
@@ -197,7 +170,7 @@ _SPECS = (
     DataSetSpec(
         name="koniq-10k",
         kind="image",
-        layouts=(_one(*_KONIQ_TABLES, *_FAST_VQA_LISTS),),
+        layouts=({None: _KONIQ_TABLES + _FAST_VQA_LISTS},),
         folders=("", "1024x768", "512x384", "images"),
         scores=("mos_zscore", "mos"),
         part_files=_KONIQ_TABLES[1:],
@@ -212,14 +185,17 @@ _SPECS = (
     DataSetSpec(
         name="spaq",
         kind="image",
-        layouts=(_one(f"Annotations/{_SPAQ_TABLE}", _SPAQ_TABLE, *_FAST_VQA_LISTS),),
+        layouts=({None: (f"Annotations/{_SPAQ_TABLE}", _SPAQ_TABLE, *_FAST_VQA_LISTS)},),
         folders=("", "TestImage"),
         references=(Reference(11125, (0.0, 100.0), scale=True),),
     ),
     DataSetSpec(
         name="biq2021",
         kind="image",
-        layouts=(_BIQ_TABLES, _one(*_FAST_VQA_LISTS)),
+        layouts=(
+            {"train": ("Train (Images and MOS).csv",), "test": ("Test (Images and MOS).csv",)},
+            {None: _FAST_VQA_LISTS},
+        ),
         folders=("", "Images", "images"),
         references=(
             Reference(10000, (0.0, 1.0), "train", scale=True),
@@ -231,37 +207,35 @@ _SPECS = (
     DataSetSpec(
         name="mini-ugc",
         kind="video",
-        layouts=(_MINI_UGC_LISTS,),
+        layouts=({"train": ("train.txt",), "test": ("test.txt",), "ood": ("ood.txt",)},),
         references=(
             Reference(120, (1.0, 5.0), "train", scale=True),
             Reference(84, (1.0, 5.0), "test", scale=True),
             Reference(84, (1.0, 5.0), "ood", scale=True),
         ),
-        build=_build_mini_ugc,
+        build=lambda folder: is_mini_ugc(folder) or build_mini_ugc(folder, MiniUgcSettings()),
     ),
     DataSetSpec(
         name="mini-iqa",
         kind="image",
-        layouts=(_one("labels.csv"),),
+        layouts=({None: ("labels.csv",)},),
         folders=("images",),
         references=(
             Reference(204, (1.0, 5.0), "train", scale=True),
             Reference(105, (1.0, 5.0), "test", scale=True),
         ),
-        build=_build_mini_iqa,
+        build=lambda folder: is_mini_iqa(folder) or build_mini_iqa(folder, MiniIqaSettings()),
     ),
     DataSetSpec(
         name="list",
         kind=None,
-        layouts=(_one("labels.txt", "mylabels.txt", "list.txt"), _TWO_LISTS),
+        layouts=({None: ("labels.txt", "mylabels.txt", "list.txt")}, _TWO_LISTS),
         four_columns=True,
     ),
     DataSetSpec(
         name="csv",
         kind=None,
-        layouts=(
-            _one(*(f"{name}.{ending}" for ending in ("csv", "tsv", "txt") for name in _TABLES)),
-        ),
+        layouts=({None: _TABLES},),
         folders=("", "images", "Images", "videos", "Videos"),
         scores=("mos", "score", "mos_zscore", "quality", "rating"),
         first_column_names=True,

@@ -9,31 +9,27 @@ import fnmatch
 import io
 import math
 import re
-import zipfile
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from xml.etree.ElementTree import ParseError
 
 import numpy as np
 from openpyxl import load_workbook
-from openpyxl.utils.exceptions import InvalidFileException
 from scipy.io import loadmat
-from scipy.io.matlab import MatReadError
-
-from vqa.io.label_list import DatasetError, parse_label_list, parse_number
 
 _LIST_COLUMNS = ("path", "duration", "fps", "mos")
 # Of names and scores without a header; the other way round if only the first cell is a number.
 _PAIR_COLUMNS = ("path", "mos")
 BLANK = " "
 _MATLAB_COLUMNS = ("video_list", "mos")
-_UNREADABLE_MATLAB = (NotImplementedError, MatReadError, zlib.error, ValueError, TypeError, OSError)
 
 # Its number, as an editor or a spreadsheet program counts, and its cells.
 Line = tuple[int, Sequence[str]]
+
+
+class DatasetError(ValueError):
+    """A data set cannot be used; the message names the file and, where there is one, the row."""
 
 
 @dataclass(frozen=True)
@@ -88,13 +84,13 @@ class Table:
     def number(self, row: int, column: int) -> float:
         """A cell that must be a finite number."""
         cell = self.text(row, column)
-        number = cell.replace(",", ".") if self.decimal_comma else cell
-        if not _is_number(number):
+        number = _finite(cell.replace(",", ".") if self.decimal_comma else cell)
+        if number is None:
             raise DatasetError(
                 f"{self.place(row)}: expected a finite number in column"
                 f" {self.columns[column]!r}, got {cell!r}"
             )
-        return parse_number(number)
+        return number
 
 
 def read_tables(path: Path) -> tuple[Table, ...]:
@@ -111,10 +107,29 @@ def read_tables(path: Path) -> tuple[Table, ...]:
 
 
 def read_list(path: Path) -> Table:
-    """A four-column list, whatever its first row looks like."""
-    videos = parse_label_list(path)
-    cells = ((v.path, repr(v.duration), repr(v.frame_rate), repr(v.score)) for v in videos)
-    return Table(path, _LIST_COLUMNS, dict(enumerate(cells, start=1)))
+    """A four-column list as FAST-VQA has it, whatever its first row looks like.
+
+    It has no header; durations, frame rates and scores are -1 where unknown.
+    """
+    try:
+        # Many editors end a file with an empty line.
+        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path}: expected a readable UTF-8 label list ({error})") from error
+    if not lines:
+        raise DatasetError(f"{path}: expected at least one row, the list is empty")
+    rows = {n: [cell.strip() for cell in line.split(",")] for n, line in enumerate(lines, start=1)}
+    table = Table(path, _LIST_COLUMNS, rows)
+    for row, cells in rows.items():
+        if len(cells) != len(_LIST_COLUMNS) or not cells[0]:
+            raise DatasetError(
+                f"{table.place(row)}: expected {', '.join(_LIST_COLUMNS)!r}, got"
+                f" {lines[row - 1]!r} (cells are divided by commas; --dataset csv takes other"
+                " tables of names and scores)"
+            )
+        for column in range(1, len(cells)):
+            table.number(row, column)
+    return table
 
 
 def _read_text(path: Path, content: bytes) -> Table:
@@ -192,10 +207,18 @@ def _is_list_row(cells: Sequence[str]) -> bool:
 
 
 def _is_number(cell: str) -> bool:
+    return _finite(cell) is not None
+
+
+def _finite(text: str) -> float | None:
+    """A number as annotation files have it, such as -1, 3.5 or 2e-3; None if it is no such."""
+    if "_" in text or not text.isascii():  # `float` takes 1_5 and digits of other scripts, too
+        return None
     try:
-        return math.isfinite(parse_number(cell))
+        number = float(text)
     except ValueError:
-        return False
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _read_workbook(path: Path, content: bytes) -> tuple[Table, ...]:
@@ -205,8 +228,7 @@ def _read_workbook(path: Path, content: bytes) -> tuple[Table, ...]:
         for sheet in workbook.worksheets:
             rows = sheet.iter_rows(values_only=True)
             sheets[sheet.title] = [["" if v is None else str(v) for v in row] for row in rows]
-        workbook.close()
-    except (InvalidFileException, zipfile.BadZipFile, ParseError, KeyError, ValueError) as error:
+    except Exception as error:  # openpyxl raises whatever the damage leads to
         raise DatasetError(f"{path}: expected an .xlsx spreadsheet ({error})") from error
     filled = {title: rows for title, rows in sheets.items() if any(map(any, rows))}
     if not filled:
@@ -217,7 +239,7 @@ def _read_workbook(path: Path, content: bytes) -> tuple[Table, ...]:
 def _read_matlab(path: Path) -> Table:
     try:
         variables: Mapping[str, Any] = loadmat(str(path), appendmat=False)
-    except _UNREADABLE_MATLAB as error:
+    except Exception as error:  # scipy raises whatever the damage leads to
         raise DatasetError(f"{path}: expected a MATLAB file up to version 7 ({error})") from error
     if missing := [name for name in _MATLAB_COLUMNS if name not in variables]:
         found = ", ".join(name for name in variables if not name.startswith("__")) or "none"

@@ -27,14 +27,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional  # type: ignore[import-untyped]
 
-from vqa.features.key_frames import (
-    Features,
-    FeatureSettings,
-    MotionExtractor,
-    MotionKind,
-    build_extractor,
-    extract,
-)
+from vqa.features.key_frames import Features, FeatureSettings, MotionKind, build_extractor, extract
 from vqa.io.files import digest, replacing, shown, write_json
 from vqa.io.video import VideoError
 from vqa.models.imagenet import normalise
@@ -50,7 +43,7 @@ _NAME_BYTES = 160
 
 # Of an extractor: kind, published weights, device.
 _MadeOf = tuple[MotionKind, Path | None, torch.device]
-_built_once = lru_cache(maxsize=1)(build_extractor)  # by each process of a pool, for all its videos
+_built_once = lru_cache(maxsize=1)(build_extractor)  # by each process, for all its videos
 
 
 class FeatureError(ValueError):
@@ -223,8 +216,7 @@ def extract_features(
     of torch's. But for rounding the result does not depend on it.
     """
     made_of = (settings.motion, slowfast_weights, torch.device(device))
-    extractor = build_extractor(*made_of)
-    cache = FeatureCache.create(folder, settings, extractor.fingerprint)
+    cache = FeatureCache.create(folder, settings, _built_once(*made_of).fingerprint)
     distinct = list(dict.fromkeys(videos))
     missing = [video for video in distinct if not cache.has(video)]
     reused = len(distinct) - len(missing)
@@ -232,7 +224,7 @@ def extract_features(
     if processes > 1 and len(missing) > 1:
         done = _in_parallel(missing, cache, made_of, processes)
     else:
-        done = (_extract_one(video, cache, extractor) for video in missing)
+        done = (_extract_one(video, cache, made_of) for video in missing)
     with (
         progress_bar("features", len(distinct), "video", initial=reused) as bar,
         closing(done),  # at an error no further video is begun
@@ -245,10 +237,10 @@ def extract_features(
     return Extraction(cache, len(missing) - len(bad_files), reused, tuple(bad_files))
 
 
-def _extract_one(video: Path, cache: FeatureCache, extractor: MotionExtractor) -> str | None:
+def _extract_one(video: Path, cache: FeatureCache, made_of: _MadeOf) -> str | None:
     """What is wrong with the video; None if its features are in the cache now."""
     try:
-        cache.write(video, extract(video, cache.settings, extractor))
+        cache.write(video, extract(video, cache.settings, _built_once(*made_of)))
     except (VideoError, FeatureError) as error:
         return str(error)
     return None
@@ -258,10 +250,6 @@ def _in_parallel(
     videos: Sequence[Path], cache: FeatureCache, made_of: _MadeOf, processes: int
 ) -> Generator[str | None, None, None]:
     with process_pool(processes) as pool:
-        jobs = [pool.submit(_work, video, cache, made_of) for video in videos]
+        jobs = [pool.submit(_extract_one, video, cache, made_of) for video in videos]
         for future in as_completed(jobs):
             yield future.result()
-
-
-def _work(video: Path, cache: FeatureCache, made_of: _MadeOf) -> str | None:
-    return _extract_one(video, cache, _built_once(*made_of))

@@ -56,8 +56,6 @@ class SlowFastFeatures:
         self._network, self._device = network.to(device), device
 
     def __call__(self, clip: Tensor) -> Tensor:
-        if len(clip) != FRAMES:
-            raise ValueError(f"clip: expected {FRAMES} frames, got {len(clip)}")
         pixels = (clip.to(self._device).float() / 255 - 0.45) / 0.225
         features: Tensor = self._network(pixels.transpose(0, 1)[None])
         return features[0].cpu()

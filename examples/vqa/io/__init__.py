@@ -1,1 +1,1 @@
-"""Files: videos, label lists, documents that are there completely or not at all."""
+"""Files: videos, documents that are there completely or not at all."""

@@ -63,14 +63,14 @@ def replacing(path: Path) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
 
 
-def open_csv(path: Path) -> TextIO:
-    r"""A new CSV file; bytes of file names that are not UTF-8 stand in it as \udc80 to \udcff."""
-    return path.open("w", encoding="utf-8", errors="backslashreplace", newline="")
+def open_csv(path: Path, mode: Literal["w", "a"]) -> TextIO:
+    r"""A CSV file to write; bytes of names that are not UTF-8 stand in it as \udc80 to \udcff."""
+    return path.open(mode, encoding="utf-8", errors="backslashreplace", newline="")
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write a CSV file, completely or not at all."""
-    with replacing(path) as unfinished, open_csv(unfinished) as file:
+    with replacing(path) as unfinished, open_csv(unfinished, "w") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(header)
         table.writerows(rows)
@@ -99,11 +99,15 @@ def digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text and the end of its last line, completely or not at all."""
+    with replacing(path) as unfinished:
+        unfinished.write_text(text + "\n", encoding="utf-8", newline="\n")
+
+
 def write_json(path: Path, document: Mapping[str, object]) -> None:
     """Write a document for people and programs; null stands for numbers that JSON lacks."""
-    text = json.dumps(_without_nan(document), indent=2, ensure_ascii=False)
-    with replacing(path) as unfinished:
-        unfinished.write_text(text + "\n", encoding="utf-8")
+    write_text(path, json.dumps(_without_nan(document), indent=2, ensure_ascii=False))
 
 
 def _without_nan(value: object) -> object:

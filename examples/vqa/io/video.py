@@ -54,12 +54,6 @@ class VideoInfo:
     duration: float  # seconds from the first frame's beginning to the last one's end; 0 if unknown
 
 
-def probe(path: Path) -> VideoInfo:
-    """What a video holds; decodes one frame, or all where packets do not tell their number."""
-    with Video.open(path) as video:
-        return video.info()
-
-
 def is_hdr(path: Path) -> bool:
     """Whether a file of any kind says that its brightness is that of HDR: PQ or HLG."""
     try:
@@ -70,20 +64,16 @@ def is_hdr(path: Path) -> bool:
 
 
 def read_frames(
-    path: Path,
-    indices: Sequence[int] | None = None,
-    pixels: PixelFormat = "rgb24",
-    threads: int = 1,
+    path: Path, indices: Sequence[int] | None = None, pixels: PixelFormat = "rgb24"
 ) -> Tensor:
     """Frames of a video in the order asked for, as displayed, uint8 [C, T, H, W].
 
     Repetitions are allowed; `None` asks for all frames. Only the wanted ones are converted and
-    kept. C is 3, or 1 for `"gray"` (luma). Stored pixels are taken to be square. More than one
-    thread only pays where nothing else runs in parallel.
+    kept. C is 3, or 1 for `"gray"` (luma). Stored pixels are taken to be square.
     """
     if indices is not None and (len(indices) == 0 or min(indices) < 0):
         raise ValueError(f"indices: expected frame numbers from 0, got {list(indices)}")
-    with Video.open(path, threads) as video:
+    with Video.open(path) as video:
         order = range(video.frames) if indices is None else indices
         kept = dict(video.decode(order, pixels))
         # The frames as channels first are a view: copying them here would cost as much as decoding.
@@ -94,15 +84,13 @@ def read_frames(
 class Video:
     """An open video file. Use `Video.open`. Every method may raise a `VideoError`."""
 
-    def __init__(self, path: Path, container: InputContainer, threads: int) -> None:
+    def __init__(self, path: Path, container: InputContainer) -> None:
         self.path = path
         self._container = container
-        self._threads = threads
         self._size: tuple[int, ...] | None = None
         self._matrix: tuple[int, NDArray[np.int32] | None] | None = None
         with _errors_that_name(path):
             self._stream = _shown_track(path, container)
-            self._set_threads(self._stream)
             ordered = (
                 self._stream.codec_context.name not in _CODECS_WITH_HIDDEN_FRAMES
                 and container.format.name not in _CONTAINERS_WITHOUT_TIMES
@@ -115,13 +103,11 @@ class Video:
 
     @classmethod
     @contextmanager
-    def open(cls, path: Path, threads: int = 1) -> Iterator[Video]:
-        if threads < 1:
-            raise ValueError(f"threads: expected at least 1, got {threads}")
+    def open(cls, path: Path) -> Iterator[Video]:
         with _errors_that_name(path):
             container = _open(path)
         with container:
-            yield cls(path, container, threads)
+            yield cls(path, container)
 
     @cached_property
     def frames(self) -> int:
@@ -258,13 +244,7 @@ class Video:
 
     def _all_frames(self) -> Iterator[av.VideoFrame]:
         with _open(self.path) as container:
-            stream = cast("av.VideoStream", container.streams[self._stream.index])
-            self._set_threads(stream)
-            yield from container.decode(stream)
-
-    def _set_threads(self, stream: av.VideoStream) -> None:
-        stream.thread_count = self._threads
-        stream.thread_type = "AUTO" if self._threads > 1 else "NONE"
+            yield from container.decode(_shown_track(self.path, container))
 
     def _error(self, what: str) -> VideoError:
         return VideoError(f"{shown(self.path)}: {what}")
@@ -327,7 +307,10 @@ def _open(path: Path) -> InputContainer:
 
 
 def _shown_track(path: Path, container: InputContainer) -> av.VideoStream:
-    """The video track that players and ffmpeg take; a cover picture is none."""
+    """The video track that players and ffmpeg take; a cover picture is none.
+
+    It decodes on one thread: files are read in several processes, one for each core.
+    """
     tracks = [t for t in container.streams.video if not t.disposition & Disposition.attached_pic]
     if not tracks:
         raise VideoError(f"{shown(path)}: holds no video")
@@ -335,6 +318,7 @@ def _shown_track(path: Path, container: InputContainer) -> av.VideoStream:
     track = next((t for t in tracks if best is not None and t.index == best.index), tracks[0])
     if track.codec_context is None:
         raise VideoError(f"{shown(path)}: cannot be decoded (no decoder for its video)")
+    track.thread_count, track.thread_type = 1, "NONE"
     return track
 
 

@@ -6,13 +6,7 @@ from torch import nn
 
 from vqa.models.published import LoadReport, PublishedWeightsError, load_published, other_owner
 
-__all__ = [
-    "LoadReport",
-    "PublishedWeightsError",
-    "build_model",
-    "load_published",
-    "other_owner",
-]
+__all__ = ["LoadReport", "PublishedWeightsError", "build_model", "load_published", "other_owner"]
 
 # Module and class. A module is imported when its model is built: torchvision and timm take seconds,
 # for which every process that only reads files would wait.

@@ -6,6 +6,7 @@ outputs are the same in every pass of a step: the first pass keeps them, the lat
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -40,9 +41,9 @@ class ComputedOnce:
         for module in (*self._end, *self._before):
             own[module] = vars(module).get("forward")  # others may have replaced it, too
         for module in self._end:
-            module.forward = calls.of_the_end(module.forward)
+            module.forward = partial(calls.of_the_end, module.forward)
         for module in self._before:
-            module.forward = calls.before_the_end(module, module.forward)
+            module.forward = partial(calls.before_the_end, module, module.forward)
         try:
             yield
         finally:
@@ -63,26 +64,22 @@ class _Calls:
 
     def __init__(self, kept: Outputs | None) -> None:
         self.made: Outputs = {}
-        self._left = None if kept is None else {m: list(own) for m, own in kept.items()}
+        self._left = {module: list(own) for module, own in (kept or {}).items()}
         self._keeps = kept is None
 
-    def of_the_end(self, forward: Callable[..., Any]) -> Callable[..., Any]:
-        def called(*args: Any, **kwargs: Any) -> Any:
-            self._keeps = False
+    def of_the_end(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._keeps = False
+        return forward(*args, **kwargs)
+
+    def before_the_end(
+        self, module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        if self._left.get(module):
+            return self._left[module].pop(0)
+        if not self._keeps:  # after the end has begun, or within a module that is kept whole
             return forward(*args, **kwargs)
-
-        return called
-
-    def before_the_end(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-        def called(*args: Any, **kwargs: Any) -> Any:
-            if self._left is not None and self._left.get(module):
-                return self._left[module].pop(0)
-            if not self._keeps:  # after the end has begun, or within a module that is kept whole
-                return forward(*args, **kwargs)
-            self._keeps = False
-            output = forward(*args, **kwargs)
-            self._keeps = True
-            self.made.setdefault(module, []).append(output)
-            return output
-
-        return called
+        self._keeps = False
+        output = forward(*args, **kwargs)
+        self._keeps = True
+        self.made.setdefault(module, []).append(output)
+        return output

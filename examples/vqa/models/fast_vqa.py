@@ -109,7 +109,6 @@ def _convolution(
     return convolution, nn.GroupNorm(4, outputs), nn.GELU()
 
 
-_CLASSIFIER = Drop("classifier of Kinetics-400")
 # By the last part of their keys.
 _DERIVED = {
     "relative_position_index": Drop("position index, follows from the window"),
@@ -127,11 +126,10 @@ def _place_authors(key: str) -> str | Drop:
 
 
 def _place_kinetics(key: str) -> str | Drop:
-    return _CLASSIFIER if key.startswith("cls_head.") else _place_backbone(key)
-
-
-def _place_torchvision(key: str) -> str | Drop:
-    return _CLASSIFIER if key.startswith("head.") else _derived(key) or f"backbone.{key}"
+    """Of the authors' files and torchvision's, whose classifiers are called so."""
+    if key.startswith(("cls_head.", "head.")):
+        return Drop("classifier of Kinetics-400")
+    return _place_backbone(key)
 
 
 def _place_backbone(key: str) -> str | Drop:
@@ -143,11 +141,7 @@ def _place_backbone(key: str) -> str | Drop:
         inner = f"features.{2 * int(stage)}.{number}.{leaf}"
     elif merging := _MERGING.fullmatch(inner):
         inner = f"features.{2 * int(merging[1]) + 1}.{merging[2]}"
-    return _derived(key) or f"backbone.{inner}"
-
-
-def _derived(key: str) -> Drop | None:
-    return _DERIVED.get(key.rpartition(".")[2])
+    return _DERIVED.get(key.rpartition(".")[2]) or f"backbone.{inner}"
 
 
 def _keeps_of_kinetics(name: str) -> str | None:
@@ -164,11 +158,7 @@ def _relative_table(name: str) -> str | None:
     return theirs if theirs != name else None
 
 
-_AUTHORS = Format(
-    name="FAST-VQA or SAMA, authors",
-    marks=("vqa_head.",),
-    place=_place_authors,
-)
+_AUTHORS = Format(name="FAST-VQA or SAMA, authors", marks=("vqa_head.",), place=_place_authors)
 _KINETICS = Format(
     name="Video Swin, Kinetics-400, authors",
     marks=("backbone.layers.",),
@@ -179,7 +169,7 @@ _KINETICS = Format(
 _TORCHVISION = Format(
     name="Video Swin, Kinetics-400, torchvision",
     marks=("features.",),
-    place=_place_torchvision,
+    place=_place_kinetics,
     keeps=_keeps_of_kinetics,
     copies=_relative_table,
 )

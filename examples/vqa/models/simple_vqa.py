@@ -1,5 +1,6 @@
 """SimpleVQA (Sun et al. 2022): what frames look like, from a ResNet-50, and how they move."""
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
@@ -53,11 +54,7 @@ class FrameScorer(nn.Module):
                 "frames: expected frames whose last feature map has several locations, got"
                 f" {frames.shape[3]} x {frames.shape[4]} pixels"
             )
-        pooled = [
-            statistic
-            for each in maps
-            for statistic in (each.mean(dim=(2, 3)), each.std(dim=(2, 3)))
-        ]
+        pooled = [own for each in maps for own in (each.mean(dim=(2, 3)), each.std(dim=(2, 3)))]
         return torch.cat(pooled, dim=1).view(*frames.shape[:2], -1)
 
 
@@ -80,23 +77,18 @@ class TinySimpleVqa(FrameScorer):
         super().__init__(_SmallStages(channels), channels, motion, hidden=2 * width)
 
 
-class _ResNet50Stages(nn.Module):
+class _ResNet50Stages(nn.Sequential):
     """Feature maps of stages 2, 3 and 4, under torchvision's names."""
 
     def __init__(self) -> None:
-        super().__init__()
-        network = resnet50(weights=None)
-        for name, part in network.named_children():
-            if name not in ("avgpool", "fc"):
-                self.add_module(name, part)
+        *parts, _, _ = resnet50(weights=None).named_children()  # all but pooling and classifier
+        super().__init__(OrderedDict(parts))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        maps: dict[str, Tensor] = {}
-        features = images
-        for name, part in self.named_children():  # in the order of the network
-            features = part(features)
-            maps[name] = features
-        return maps["layer2"], maps["layer3"], maps["layer4"]
+        maps = [images]
+        for part in self:
+            maps.append(part(maps[-1]))
+        return tuple(maps[-3:])
 
 
 class _SmallStages(nn.Module):
@@ -146,8 +138,5 @@ _AUTHORS = Format(
     keeps=keeps_counts,
 )
 _IMAGENET = Format(
-    name="ResNet-50, ImageNet, torchvision",
-    marks=_TRUNK,
-    place=_place_in_trunk,
-    keeps=_keeps_head,
+    name="ResNet-50, ImageNet, torchvision", marks=_TRUNK, place=_place_in_trunk, keeps=_keeps_head
 )

@@ -23,19 +23,9 @@ SIZE = 224
 _ALPHA = 4  # the fast pathway has so many frames for one of the slow pathway
 _BETA = 8  # and so much fewer channels
 _DEPTHS = (3, 4, 6, 3)
-
-
-def slow_frames(frames: int = FRAMES) -> Tensor:
-    """Which frames of a clip the slow pathway sees, int64 [frames / 4].
-
-    A quarter of them, spread from the first to the last and rounded down, hence not every fourth.
-
-    >>> slow_frames().tolist()
-    [0, 4, 8, 13, 17, 22, 26, 31]
-    """
-    # In integers, where no rounding can move a frame.
-    last, count = frames - 1, frames // _ALPHA
-    return torch.arange(count) * last // max(count - 1, 1)
+SLOW_FRAMES = (0, 4, 8, 13, 17, 22, 26, 31)
+"""What the slow pathway sees of them: a quarter, spread from the first to the last and rounded
+down, hence not every fourth."""
 
 
 class SlowFastR50(nn.Module):
@@ -67,7 +57,7 @@ class SlowFastR50(nn.Module):
             raise ValueError(
                 f"clips: expected [B, 3, {FRAMES}, {SIZE}, {SIZE}], got {list(clips.shape)}"
             )
-        slow, fast = clips[:, :, slow_frames().to(clips.device)], clips
+        slow, fast = clips[:, :, SLOW_FRAMES], clips
         with torch.no_grad():
             for block in self.blocks:
                 slow, fast = block(slow, fast)
@@ -123,14 +113,13 @@ class _Residual(nn.Module):
 
 
 def _stem_pathway(channels: int, kernel_time: int) -> nn.Module:
-    return nn.Sequential(
-        OrderedDict(
-            conv=_convolution(3, channels, (kernel_time, 7, 7), stride=(1, 2, 2)),
-            norm=nn.BatchNorm3d(channels),
-            activation=nn.ReLU(),
-            pool=nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1)),
-        )
+    layers = OrderedDict(
+        conv=_convolution(3, channels, (kernel_time, 7, 7), stride=(1, 2, 2)),
+        norm=nn.BatchNorm3d(channels),
+        activation=nn.ReLU(),
+        pool=nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1)),
     )
+    return nn.Sequential(layers)
 
 
 def _stage(number: int, depth: int) -> nn.Module:
@@ -158,18 +147,17 @@ def _bottleneck(
 ) -> nn.Module:
     """Along time, then in the plane, then to all channels."""
     inner = outputs // 4
-    return nn.Sequential(
-        OrderedDict(
-            conv_a=_convolution(inputs, inner, (kernel_time, 1, 1)),
-            norm_a=nn.BatchNorm3d(inner),
-            activation_a=nn.ReLU(),
-            conv_b=_convolution(inner, inner, (1, 3, 3), stride),
-            norm_b=nn.BatchNorm3d(inner),
-            activation_b=nn.ReLU(),
-            conv_c=_convolution(inner, outputs, (1, 1, 1)),
-            norm_c=nn.BatchNorm3d(outputs),
-        )
+    layers = OrderedDict(
+        conv_a=_convolution(inputs, inner, (kernel_time, 1, 1)),
+        norm_a=nn.BatchNorm3d(inner),
+        activation_a=nn.ReLU(),
+        conv_b=_convolution(inner, inner, (1, 3, 3), stride),
+        norm_b=nn.BatchNorm3d(inner),
+        activation_b=nn.ReLU(),
+        conv_c=_convolution(inner, outputs, (1, 1, 1)),
+        norm_c=nn.BatchNorm3d(outputs),
     )
+    return nn.Sequential(layers)
 
 
 def _convolution(

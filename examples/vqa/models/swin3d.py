@@ -12,6 +12,7 @@ width of the feature map, for a window of h x w tokens. And the window shrinks w
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -47,9 +48,9 @@ def adaptive_window(window: Size3d, clip: Size3d) -> Size3d:
 
 
 def fragment_distance(
-    rows_columns: tuple[int, int],
-    window: tuple[int, int],
-    shift: tuple[int, int],
+    rows_columns: Sequence[int],
+    window: Sequence[int],
+    shift: Sequence[int],
     device: torch.device | None = None,
 ) -> Tensor:
     """G of the gated bias, int64 [H/h * W/w, h * w, h * w], windows and tokens row by row.
@@ -130,17 +131,13 @@ class FragmentAttention(ShiftedWindowAttention3d):  # type: ignore[misc]  # torc
             return relative.flatten(3, 4).flatten(1, 2)[None]
         fragment = self._looked_up(self.fragment_position_bias_table, window)
         clips, *size, _ = tokens.shape
-        times, rows, columns = (
-            math.ceil(length / side) for length, side in zip(size, window, strict=True)
+        frames, *covered = (
+            math.ceil(length / side) * side for length, side in zip(size, window, strict=True)
         )
-        distance = fragment_distance(
-            (rows * window[1], columns * window[2]),
-            (window[1], window[2]),
-            (shift[1], shift[2]),
-            tokens.device,
-        ).to(relative.dtype)
+        distance = fragment_distance(covered, window[1:], shift[1:], tokens.device)
         # F + G (R - F), for every window at once: it may be as large as the logits themselves.
-        distance = distance[:, None, None, :, None, :].expand(clips, times, *[-1] * 6)
+        distance = distance.to(relative.dtype)[:, None, None, :, None, :]
+        distance = distance.expand(clips, frames // window[0], *[-1] * 6)
         gated = torch.addcmul(fragment, distance, relative - fragment)
         return gated.flatten(6, 7).flatten(4, 5).flatten(0, 2)
 

@@ -171,9 +171,6 @@ def tail(log: Path, lines: int = 15) -> str:
     """The last lines of a log; of a progress bar, its last state."""
     if not log.is_file():
         return ""
-    every = []
     with log.open(encoding="utf-8", errors="replace", newline="\n") as file:
-        for line in file:
-            states = [state.strip() for state in line.split("\r")]
-            every.append(next(filter(None, reversed(states)), ""))
+        every = [line.rstrip().rpartition("\r")[2].lstrip() for line in file]
     return "\n".join(every[-lines:])

@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 
 from vqa.figures import draw_curves
-from vqa.io.files import replacing, write_csv, write_json
+from vqa.io.files import replacing, write_csv, write_json, write_text
 from vqa.metrics import summarise
 from vqa.reproduction.catalogue import Cell, Exhibit
 from vqa.reproduction.launch import Failure
@@ -76,9 +76,6 @@ class MeasuredCell:
         some = "" if len(self.results) == self.needed else f" [{len(self.seeds)} seeds]"
         return f"{self.mean:.3f}{spread}{difference}{some}"
 
-    def reported_text(self) -> str:
-        return "-" if self.cell.reported is None else f"{self.cell.reported:.3f}"
-
 
 @dataclass(frozen=True)
 class MeasuredTable:
@@ -91,21 +88,9 @@ class MeasuredTable:
         return {row: list(cells) for row, cells in by_row}
 
     @property
-    def columns(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(own.cell.column for own in self.cells))
-
-    @property
-    def has_reported(self) -> bool:
-        return any(own.cell.reported is not None for own in self.cells)
-
-    @property
     def results(self) -> dict[PlannedRun, Results]:
         """Of every finished run behind a number."""
         return {run: found for own in self.cells for run, found in own.results.items()}
-
-
-def _measured_table(exhibit: Exhibit, sweep: Sweep, store: Store) -> MeasuredTable:
-    return MeasuredTable(exhibit, tuple(_measured(cell, sweep, store) for cell in exhibit.cells))
 
 
 def _measured(cell: Cell, sweep: Sweep, store: Store) -> MeasuredCell:
@@ -113,8 +98,7 @@ def _measured(cell: Cell, sweep: Sweep, store: Store) -> MeasuredCell:
     if cell.training is None:
         return MeasuredCell(cell, comparable)
     runs = sweep.runs(cell.training)
-    looked_up = {run: store.results(run) for run in runs}
-    found = {run: results for run, results in looked_up.items() if results is not None}
+    found = {run: results for run in runs if (results := store.results(run)) is not None}
     seeds, values = [], []
     for seed in sweep.seeds:
         of_seed = [run for run in runs if run.seed == seed]
@@ -151,12 +135,13 @@ def write_report(
     }
     paths, sections = [], [_introduction(sweep)]
     for exhibit in exhibits:
-        table = _measured_table(exhibit, sweep, store)
+        cells = tuple(_measured(cell, sweep, store) for cell in exhibit.cells)
+        table = MeasuredTable(exhibit, cells)
         picture = folder / f"{exhibit.name}.png"
         drawn = _draw(table, sweep, picture)
         sections.append(_section(table, picture.name if drawn else None))
         own = [folder / f"{exhibit.name}.{kind}" for kind in ("md", "csv", "json")]
-        _write_text(own[0], f"{_introduction(sweep)}\n\n{sections[-1]}")
+        write_text(own[0], f"{_introduction(sweep)}\n\n{sections[-1]}")
         rows = list(_csv_rows(table))
         write_csv(own[1], list(rows[0]), (list(row.values()) for row in rows))
         write_json(own[2], {**context, **_document(table)})
@@ -164,24 +149,8 @@ def write_report(
     if failures:
         sections.append(_failures(failures))
     paths.append(folder / "report.md")
-    _write_text(paths[-1], "\n\n".join(sections))
+    write_text(paths[-1], "\n\n".join(sections))
     return paths
-
-
-def terminal_report(
-    exhibits: Sequence[Exhibit], sweep: Sweep, store: Store, failures: Sequence[Failure] = ()
-) -> str:
-    tables = [_measured_table(exhibit, sweep, store) for exhibit in exhibits]
-    sections = [f"{_name(table.exhibit)}\n{_terminal_table(table)}" for table in tables]
-    sections += [f"Failed: {own.run.describe()}: {own.why}\n{own.tail}" for own in failures]
-    if not sweep.comparable:
-        sections.append(_NOT_COMPARABLE)
-    return "\n\n".join(sections)
-
-
-def _write_text(path: Path, text: str) -> None:
-    with replacing(path) as unfinished:
-        unfinished.write_text(text + "\n", encoding="utf-8", newline="\n")
 
 
 def _introduction(sweep: Sweep) -> str:
@@ -199,14 +168,11 @@ def _introduction(sweep: Sweep) -> str:
     return "\n\n".join(lines)
 
 
-def _name(exhibit: Exhibit) -> str:
-    kind = exhibit.name.rstrip("0123456789")
-    return f"{kind.capitalize()} {exhibit.name.removeprefix(kind)}: {exhibit.title}"
-
-
 def _section(table: MeasuredTable, picture: str | None) -> str:
     exhibit, results = table.exhibit, table.results
-    lines = [f"## {_name(exhibit)}", _markdown_table(table)]
+    kind = exhibit.name.rstrip("0123456789")
+    head = f"## {kind.capitalize()} {exhibit.name.removeprefix(kind)}: {exhibit.title}"
+    lines = [head, _markdown_table(table)]
     if picture is not None:
         lines.insert(1, f"![{exhibit.title}]({picture})")
     if results:
@@ -220,34 +186,17 @@ def _section(table: MeasuredTable, picture: str | None) -> str:
 
 def _markdown_table(table: MeasuredTable) -> str:
     """Measured numbers and, where the paper has some, its own in italics below."""
-    lines = [
-        "| " + " | ".join(("", *table.columns)) + " |",
-        "|---" * (len(table.columns) + 1) + "|",
-    ]
+    has_reported = any(own.cell.reported is not None for own in table.cells)
+    columns = dict.fromkeys(own.cell.column for own in table.cells)
+    lines = ["| " + " | ".join(("", *columns)) + " |", "|---" * (len(columns) + 1) + "|"]
     for row, cells in table.rows.items():
         texts = [row]
         for own in cells:
-            reported = f"*{own.reported_text()}*" if table.has_reported else ""
-            texts.append("<br>".join(filter(None, (own.text(), reported))))
+            reported = "-" if own.cell.reported is None else f"{own.cell.reported:.3f}"
+            both = (own.text(), f"*{reported}*" if has_reported else "")
+            texts.append("<br>".join(filter(None, both)))
         lines.append("| " + " | ".join(texts) + " |")
     return "\n".join(lines)
-
-
-def _terminal_table(table: MeasuredTable) -> str:
-    """The same in columns; the paper's numbers on lines of their own."""
-    lines: list[tuple[str, ...]] = [("", *table.columns)]
-    for row, cells in table.rows.items():
-        own = tuple(cell.text() for cell in cells)
-        if any(own):
-            lines.append((row, *own))
-        if table.has_reported:
-            label = "  paper" if any(own) else f"{row}, paper"
-            lines.append((label, *(cell.reported_text() for cell in cells)))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
 
 
 def _failures(failures: Sequence[Failure]) -> str:

@@ -86,7 +86,7 @@ class Sources:
         media: list[object] = []
         with suppress(DatasetError):  # the run will say what is wrong
             found = find_annotations(SPECS[dataset], root, annotations)
-            labels = [sha256(file.path) for file in found]
+            labels = [sha256(path) for path in found.values()]
             samples = load_dataset(dataset, root, annotations, drop_missing=True).samples
             paths = [sample.path for sample in samples]
             media = [(os.path.relpath(path, root), file_state(path)) for path in paths]

@@ -17,13 +17,7 @@ from torch import Tensor
 from vqa.io.video import Pixels, Video
 from vqa.models import imagenet
 from vqa.sampling.augmentation import Augmentation, draw_augmentation
-from vqa.sampling.fragments import (
-    Offsets,
-    cut_frame,
-    draw_offsets,
-    enlarge,
-    enlarge_as_published,
-)
+from vqa.sampling.fragments import Offsets, cut_frame, draw_offsets, enlarge, enlarge_as_published
 from vqa.sampling.frames import ClipSampling, Rule, draw_frames
 
 Behaviour = Literal["fixed", "released"]
@@ -52,10 +46,7 @@ FAST_VQA_M = FastVqaSampling(frames=16, grid=4)
 
 
 def read_clips(
-    path: Path,
-    sampling: FastVqaSampling,
-    generator: torch.Generator | None = None,
-    threads: int = 1,
+    path: Path, sampling: FastVqaSampling, generator: torch.Generator | None = None
 ) -> Tensor:
     """Clips of fragments of a video file, float32 [clips, 3, frames, S, S] with S = grid * patch.
 
@@ -66,7 +57,7 @@ def read_clips(
         value = getattr(sampling, name)
         if generator is None and value != settled:
             raise ValueError(f"generator: expected one, {name} {value!r} is random")
-    with Video.open(path, threads) as video:
+    with Video.open(path) as video:
         rule: Rule = "fixed" if sampling.behaviour == "fixed" else "fast_vqa"
         indices = draw_frames(video.frames, sampling, rule, generator)
         uses = uses_of(video.decode(indices.flatten().tolist(), "rgb24"), indices)
@@ -110,16 +101,16 @@ def _cut(uses: Uses, sampling: FastVqaSampling, generator: torch.Generator | Non
     shape = (sampling.clips, sampling.frames, sampling.side, sampling.side, 3)
     mosaics = np.empty(shape, np.uint8)
     offsets: Offsets | None = None
+    released = sampling.behaviour == "released"
     for clip, time, frame in uses:
         large = _enlarged(frame, sampling)
         # The published code forgets that it has enlarged the frames.
-        height, width = large.shape[:2] if sampling.behaviour == "fixed" else frame.shape[:2]
+        height, width = (frame if released else large).shape[:2]
+        size = (height, width)
         if offsets is None:
-            released = sampling.behaviour == "released"
-            size = (height, width)
             offsets = draw_offsets(sampling, size, 1, sampling.clips, generator, released)
         rows, columns = (offset[0, :, :, clip] for offset in offsets)
-        mosaics[clip, time] = cut_frame(large, (rows, columns), sampling.patch, (height, width))
+        mosaics[clip, time] = cut_frame(large, (rows, columns), sampling.patch, size)
     return torch.from_numpy(mosaics)
 
 
@@ -128,5 +119,5 @@ def _enlarged(frame: Pixels, sampling: FastVqaSampling) -> Pixels:
         return frame
     grow = enlarge if sampling.behaviour == "fixed" else enlarge_as_published
     planes = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[:, None]
-    large: Pixels = grow(planes, (sampling.side, sampling.side))[:, 0].permute(1, 2, 0).numpy()
+    large: Pixels = grow(planes, sampling.side)[:, 0].permute(1, 2, 0).numpy()
     return large

@@ -5,6 +5,7 @@ the patches side by side form a small frame. The patch positions stay the same o
 frames, so that what changes between frames is motion, not sampling.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args, get_type_hints
 
@@ -82,10 +83,7 @@ def corners(
 
 
 def cut_frame(
-    frame: NDArray[np.uint8],
-    offsets: Offsets,
-    patch: int,
-    laid_over: tuple[int, int] | None = None,
+    frame: NDArray[np.uint8], offsets: Offsets, patch: int, laid_over: tuple[int, int] | None = None
 ) -> NDArray[np.uint8]:
     """Fragments [rows * patch, columns * patch, C] of one frame [H, W, C].
 
@@ -102,32 +100,28 @@ def cut_frame(
     return cut.swapaxes(1, 2).reshape(rows * patch, columns * patch, channels)
 
 
-def enlarge(frames: Tensor, least: tuple[int, int]) -> Tensor:
-    """Frames [C, T, H, W] that the grid of patches does not fit in, enlarged until it just does.
+def enlarge(frames: Tensor, side: int) -> Tensor:
+    """Frames [C, T, H, W] in which a mosaic of that side does not fit, enlarged until it just does.
 
     Bilinear, proportions kept, rounded to the nearest integer if the frames hold integers.
     """
-    height, width = frames.shape[-2:]
-    size = enlarged_size((height, width), least)
-    if size == (height, width):
+    size = enlarged_size(frames.shape[-2:], side)
+    if size == frames.shape[-2:]:
         return frames
     enlarged = interpolate(frames.to(torch.float32), size=size, mode="bilinear")
     return (enlarged if frames.is_floating_point() else enlarged.round()).to(frames.dtype)
 
 
-def enlarged_size(size: tuple[int, int], least: tuple[int, int]) -> tuple[int, int]:
+def enlarged_size(size: Sequence[int], side: int) -> tuple[int, int]:
     """Height and width of frames after `enlarge`."""
-    scale = max(1.0, *(need / side for need, side in zip(least, size, strict=True)))
-    if scale == 1:
-        return size
-    height, width = (max(need, round(scale * side)) for need, side in zip(least, size, strict=True))
+    scale = max(1.0, side / min(size))
+    height, width = (round(scale * length) for length in size)
     return height, width
 
 
-def enlarge_as_published(frames: Tensor, least: tuple[int, int]) -> Tensor:
+def enlarge_as_published(frames: Tensor, side: int) -> Tensor:
     """As `enlarge`, with the published code's arithmetic: integers are cut off, not rounded."""
-    height, width = frames.shape[-2:]
-    ratio = min(height / least[0], width / least[1])
+    ratio = min(frames.shape[-2:]) / side
     if ratio >= 1:
         return frames
     enlarged = interpolate(frames / 255.0, scale_factor=1 / ratio, mode="bilinear")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vqa.sampling.fragments import Mosaic, Offsets, cell_starts
+from vqa.sampling.fragments import Mosaic, Offsets, cell_starts, draw_offsets
 
 SMALL_SQUARE = 4
 """Side of the squares of small patch masks: what the models embed as one token."""
@@ -41,13 +41,13 @@ def cell_offsets(
     """
     shape = (mosaic.grid, mosaic.grid, clips)
     if generator is None:
-        both = [torch.full(shape, 0.5) for _ in range(2)]
+        rows = columns = torch.full(shape, 0.5)
     elif pixels_of is None:
-        both = [torch.rand(shape, generator=generator) for _ in range(2)]
+        rows, columns = (torch.rand(shape, generator=generator) for _ in range(2))
     else:
-        slacks = [max(1, length // mosaic.grid - mosaic.patch) for length in pixels_of]
-        both = [torch.randint(slack, shape, generator=generator) for slack in slacks]
-    return [(both[0][..., clip], both[1][..., clip]) for clip in range(clips)]
+        both = draw_offsets(mosaic, pixels_of, segments=clips, generator=generator)
+        rows, columns = (offsets[0] for offsets in both)
+    return [(rows[..., clip], columns[..., clip]) for clip in range(clips)]
 
 
 def find_positions(

@@ -14,12 +14,7 @@ from torchvision.transforms.v2 import functional  # type: ignore[import-untyped]
 from vqa.io.files import shown
 from vqa.models.imagenet import normalise
 from vqa.sampling.fragments import Mosaic
-from vqa.sampling.mosaic import (
-    SMALL_SQUARE,
-    cell_offsets,
-    masked_positions,
-    read_pixels,
-)
+from vqa.sampling.mosaic import SMALL_SQUARE, cell_offsets, masked_positions, read_pixels
 
 ImageVariant = Literal["sama", "sama-spm", "fragments"]
 
@@ -60,7 +55,11 @@ def read_sama_image(
     """
     pixels = load_pixels(path, sampling.side)
     if generator is not None:
-        pixels = _mirror_and_rotate(pixels, generator)
+        # Drawn as by torchvision's RandomHorizontalFlip and RandomRotation, in this order.
+        if torch.rand(1, generator=generator).item() < 0.5:
+            pixels = pixels.flip(-1)
+        angle = torch.empty(1).uniform_(-_LARGEST_ANGLE, _LARGEST_ANGLE, generator=generator).item()
+        pixels = functional.rotate(pixels, angle)
     # Published code normalises first: the same, as the weights of the neighbours add up to one.
     return normalise(mask_scales(pixels, sampling, generator))
 
@@ -107,8 +106,9 @@ def _colours(path: Path, smallest: int) -> Image.Image:
                 f"{shown(path)}: expected 8 bits a channel, got Pillow's mode {image.mode};"
                 " convert the file first"
             )
-        width, height = _enlarged_size(image.size, smallest)
-        if width * height > _MOST_PIXELS and min(image.size) < smallest:
+        short = min(image.size)
+        width, height = (max(side, side * smallest // short) for side in image.size)
+        if width * height > _MOST_PIXELS and short < smallest:
             raise ImageError(
                 f"{shown(path)}: expected sides of about equal length, {image.width} x"
                 f" {image.height} pixels would have to be enlarged to {width} x {height}"
@@ -119,20 +119,3 @@ def _colours(path: Path, smallest: int) -> Image.Image:
     if colours.size == (width, height):
         return colours
     return colours.resize((width, height), Image.Resampling.BILINEAR)
-
-
-def _enlarged_size(size: tuple[int, int], smallest: int) -> tuple[int, int]:
-    short = min(size)
-    if short >= smallest:
-        return size
-    width, height = (length * smallest // short for length in size)
-    return width, height
-
-
-def _mirror_and_rotate(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Drawn as by torchvision's RandomHorizontalFlip and RandomRotation, in this order."""
-    if torch.rand(1, generator=generator).item() < 0.5:
-        pixels = pixels.flip(-1)
-    angle = torch.empty(1).uniform_(-_LARGEST_ANGLE, _LARGEST_ANGLE, generator=generator).item()
-    rotated: Tensor = functional.rotate(pixels, angle)
-    return rotated

@@ -16,13 +16,7 @@ from torch import Tensor
 from vqa.io.video import Video
 from vqa.sampling.fast_vqa import normalise, uses_of
 from vqa.sampling.frames import ClipSampling, draw_frames
-from vqa.sampling.mosaic import (
-    SMALL_SQUARE,
-    Positions,
-    cell_offsets,
-    masked_positions,
-    read_pixels,
-)
+from vqa.sampling.mosaic import SMALL_SQUARE, Positions, cell_offsets, masked_positions, read_pixels
 
 Variant = Literal["sama", "sama-c", "sama-mix", "sama-spm", "sama-swm", "fragments"]
 
@@ -82,10 +76,7 @@ class Mosaics:
     """
 
     def __init__(
-        self,
-        sampling: SamaSampling,
-        size: tuple[int, int],
-        generator: torch.Generator | None,
+        self, sampling: SamaSampling, size: tuple[int, int], generator: torch.Generator | None
     ) -> None:
         ratio = min(size) / sampling.side
         full = size if ratio >= 1 else (round(size[0] / ratio), round(size[1] / ratio))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,29 +17,21 @@ from torchvision.transforms.v2.functional import rgb_to_grayscale  # type: ignor
 from vqa.io.video import Video, read_frames
 from vqa.models.quality_planes import PLANES, RADIUS, inner_planes, quality_planes
 from vqa.sampling.augmentation import Augmentation, draw_augmentation
-from vqa.sampling.fragments import (
-    Mosaic,
-    Offsets,
-    corners,
-    draw_offsets,
-    enlarge,
-    enlarged_size,
-)
-from vqa.sampling.frames import clip_frame_indices, draw_clip_starts
+from vqa.sampling.fragments import Offsets, corners, draw_offsets, enlarge, enlarged_size
+from vqa.sampling.frames import ClipSampling, draw_clips
 
 _TEST_SEED = 0
-# Pixels in all frames of a video that is kept in memory: half a mebibyte of luma, three of planes.
+# Pixels in all frames of a video whose planes are kept in memory: three mebibytes.
 _SMALL = 1 << 19
 
 
 @dataclass(frozen=True)
-class FragmentSampling(Mosaic):
-    """How fragments are cut from `frames` frames."""
+class FragmentSampling(ClipSampling):
+    """How fragments are cut from a clip."""
 
     grid: int = 3
     patch: int = 16
     frames: int = 4
-    interval: int = 2
 
 
 def draw_views(
@@ -51,9 +42,7 @@ def draw_views(
     generator: torch.Generator | None,
 ) -> tuple[Tensor, Offsets]:
     """Frame numbers [B, frames] of clips of that length, and offsets of the patches."""
-    lengths = torch.full((clips,), length)
-    starts = draw_clip_starts(lengths, 1, sampling.frames * sampling.interval, generator)
-    indices = clip_frame_indices(starts, lengths, sampling.frames, sampling.interval)[:, 0]
+    indices = draw_clips(torch.full((clips,), length), sampling, generator)[:, 0]
     return indices, draw_offsets(sampling, size, clips, generator=generator)
 
 
@@ -71,17 +60,18 @@ def read_planes(
     those of the whole planes of all frames, but only what the patches need of each frame is kept
     and computed with. Frames that are too small for the grid are enlarged.
     """
-    change = None
-    if generator is not None and augmentation != "none":
+    views, change = 1, None
+    if generator is None:
+        views, generator = test_views, torch.Generator().manual_seed(_TEST_SEED)
+    elif augmentation != "none":
         change = draw_augmentation(augmentation, generator)
-    elif path.is_file():
-        small = _small_video(path, path.stat().st_mtime_ns, sampling)
-        if small is not None:
-            return (small.test_views(test_views) if generator is None else small.view(generator),)
+    if change is None and path.is_file():
+        windows = _windows_of_small(path, path.stat().st_mtime_ns, sampling)
+        if windows is not None:
+            return (torch.cat([_view(windows, sampling, generator) for _ in range(views)]),)
     with Video.open(path) as video:
         info = video.info()
-        shape = (info.frames, info.height, info.width)
-        patches = _Patches(shape, sampling, generator, test_views)
+        patches = _Patches((info.frames, info.height, info.width), sampling, generator, views)
         for number, frame in video.decode(patches.uses, "gray" if change is None else "rgb24"):
             pixels = torch.from_numpy(np.ascontiguousarray(frame))
             if change is not None:
@@ -92,71 +82,48 @@ def read_planes(
 
 # Decoding costs more than all the rest of an epoch with a set like mini-UGC, which this holds.
 @lru_cache(maxsize=320)
-def _small_video(path: Path, changed: int, sampling: FragmentSampling) -> _SmallVideo | None:
-    """A file as of when it was last changed; None if it is long or large."""
+def _windows_of_small(
+    path: Path, changed: int, sampling: FragmentSampling
+) -> NDArray[np.float16] | None:
+    """Every patch of the planes of whole frames, float16 [C, T, top, left, row, column].
+
+    Of a file as of when it was last changed; None if it is long or large, or must be enlarged.
+    """
     with Video.open(path) as video:
         info = video.info()
-    if info.frames * info.height * info.width > _SMALL:
+    size, patch = (info.height, info.width), sampling.patch
+    if info.frames * math.prod(size) > _SMALL or min(size) < sampling.side:
         return None
-    return _SmallVideo(read_frames(path, pixels="gray")[0], sampling)
+    planes = quality_planes(read_frames(path, pixels="gray")[0]).half()
+    return planes.unfold(2, patch, 1).unfold(3, patch, 1).numpy()
 
 
-class _SmallVideo:
-    """A decoded video, luma uint8 [T, H, W], kept with what is cut from it in every epoch."""
-
-    def __init__(self, luma: Tensor, sampling: FragmentSampling) -> None:
-        self._luma, self._sampling = luma, sampling
-        self._test_views: dict[int, Tensor] = {}
-
-    @cached_property
-    def _windows(self) -> NDArray[np.float16]:
-        """Every patch of the planes of whole frames, [C, T, top, left, row, column]."""
-        side, patch = self._sampling.side, self._sampling.patch
-        large = enlarge(self._luma[None], (side, side))[0]
-        planes: NDArray[np.float16] = quality_planes(large).half().numpy()
-        windows: Any = sliding_window_view  # numpy's older annotations know one axis only
-        patches: NDArray[np.float16] = windows(planes, (patch, patch), axis=(2, 3))
-        return patches
-
-    def view(self, generator: torch.Generator) -> Tensor:
-        """A training view."""
-        planes, length, rows, columns, patch, _ = self._windows.shape
-        size = (rows + patch - 1, columns + patch - 1)
-        frames, offsets = draw_views(1, length, size, self._sampling, generator)
-        top, left = _corners(size, offsets, self._sampling)
-        # [C, frames, row of cells, column of cells, row, column]
-        pieces = self._windows[:, frames[0].numpy()[:, None, None], top, left]
-        side = self._sampling.side
-        mosaic = pieces.swapaxes(3, 4).reshape(1, planes, -1, side, side)
-        return torch.from_numpy(mosaic).float()
-
-    def test_views(self, count: int) -> Tensor:
-        """The test views, which are always the same."""
-        if count not in self._test_views:
-            patches = _Patches(self._luma.shape, self._sampling, None, count)
-            for number in patches.uses:
-                patches.cut(number, self._luma[number])
-            self._test_views[count] = patches.planes().half()  # as precise as they are
-        return self._test_views[count].float()
+def _view(
+    windows: NDArray[np.float16], sampling: FragmentSampling, generator: torch.Generator
+) -> Tensor:
+    planes, length, rows, columns, patch, _ = windows.shape
+    size = (rows + patch - 1, columns + patch - 1)
+    numbers, (top, left) = _draw_view(length, size, sampling, generator)
+    # [C, frames, row of cells, column of cells, row, column]
+    pieces = windows[:, numbers[:, None, None], top, left]
+    mosaic = pieces.swapaxes(3, 4).reshape(1, planes, -1, sampling.side, sampling.side)
+    return torch.from_numpy(mosaic).float()
 
 
 class _Patches:
-    """Pieces of a video [T, H, W] for one training view, or without a generator the test views."""
+    """Pieces of a video [T, H, W] for some views that the generator draws."""
 
     def __init__(
         self,
-        shape: Sequence[int],
+        shape: tuple[int, int, int],
         sampling: FragmentSampling,
-        generator: torch.Generator | None,
-        test_views: int,
+        generator: torch.Generator,
+        views: int,
     ) -> None:
         frames, height, width = shape
         grid, patch = sampling.grid, sampling.patch
-        self._least = (sampling.side, sampling.side)
-        size = enlarged_size((height, width), self._least)
-        views = test_views if generator is None else 1
-        if generator is None:
-            generator = torch.Generator().manual_seed(_TEST_SEED)
+        self._side = sampling.side
+        size = enlarged_size((height, width), self._side)
         pieces = (views, sampling.frames, grid, grid)
         self._luma = np.empty((*pieces, patch + 2 * RADIUS, patch + 2 * RADIUS), np.uint8)
         self._change = np.zeros((*pieces, patch, patch), np.int16)
@@ -165,16 +132,16 @@ class _Patches:
         """By frame number: view, place in time, and 0 for the frame itself, 1 and -1 where it is
         the later or earlier one of a change."""
         for view in range(views):
-            numbers, offsets = draw_views(1, frames, size, sampling, generator)
-            self._corners.append(_corners(size, offsets, sampling))
-            for time, number in enumerate(numbers[0].tolist()):
+            numbers, places = _draw_view(frames, size, sampling, generator)
+            self._corners.append(places)
+            for time, number in enumerate(numbers.tolist()):
                 later = min(max(number, 1), frames - 1)
                 for used, sign in ((number, 0), (later, 1), (max(later - 1, 0), -1)):
                     self.uses.setdefault(used, []).append((view, time, sign))
 
     def cut(self, number: int, luma: Tensor) -> None:
         """Keep what is needed of a frame [H, W]."""
-        large = enlarge(luma[None, None], self._least)[0, 0]
+        large = enlarge(luma[None, None], self._side)[0, 0]
         surrounded = np.pad(large.numpy(), RADIUS, mode="reflect")
         side = self._luma.shape[-1]
         windows = sliding_window_view(surrounded, (side, side))
@@ -197,9 +164,10 @@ class _Patches:
         return mosaics.transpose(0, 1).float()
 
 
-def _corners(
-    size: tuple[int, int], offsets: Offsets, sampling: FragmentSampling
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Top and left of every patch of one view, [row of cells, column of cells] each."""
+def _draw_view(
+    length: int, size: tuple[int, int], sampling: FragmentSampling, generator: torch.Generator
+) -> tuple[NDArray[np.int64], tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Frame numbers; and top and left of every patch, [row of cells, column of cells] each."""
+    numbers, offsets = draw_views(1, length, size, sampling, generator)
     rows, columns = (offset[0, :, :, 0] for offset in offsets)
-    return corners(size, (rows, columns), sampling.patch)
+    return numbers[0].numpy(), corners(size, (rows, columns), sampling.patch)

@@ -12,9 +12,8 @@ from pathlib import Path
 from vqa.datasets.annotations import NAME_COLUMNS
 from vqa.datasets.media import Listing, find_file, list_files
 from vqa.datasets.specs import SPECS
-from vqa.datasets.tables import BLANK, Line, Table, columns_without_header, divided
+from vqa.datasets.tables import BLANK, DatasetError, Line, Table, columns_without_header, divided
 from vqa.io.files import MediaKind, kind_by_name
-from vqa.io.label_list import DatasetError
 
 _LISTS = (".txt", ".csv", ".tsv")
 
@@ -45,7 +44,7 @@ def find_files(paths: Iterable[Path], kind: MediaKind) -> Search:
     for path in paths:
         led_to: Iterable[Found]
         if path.is_dir():
-            led_to = _below(path, kind, search.passed_over, set())
+            led_to = _below(path, kind, search.passed_over)
         elif path.suffix.lower() in _LISTS and path.is_file():
             led_to = read_file_list(path)
         else:
@@ -58,34 +57,26 @@ def find_files(paths: Iterable[Path], kind: MediaKind) -> Search:
     return search
 
 
-def _below(
-    folder: Path, kind: MediaKind, passed_over: Counter[str], entered: set[tuple[int, int]]
-) -> Iterator[Found]:
+def _below(folder: Path, kind: MediaKind, passed_over: Counter[str]) -> Iterator[Found]:
     """What is in a folder, then what is below it; a folder that several ways lead to, once."""
-    try:
-        state = folder.stat()
-        names = sorted(os.listdir(folder))
-    except OSError as error:
-        yield Found(folder, error.strerror)
-        return
-    if (state.st_dev, state.st_ino) in entered:  # a link that leads back
-        return
-    entered.add((state.st_dev, state.st_ino))
-    folders = []
-    for entry in map(folder.joinpath, names):
-        own_kind = kind_by_name(entry)
-        if entry.name.startswith("."):
-            passed_over["hidden"] += 1
-        elif entry.is_dir():
-            folders.append(entry)
-        elif own_kind == kind:
-            yield _checked(entry)
-        elif own_kind is not None:
-            passed_over[f"{own_kind}s"] += 1
-        else:
-            passed_over[entry.suffix.lower() or "without ending"] += 1
-    for below in folders:
-        yield from _below(below, kind, passed_over, entered)
+    unreadable: list[OSError] = []
+    entered: set[tuple[int, int]] = set()
+    for place, folders, names in os.walk(folder, onerror=unreadable.append, followlinks=True):
+        state = os.stat(place)
+        if (state.st_dev, state.st_ino) in entered:  # a link that leads back
+            folders.clear()
+            continue
+        entered.add((state.st_dev, state.st_ino))
+        passed_over.update("hidden" for name in (*folders, *names) if name.startswith("."))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(name for name in names if not name.startswith(".")):
+            own_kind = kind_by_name(Path(name))
+            if own_kind == kind:
+                yield _checked(Path(place, name))
+            else:
+                ending = Path(name).suffix.lower() or "without ending"
+                passed_over[f"{own_kind}s" if own_kind else ending] += 1
+    yield from (Found(Path(error.filename), error.strerror) for error in unreadable)
 
 
 def _checked(path: Path, place: str = "") -> Found:

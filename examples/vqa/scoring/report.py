@@ -27,19 +27,7 @@ class ScoreTable:
 
     def __init__(self, growing: Path, files: Sequence[Found], known: Known) -> None:
         self._growing, self._files, self.known = growing, files, known
-        self._scores: dict[Path, FileScore] = {}
-        self._file = open_csv(growing)
-        self._table = csv.writer(self._file, lineterminator="\n")
-
-    def begin(self) -> None:
-        """Have the header and the scores of before on disk."""
-        self._write(_GROWING)
-        for score in self.known.values():
-            self.add(score)
-
-    def close(self) -> None:
-        with writing(self._growing):
-            self._file.close()
+        self._scores = dict(known)
 
     @property
     def rows(self) -> list[FileScore]:
@@ -48,14 +36,14 @@ class ScoreTable:
 
     def add(self, score: FileScore) -> None:
         """Have a row on disk."""
-        clips = " ".join(map(repr, score.clips))
-        self._write((score.path, score.score, score.error, clips, file_state(score.path)))
+        with writing(self._growing), open_csv(self._growing, "a") as file:
+            csv.writer(file, lineterminator="\n").writerow(_growing_row(score))
         self._scores[score.path] = score
 
-    def _write(self, row: Row) -> None:
-        with writing(self._growing):
-            self._table.writerow(row)
-            self._file.flush()
+
+def _growing_row(score: FileScore) -> Row:
+    clips = " ".join(map(repr, score.clips))
+    return score.path, score.score, score.error, clips, file_state(score.path)
 
 
 @contextmanager
@@ -73,19 +61,14 @@ def score_table(
     growing = path.with_name(f"{path.name}.{fingerprint[:12]}.part")
     with owned_file(path):
         known = _interrupted(growing, files) if resume else {}
-        rows = 0
+        table = ScoreTable(growing, files, known)
         try:
-            table = ScoreTable(growing, files, known)
-            try:
-                table.begin()
-                yield table
-            finally:
-                rows = len(table.rows)
-                table.close()
+            write_csv(growing, _GROWING, map(_growing_row, known.values()))
+            yield table
             write_csv(path, PREDICTED, ((s.path, s.score, s.error) for s in table.rows))
             growing.unlink()
         except BaseException:
-            if rows:
+            if rows := len(table.rows):
                 print(
                     f"unfinished: the first {rows} rows are in {growing}; the same command goes on"
                     " from there",

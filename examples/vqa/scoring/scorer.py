@@ -82,10 +82,8 @@ def own_scale(why: str = "") -> ScoreScale:
 def _sigmoid(file: str, mean: float, deviation: float) -> ScoreScale:
     def tell(score: float) -> float:
         standardised = (score - mean) / deviation
-        # Two forms, neither of which overflows on its side.
-        if standardised >= 0:
-            return 1 / (1 + math.exp(-standardised))
-        return math.exp(standardised) / (1 + math.exp(standardised))
+        small = math.exp(-abs(standardised))  # this one cannot overflow
+        return (1 if standardised >= 0 else small) / (1 + small)
 
     return ScoreScale(
         f"0 to 1, as published for {file} alone, of which it makes sigmoid((raw - m) / s)", tell

@@ -12,12 +12,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from vqa.io.files import write_csv
 from vqa.synthetic.generated_folder import GeneratedFolder
 from vqa.synthetic.mini_ugc import Filmed, Mix, write_all
-from vqa.synthetic.opinion import Opinion, rate
+from vqa.synthetic.opinion import Opinion
 from vqa.synthetic.photographs import PHOTOGRAPHS, photographs_of
 
 # As those of mini-UGC.
@@ -54,12 +52,10 @@ def build_mini_iqa(folder: Path, settings: MiniIqaSettings) -> bool:
 
 
 def _write_images(folder: Path, settings: MiniIqaSettings) -> None:
-    (folder / "images").mkdir()
     files = list(_files(settings))
-    qualities = write_all("mini-IQA", files, folder, processes=1)
-    scores = rate(qualities, settings.opinion, np.random.default_rng(settings.seed))
+    scores = write_all("mini-IQA", files, folder, settings.seed)
     rows = [
-        (Path(file.path).name, float(score), file.photograph.part)
+        (Path(file.path).name, score, file.photograph.part)
         for file, score in zip(files, scores, strict=True)
     ]
     write_csv(folder / "labels.csv", ("image_name", "mos", "split"), rows)

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 
-from vqa.io.label_list import LabelledVideo, write_label_list
 from vqa.processes import process_pool, progress_bar
 from vqa.synthetic.degradations import FRAME_RATE, Chain, Link, degrade
 from vqa.synthetic.generated_folder import GeneratedFolder
@@ -51,12 +50,10 @@ class Mix:
 
 
 _FIRST_MIX = Mix(
-    kinds=("rescale", "blur", "noise", "exposure", "frozen", "mpeg4"),
-    deliveries=("h264", "mpeg4"),
+    kinds=("rescale", "blur", "noise", "exposure", "frozen", "mpeg4"), deliveries=("h264", "mpeg4")
 )
 _SECOND_MIX = Mix(
-    kinds=("rescale", "motion_blur", "noise", "fading", "stutter", "h264"),
-    deliveries=("h264",),
+    kinds=("rescale", "motion_blur", "noise", "fading", "stutter", "h264"), deliveries=("h264",)
 )
 MIXES = {"train": _FIRST_MIX, "test": _FIRST_MIX, "ood": _SECOND_MIX}
 PARTS = tuple(MIXES)
@@ -109,12 +106,13 @@ class Filmed:
     frames: int
     mix: Mix
     opinion: Opinion
-    seed: tuple[int, ...]
-    """Of its own, so that files can be made in any order and in parallel."""
+    seed: tuple[int, ...]  # of its own, so that files can be made in any order and in parallel
 
 
-def write_all(title: str, files: Sequence[Filmed], folder: Path, processes: int) -> list[float]:
-    """Write files into a folder; the qualities that their raters perceive."""
+def write_all(
+    title: str, files: Sequence[Filmed], folder: Path, seed: int, processes: int = 1
+) -> list[float]:
+    """Write files into a folder; their mean opinion scores, by raters drawn from the seed."""
     qualities: list[float] = []
     write = partial(_write, folder)
     in_parallel = process_pool(processes) if processes > 1 else nullcontext()
@@ -123,7 +121,7 @@ def write_all(title: str, files: Sequence[Filmed], folder: Path, processes: int)
         for quality in made:
             qualities.append(quality)
             bar.update()
-    return qualities
+    return [float(mos) for mos in rate(qualities, files[0].opinion, np.random.default_rng(seed))]
 
 
 def _write(folder: Path, file: Filmed) -> float:
@@ -132,22 +130,19 @@ def _write(folder: Path, file: Filmed) -> float:
     path = draw_camera_path(random, photograph.shape[:2], file.size, file.frames)
     clip = film(photograph, path, file.size)
     chain = draw_chain(file.mix, random)
+    (folder / file.path).parent.mkdir(exist_ok=True)
     (folder / file.path).write_bytes(degrade(clip, chain, random))
     return expected_quality(chain, measure_content(clip), file.opinion)
 
 
 def _write_parts(folder: Path, settings: MiniUgcSettings, processes: int) -> None:
-    for part in PARTS:
-        (folder / part).mkdir()
     files = list(_files(settings))
-    qualities = write_all("mini-UGC", files, folder, processes)
-    scores = rate(qualities, settings.opinion, np.random.default_rng(settings.seed))
-    videos = [
-        LabelledVideo(file.path, settings.frames / FRAME_RATE, float(FRAME_RATE), float(score))
-        for file, score in zip(files, scores, strict=True)
-    ]
+    scores = write_all("mini-UGC", files, folder, settings.seed, processes)
+    length = f"{settings.frames / FRAME_RATE!r}, {float(FRAME_RATE)!r}"  # seconds, frames a second
+    rows = [f"{own.path}, {length}, {mos!r}\n" for own, mos in zip(files, scores, strict=True)]
     for part in PARTS:
-        write_label_list(folder / f"{part}.txt", [v for v in videos if v.path.startswith(part)])
+        text = "".join(row for row in rows if row.startswith(f"{part}/"))
+        (folder / f"{part}.txt").write_text(text, encoding="utf-8")
 
 
 def _files(settings: MiniUgcSettings) -> Iterator[Filmed]:

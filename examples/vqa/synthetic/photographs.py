@@ -83,12 +83,9 @@ def load_photograph(photograph: Photograph) -> Pixels:
 class CameraPath:
     """Where the camera looks in each of T frames."""
 
-    centre: NDArray[np.floating[Any]]
-    """[T, 2] (row, column) in pixels of the photograph."""
-    scale: NDArray[np.floating[Any]]
-    """[T] photograph pixels per output pixel."""
-    angle: NDArray[np.floating[Any]]
-    """[T] in radians."""
+    centre: NDArray[np.floating[Any]]  # [T, 2] (row, column) in pixels of the photograph
+    scale: NDArray[np.floating[Any]]  # [T] photograph pixels per output pixel
+    angle: NDArray[np.floating[Any]]  # [T] in radians
 
 
 def draw_camera_path(

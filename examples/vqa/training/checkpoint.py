@@ -221,11 +221,10 @@ def run_config(
             continue
         if name not in _WITHOUT_EFFECT and name not in _BY_CONTENT:
             described[name] = str(value.resolve()) if isinstance(value, Path) else value
-    for name in _BY_CONTENT:
-        file = getattr(settings, name)
-        described[f"content of {name}"] = None if file is None else _digest_of(file)
-    for file in files:
-        described[f"content of {file.name}"] = _digest_of(file)
+    contents = {name: getattr(settings, name) for name in _BY_CONTENT}
+    for name, file in (contents | {file.name: file for file in files}).items():
+        known = file is not None and file.is_file()
+        described[f"content of {name}"] = sha256(file) if known else None
     for use, own in samples.items():
         root = settings.data_root
         labels = [(os.path.relpath(s.path, root), s.score, s.part) for s in own]
@@ -243,7 +242,3 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[
         if old != new:
             told = " of " not in name
             yield f"{name} was {old!r} and is {new!r}" if told else f"the {name} changed"
-
-
-def _digest_of(file: Path) -> str | None:
-    return sha256(file) if file.is_file() else None

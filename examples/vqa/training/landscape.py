@@ -59,11 +59,6 @@ def random_surface(
     return losses, landscape.cosine(first, second)
 
 
-def worst_rise(model: nn.Module, loss: Loss, settings: LandscapeSettings) -> float:
-    """How far the loss rises within the relative radius; takes `ascent_steps + 1` losses."""
-    return landscape.sharpness(model, loss, settings.radius, steps=settings.ascent_steps)
-
-
 def landscape_of(
     model: nn.Module, task: Task, settings: Settings, samples: Sequence[Sample], group: ProcessGroup
 ) -> dict[str, object] | None:
@@ -77,7 +72,7 @@ def landscape_of(
     return {
         "positions": where.positions.tolist(),
         "losses": random_curve(model, loss, where).tolist(),
-        "sharpness": worst_rise(model, loss, where),
+        "sharpness": landscape.sharpness(model, loss, where.radius, steps=where.ascent_steps),
         "radius": where.radius,
         "samples": sum(len(batch) for batch in batches),
     }

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -298,37 +298,21 @@ class TrainingRun:
 
 def _choose(run: TrainingRun, best: Path) -> dict[str, float]:
     """Score the epoch, and keep its weights if it is the best so far (or if nothing chooses)."""
-    state, score = run.state, math.inf
+    state, task, settings, group = run.state, run.task, run.settings, run.group
+    model, score = run.tested_model, math.inf
     scores: dict[str, float] = {}
     if run.chooses:
-        predictions = predict(
-            run.tested_model,
-            run.task,
-            run.chooses,
-            run.settings,
-            run.group,
-            "choose",
-            run.task.choice_batch,
-        )
-        chosen = measured(predictions, run.settings)
+        found = predict(model, task, run.chooses, settings, group, "choose", task.choice_batch)
+        chosen = measured(found, settings)
         score = chosen.srcc + chosen.plcc
         scores = {f"selection_{name}": value for name, value in asdict(chosen).items()}
     # Not a number is never better; but there must be one to fall back on.
     if score > state.best or state.best_epoch == 0:
         state.best = score if math.isfinite(score) else -math.inf
         state.best_epoch = state.epoch
-        if run.group.is_main:
-            save_checkpoint(
-                best,
-                Checkpoint(
-                    run.task.script,
-                    plain(run.settings),
-                    state.epoch,
-                    run.tested_model.state_dict(),
-                    features=run.task.features(),
-                    run=run.digest,
-                ),
-            )
+        if group.is_main:
+            checkpoint = Checkpoint(task.script, plain(settings), state.epoch, model.state_dict())
+            save_checkpoint(best, replace(checkpoint, features=task.features(), run=run.digest))
     return scores
 
 

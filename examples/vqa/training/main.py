@@ -46,10 +46,6 @@ _SHOWN = 20  # of files that cannot be read; all are in the results
 _ENOUGH = 256  # files of a large training part for the mean and deviation of its scores
 # Settings of how files are cut, beside those that concern training alone.
 _CUTS = {"sampling", "frames", "test_clips", "variant", "crop"}
-_NO_SCALE = (
-    "the scores of the training part, predicted or given, are all the same or not finite; the"
-    " checkpoint has no scale of opinion scores"
-)
 
 
 def run_script(settings: Settings, task: Task) -> Path | None:
@@ -160,7 +156,10 @@ class _Session:
         result, predictions = self._score(run.tested_model, run.state, parts, split)
         scale = self._scale(run.tested_model, parts, predictions)
         if scale is None:
-            print(f"warning: {_NO_SCALE}")
+            print(
+                "warning: the scores of the training part, predicted or given, are all the same or"
+                " not finite; the checkpoint has no scale of opinion scores"
+            )
         else:
             result["scale"] = scale._asdict()
         best = folder / "best.pt"

@@ -7,6 +7,7 @@ of the step (or epoch) that is about to be made, from 0.
 import math
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,34 +69,22 @@ def perturbed(
 
     if settings.perturb == "none":
         return AdversarialWeightPerturbation(optimizer, gamma=0.0)
+    how: dict[str, Any] = {"constraint": settings.constraint, "epsilon": settings.epsilon}
     if settings.perturb == "rwp":
         device = optimizer.param_groups[0]["params"][0].device
-        return RandomWeightPerturbation(
-            optimizer,
-            settings.gamma,
-            constraint=settings.constraint,
-            select=select,
-            epsilon=settings.epsilon,
-            generator=torch.Generator(device).manual_seed(settings.seed),
-        )
-    return AdversarialWeightPerturbation(
-        optimizer,
-        settings.gamma,
-        steps=settings.steps if settings.perturb == "awp" else 1,
-        ascent="update" if settings.perturb == "awp-update" else "current",
-        constraint=settings.constraint,
-        select=select,
-        epsilon=settings.epsilon,
-    )
+        how["generator"] = torch.Generator(device).manual_seed(settings.seed)
+        return RandomWeightPerturbation(optimizer, settings.gamma, select=select, **how)
+    how["steps"] = settings.steps if settings.perturb == "awp" else 1
+    how["ascent"] = "update" if settings.perturb == "awp-update" else "current"
+    return AdversarialWeightPerturbation(optimizer, settings.gamma, select=select, **how)
 
 
 def cosine_multiplier(step: int, steps_per_epoch: int, settings: Settings) -> float:
     """FAST-VQA and SAMA for videos: one schedule through head-only epochs and those after them."""
     steps = (settings.linear_epochs + settings.epochs) * steps_per_epoch
     rise = int(settings.warm_up_epochs * steps_per_epoch)
-    if settings.schedule == "released":
-        return published_cosine(step, steps, rise)
-    return warm_up_cosine(step, steps, rise)
+    cosine = published_cosine if settings.schedule == "released" else warm_up_cosine
+    return cosine(step, steps, rise)
 
 
 def published_cosine(step: int, steps: int, warm_up: int) -> float:
@@ -175,24 +164,13 @@ def load_checkpoint_weights(model: nn.Module, path: Path, checkpoint: Checkpoint
         raise CheckpointError(f"{path}: its {error}") from error
 
 
-def load_initial_weights(
-    model: nn.Module,
-    settings: Settings,
-    copy_missing: bool = False,
-    allow_shape_mismatch: bool = False,
-) -> nn.Module:
+def load_initial_weights(model: nn.Module, settings: Settings, **how: bool) -> nn.Module:
     """Load `pretrained`, then `finetune_from`, as far as given, and print what became of each.
 
-    Returns the model; the last two arguments are those of `load_published`, for `pretrained`.
+    Returns the model; further arguments are those of `load_published`, for `pretrained`.
     """
     if settings.pretrained is not None:
-        report = load_published(
-            model,
-            settings.pretrained,
-            copy_missing=copy_missing,
-            allow_shape_mismatch=allow_shape_mismatch,
-        )
-        print(report)
+        print(load_published(model, settings.pretrained, **how))
     if settings.finetune_from is not None:
         print(load_weights(model, settings.finetune_from))
     return model

@@ -81,9 +81,8 @@ def parts_of_splits(
     dataset: DataSet, also: Mapping[str, DataSet], settings: Settings
 ) -> dict[int, Parts]:
     """All splits that the settings ask for, so that none is refused after hours of others."""
-    numbers = settings.splits
-    if settings.part == "all":  # the same in every split
-        numbers = numbers[:1]
+    # All files are the same in every split.
+    numbers = settings.splits[:1] if settings.part == "all" else settings.splits
     official = any(sample.part is not None for sample in dataset.samples)
     if official and settings.official_parts == "use" and len(numbers) > 1:
         raise ValueError(
