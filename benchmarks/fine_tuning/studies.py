@@ -73,9 +73,9 @@ _CARRIED: Mapping[str, Way] = {
     "awp, last 10 %": last(0.1, (1e-3, 2e-3, 4e-3)),
     "awp, last 25 %": last(0.25, (5e-4, 1e-3, 2e-3)),
     "plain, twice the epochs": Way(PLAIN, length=2),
-    "rwp": Way(RWP, of(gamma=(5e-4, 2e-3, 1e-2))),
-    "dropout": _DROPOUT,
-    "weight-decay": _WEIGHT_DECAY,
+    "rwp": Way(RWP, of(gamma=(5e-4, 2e-3, 1e-2)), turn=2),
+    "dropout": replace(_DROPOUT, turn=2),
+    "weight-decay": replace(_WEIGHT_DECAY, turn=2),
 }
 
 STUDIES: Mapping[str, Study] = {
