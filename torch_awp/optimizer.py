@@ -481,7 +481,8 @@ class WeightPerturbation(Optimizer):
         run.versions = [(param, _version(param.grad)) for param in params]
         watched = this.inputs or params if refuse_adding else []
         first = next((p for p in watched if p.requires_grad and p.grad is not None), None)
-        added, hook = list[bool](), nullcontext()  # type: list[bool], Any
+        added: list[bool] = []
+        hook: Any = nullcontext()
         if first is not None:
             older = _version(first.grad)
 
