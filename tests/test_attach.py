@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import io
 import pickle
 import threading
 import warnings
@@ -1450,3 +1451,91 @@ def test_a_copied_pair_keeps_the_update_of_a_step_before_one_that_is_due():
             net(data).square().mean().backward()
             stepping.step()
     assert torch.equal(pairs[0][0].weight, pairs[1][0].weight)
+
+
+def test_hooks_that_come_first_later_stay_behind_ours():
+    model, optimizer, _ = build(WRAPS["rwp"])
+    seen: list[Any] = []
+    for _ in range(2):
+        model.register_forward_pre_hook(
+            lambda *_: seen.append(optimizer.current_pass), prepend=True
+        )
+    for data in batches(2):
+        model(*data).backward()
+    assert [this is None for this in seen] == [True, True, False, False]
+    optimizer.step()
+
+
+@pytest.mark.parametrize("mode", ["awp", "rwp"])
+def test_wrapping_the_base_again_while_a_backward_pass_is_pending_restores(mode):
+    model, optimizer, _ = build(WRAPS[mode])
+    home = weights_of(model)
+    model(*batches(1)[0])  # and never backward, as after Ctrl-C
+    assert not same_bits(weights_of(model), home)
+    newer = WRAPS[mode](optimizer.base)
+    assert same_bits(weights_of(model), home)
+    newer.attach(model)
+    plainly(model, newer, batches(2))
+
+
+def test_a_shallow_copy_takes_over_with_a_count_of_its_own():
+    model, optimizer, _ = build(WRAPS["rwp"])
+    plainly(model, optimizer, batches(1))
+    newer = copy.copy(optimizer)
+    with pytest.raises(RuntimeError, match="wrapped again"):
+        optimizer.step()
+    plainly(model, newer, batches(1))
+    assert newer.param_groups[0]["perturb_step"] == 2
+
+
+def test_a_copied_part_of_an_attached_model_has_its_own_tensors_alone():
+    part, whole = io.BytesIO(), io.BytesIO()
+    torch.save(nn.Sequential(nn.Linear(3, 3)), part)
+    attached = nn.Sequential(nn.Linear(3, 3), nn.Linear(300, 300))
+    optimizer = WRAPS["rwp"](torch.optim.SGD(attached.parameters(), lr=0.1))
+    optimizer.attach(attached)
+    torch.save(nn.Sequential(attached[0]), whole)
+    assert whole.tell() < part.tell() + 10_000
+
+
+def test_an_optimizer_whose_attached_module_is_gone_is_free():
+    inner = nn.Linear(5, 1)
+    optimizer = WRAPS["rwp"](torch.optim.SGD(inner.parameters(), lr=0.1))
+    handle = optimizer.attach(nn.Sequential(inner))
+    gc.collect()
+    for _ in optimizer.passes():
+        inner(torch.ones(2, 5)).sum().backward()
+    optimizer.step()
+    del handle
+
+
+def test_a_module_that_leaves_itself_in_evaluation_mode_trains():
+    class Leaves(nn.Linear):
+        def forward(self, x):
+            self.eval()
+            return super().forward(x).square().mean()
+
+    model = Leaves(5, 1)
+    optimizer = WRAPS["awp"](torch.optim.SGD(model.parameters(), lr=0.1))
+    optimizer.attach(model)
+    home = weights_of(model)
+    model(torch.ones(2, 5)).backward()
+    assert same_bits(weights_of(model), home)
+    optimizer.step()
+
+
+def test_a_module_that_checkpoints_a_call_of_itself_trains():
+    class Itself(nn.Linear):
+        def forward(self, x, depth=0):
+            y = super().forward(x)
+            if depth == 0:
+                return checkpoint(self, y, 1, use_reentrant=False).square().mean()
+            return y
+
+    model = Itself(5, 5)
+    optimizer = WRAPS["awp"](torch.optim.SGD(model.parameters(), lr=0.1))
+    optimizer.attach(model)
+    home = weights_of(model)
+    model(torch.ones(2, 5)).backward()
+    assert same_bits(weights_of(model), home)
+    optimizer.step()

@@ -416,6 +416,20 @@ def test_the_count_of_steps_survives_removing_and_adding_groups():
     assert optimizer.param_groups[0]["perturb_step"] == 4
 
 
+def test_assigned_groups_bring_their_count_of_steps():
+    model = small_net()
+    optimizer = awp(model, start_step=5)
+    optimizer.param_groups = [{**group, "perturb_step": 5} for group in optimizer.param_groups]
+    passes = []
+    for p in optimizer.passes():
+        optimizer.zero_grad()
+        loss_of(model, batch()).backward()
+        passes.append(p)
+    assert len(passes) == 2
+    optimizer.step()
+    assert optimizer.param_groups[0]["perturb_step"] == 6
+
+
 def test_the_count_of_a_checkpoint_survives_a_new_first_group():
     model, data = small_net(), batch()
     optimizer, resumed = awp(model), awp(small_net())

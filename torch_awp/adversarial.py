@@ -174,7 +174,7 @@ class AdversarialWeightPerturbation(shared.WeightPerturbation):
         part, params = self._part_of_torch(state_dict)
         found = ((param, self._direction_of(param)) for param in self._params())
         updates = {param: update for param, update in found if update is not None}
-        if updates or self.state or self._run.steps > 0:
+        if updates or self.state or self._step_number() > 0:
             fresh = [param for param, _, _ in self._selected() if param not in updates]
             updates |= {param: torch.zeros_like(param, requires_grad=False) for param in fresh}
         saved = {index: {} for index in params if updates} | part["state"]

@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import takewhile
 from traceback import walk_stack
 from typing import Any
 
@@ -66,15 +67,16 @@ class Attachment:
     _optimizer: Any = _gone  # which knows us by a weak reference, too: the module's hooks hold us
     _loss: Callable[..., Any] | None = None
     _handles: tuple[Any, ...] = ()
+    _module: Any = None  # weakly; a copy has not seen its module before that is called
     _perturbed: _Perturbed | None = None
     _paused = 0
-    _looked = False
+    _trains = _looked = False
 
     def __init__(self, optimizer: WeightPerturbation, module: Any, loss: Any) -> None:
         _refuse(module, loss)
         if optimizer._attached:
             raise RuntimeError("attach() of an attached optimizer: call handle.remove() first")
-        self._loss = loss
+        self._loss, self._module = loss, weakref.ref(module)
         self._find_tensors(optimizer, module)
         if any(not other.tensors.isdisjoint(self.tensors) for other in attachments()):
             raise RuntimeError("attach(): another optimizer, also attached, perturbs these tensors")
@@ -90,6 +92,15 @@ class Attachment:
     def adopt(self, optimizer: WeightPerturbation) -> None:
         """Belong to this optimizer from now on."""
         self._optimizer, optimizer._run.attachment = weakref.ref(optimizer), weakref.ref(self)
+
+    def holds(self, param: Tensor) -> bool:
+        """Whether a tensor of the optimizer belongs to the module; a copy has not looked yet."""
+        return not self.tensors or param in self.tensors
+
+    @property
+    def alive(self) -> bool:
+        """Whether the module exists: its parts may outlive it, with hooks of ours."""
+        return self._module is None or self._module() is not None
 
     # -- the handle ------------------------------------------------------------------------------
 
@@ -132,12 +143,22 @@ class Attachment:
         optimizer = self._optimizer()
         if optimizer is None or optimizer._is_replaced:  # a copy's, or it has another wrapper now
             return
+        self._put_first(module)
         trains = module.training and torch.is_grad_enabled()
         due = trains and not self._paused and optimizer._is_due()
         if torch._C._current_graph_task_id() != -1:
-            self._recompute(due)
+            self._recompute(due and optimizer.current_pass is None)
         elif not self._is_within(optimizer.current_pass, module):
             self._begin(optimizer, module, due, trains, args, kwargs)
+
+    def _put_first(self, module: Any) -> None:
+        """Come before hooks that others have put first since, from the next call on."""
+        hooks = module._forward_pre_hooks
+        owners = {key: getattr(hook, "__self__", None) for key, hook in hooks.items()}
+        mine = next(key for key, owner in owners.items() if owner is self)
+        ahead = takewhile(lambda key: key != mine, owners)
+        if not all(isinstance(owners[key], Attachment) for key in ahead):  # these keep their order
+            hooks.move_to_end(mine, last=False)
 
     def _is_within(self, this: Pass | None, module: nn.Module) -> bool:
         """Whether a call is the climb's, or one that the module makes of itself."""
@@ -157,7 +178,7 @@ class Attachment:
             self._perturbed.call.close()  # an interrupt leaves it open
             if self._perturbed.graph() is None:  # given up, or its backward pass has failed
                 self.restore()
-        perturbed = self._perturbed
+        perturbed, self._trains = self._perturbed, trains
         if perturbed is None and due:
             self._perturb(optimizer, module, args, kwargs)
         elif perturbed is None and (not trains or self._paused):
@@ -193,7 +214,7 @@ class Attachment:
             return
         perturbed.call.close()
         tensors = _tensors_in(output)
-        if not (module.training and torch.is_grad_enabled()):
+        if not self._trains:
             for tensor in tensors:
                 tensor.register_hook(partial(self._reached, None))
         elif not self._paused:
@@ -307,13 +328,13 @@ class Attachment:
     def __deepcopy__(self, memo: dict[int, Any]) -> Attachment:
         """Of a copied optimizer, if that is copied with the module; otherwise nobody's."""
         twin = memo[id(self)] = copy.copy(self)
-        twin.tensors, twin._loss = copy.deepcopy(self.tensors, memo), self._loss
+        twin._loss = self._loss
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
         if self._perturbed is not None:
             raise RuntimeError("copying or pickling an attached module while it is perturbed")
-        return {"tensors": self.tensors}
+        return {}
 
 
 def _refuse(module: Any, loss: Any) -> None:

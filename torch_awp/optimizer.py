@@ -6,7 +6,8 @@ import warnings
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import repeat
@@ -15,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from torch_awp import sharding
 from torch_awp.functional import on_host
@@ -83,11 +84,12 @@ class RunState:
     perturbation: Callable[[], Perturbation | None] = lambda: None  # weak: who opened it owns it
     current_pass: Pass | None = None
     versions: list[tuple[Tensor, Any]] = field(default_factory=list)  # of gradients, as it began
+    cleared: bool = False  # by the wrapper's zero_grad, since it began
     has_gradients: bool | None = None  # to step on, of a block or loop; None: none has run
     in_closure: bool = False  # the base evaluates the closure
     is_probe: bool = False
     missed: str | None = None  # why this step's gradients are not those of perturbed weights
-    steps: int = 0  # successful ones
+    steps: int = 0  # successful ones, where no group tells
     before: dict[Tensor, Tensor] = field(default_factory=dict)  # weights, while the base steps
     update: dict[Tensor, Tensor] = field(default_factory=dict)  # minus the change of the last step
     saved: dict[Tensor, Saved] = field(default_factory=dict)  # by the last perturbation
@@ -150,7 +152,9 @@ class WeightPerturbation(Optimizer):
         self.interval = checked_integer("interval", interval, minimum=1)
         self.start_step = checked_integer("start_step", start_step, minimum=0)
         self._run = RunState()
-        self._connect()
+        replaced = self._connect()
+        if replaced is not None and (attachment := replaced.attachment()) is not None:
+            attachment.remove()  # which restores the weights
         for group in self.param_groups:  # what an earlier wrapper of this base filled in
             if group.pop(DEFAULT_KEY, None) == group.get(GAMMA_KEY):
                 group.pop(GAMMA_KEY, None)
@@ -276,7 +280,8 @@ class WeightPerturbation(Optimizer):
 
     @property
     def _attached(self) -> "Attachment | None":
-        return self._run.attachment()
+        attachment = self._run.attachment()
+        return attachment if attachment is not None and attachment.alive else None
 
     def _restore_attached(self) -> None:
         """Restore what a forward pass of an attached module has perturbed."""
@@ -383,8 +388,10 @@ class WeightPerturbation(Optimizer):
         if run.missed is not None:
             self._warn_once("step", run.missed)
         run.has_gradients = None
+        if (attachment := self._attached) is not None:
+            attachment.missed = type(attachment).missed
         if not run.is_probe:
-            run.steps += 1
+            run.steps = self._step_number() + 1
             for group in self.param_groups:
                 group[STEP_KEY] = run.steps
 
@@ -421,8 +428,13 @@ class WeightPerturbation(Optimizer):
 
     def _is_due(self, ahead: int = 0) -> bool:
         """Whether this step perturbs, or one further ahead."""
-        step = self._run.steps + ahead - self.start_step
+        step = self._step_number() + ahead - self.start_step
         return step >= 0 and step % self.interval == 0 and any(self._gammas())
+
+    def _step_number(self) -> int:
+        """The number of successful steps so far; every group has it, since groups come and go."""
+        counts = [int(group[STEP_KEY]) for group in self.param_groups if STEP_KEY in group]
+        return max(counts, default=self._run.steps)
 
     def _is_state_probe(self) -> bool:
         """Whether this step only creates state, as torch.distributed.checkpoint does.
@@ -455,7 +467,7 @@ class WeightPerturbation(Optimizer):
             names = group["param_names"] if self.select else repeat("", len(group["params"]))
             for param, name in zip(group["params"], names, strict=True):
                 chosen = self.select(name, param) if self.select else param.ndim > 1
-                inside = attached is None or param in attached.tensors
+                inside = attached is None or attached.holds(param)
                 if inside and chosen and gamma > 0 and param.requires_grad:
                     selected.setdefault(param, (param, gamma, group))
         return list(selected.values())
@@ -477,28 +489,17 @@ class WeightPerturbation(Optimizer):
         and loops that clear them only after the step. Watched on the first tensor with a gradient.
         """
         run, params = self._run, self._params()
-        run.current_pass = this
+        run.current_pass, run.cleared = this, False
         run.versions = [(param, _version(param.grad)) for param in params]
         watched = this.inputs or params if refuse_adding else []
         first = next((p for p in watched if p.requires_grad and p.grad is not None), None)
         added: list[bool] = []
-        hook: Any = nullcontext()
-        if first is not None:
-            older = _version(first.grad)
-
-            def before_accumulating(_: Any) -> None:
-                grad = first.grad
-                if grad is not None and not _is_new(grad, older):
-                    # `grad.data.zero_()` leaves no trace but zeros, which only the host can see.
-                    added.append(not on_host(grad) or bool(grad.any()))
-
-            with torch.inference_mode(False):
-                node = get_gradient_edge(first).node  # which would not live without this name
-            hook = node.register_prehook(before_accumulating)
+        handles = [] if first is None else self._watch_adding(first, added)
         try:
-            with hook:
-                yield
+            yield
         finally:
+            for handle in handles:
+                handle.remove()
             run.has_gradients = run.has_gradients or (not this.climbs and self._has_computed())
             run.current_pass, run.versions = None, []
         if any(added):
@@ -507,6 +508,24 @@ class WeightPerturbation(Optimizer):
                 "all accumulated batches in each pass (a closure of a trainer that accumulates "
                 "has the last one only). To add on purpose use perturb()"
             )
+
+    def _watch_adding(self, param: Tensor, added: list[bool]) -> list[RemovableHandle]:
+        """Append to `added` whether gradients of `param` are added to that which it has now."""
+        older, found = _version(param.grad), list[bool]()
+
+        def computed(_: Tensor) -> None:
+            grad = param.grad
+            as_it_was = grad is not None and not _is_new(grad, older) and not self._run.cleared
+            # `grad.data.zero_()` leaves no trace but zeros, which only the host can see at once.
+            found[:] = [as_it_was and (not on_host(grad) or bool(grad.any()))]  # type: ignore[arg-type, union-attr]
+
+        def accumulated(_: Tensor) -> None:  # torch.autograd.grad computes and accumulates nothing
+            added.extend(found)
+
+        return [
+            param.register_hook(computed),  # type: ignore[no-untyped-call]
+            param.register_post_accumulate_grad_hook(accumulated),  # type: ignore[no-untyped-call]
+        ]
 
     def _has_computed(self) -> bool:
         """Whether this pass has computed any gradient (or one was written by other means)."""
@@ -570,6 +589,7 @@ class WeightPerturbation(Optimizer):
 
     def zero_grad(self, *args: Any, **kwargs: Any) -> None:
         """Call the base's `zero_grad`, with its arguments."""
+        self._run.cleared = True
         self.base.zero_grad(*args, **kwargs)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -612,12 +632,17 @@ class WeightPerturbation(Optimizer):
         of_base = ("defaults", "state", "param_groups")
         self.__dict__.update({key: v for key, v in state.items() if key not in of_base})
         attachment = self.__dict__.pop(ATTACHMENT)
+        self._run = copy(self._run)  # a shallow copy is the base's newer wrapper
         self._connect()
         if attachment is not None:  # of the module that is copied with the optimizer, if one is
             attachment.adopt(self)
 
-    def _connect(self) -> None:
-        """Become the one wrapper of the base, with its dictionaries of hooks: each fires once."""
+    def _connect(self) -> RunState | None:
+        """Become the one wrapper of the base, with its dictionaries of hooks: each fires once.
+
+        Returns:
+            The state of the wrapper that the base had.
+        """
         for optimizer in optimizers_of(self.base):
             hooks = {key: v for key, v in vars(optimizer).items() if key.endswith("_hooks")}
             if "_optimizer_step_pre_hooks" in hooks and hasattr(type(optimizer).step, "hooked"):
@@ -627,14 +652,17 @@ class WeightPerturbation(Optimizer):
             raise TypeError(f"optimizer must call torch's step hooks, which {name} does not")
         self.__dict__.update(hooks)
         self._stepping = optimizer
-        for handle in _hooked.get(optimizer, ())[1:]:
+        older, *handles = _hooked.get(optimizer, [lambda: None])
+        for handle in handles:
             handle.remove()
+        replaced: RunState | None = older()
         pre, post = map(weakref.WeakMethod, (self._before_base_step, self._after_base_step))
         _hooked[optimizer] = (
             weakref.ref(self._run),  # which a trainer's shallow copy of the wrapper shares
             optimizer.register_step_pre_hook(partial(_call, pre)),
             optimizer.register_step_post_hook(partial(_call, post)),
         )
+        return replaced
 
     @property
     def _is_replaced(self) -> bool:
@@ -674,11 +702,8 @@ class WeightPerturbation(Optimizer):
         self._fill_groups()
 
     def _fill_groups(self) -> None:
-        """Give each group what it has not; the one that has seen most steps tells their number."""
-        steps = [int(group[STEP_KEY]) for group in self.param_groups if STEP_KEY in group]
-        self._run.steps = max(steps, default=self._run.steps)
         gamma = self.default_gamma
-        own = {GAMMA_KEY: gamma, STEP_KEY: self._run.steps, DEFAULT_KEY: gamma}
+        own = {GAMMA_KEY: gamma, STEP_KEY: self._step_number(), DEFAULT_KEY: gamma}
         for group in self.param_groups:
             group.update(own | group)
 
