@@ -1506,6 +1506,7 @@ def test_an_optimizer_whose_attached_module_is_gone_is_free():
     for _ in optimizer.passes():
         inner(torch.ones(2, 5)).sum().backward()
     optimizer.step()
+    optimizer.attach(nn.Sequential(inner)).remove()
     del handle
 
 

@@ -715,7 +715,8 @@ _hooked: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 def attachments() -> Iterator["Attachment"]:
     """Those of all optimizers."""
     for run, *_ in list(_hooked.values()):
-        if (state := run()) is not None and (attachment := state.attachment()) is not None:
+        attachment = run().attachment() if run() is not None else None
+        if attachment is not None and attachment.alive:
             yield attachment
 
 
