@@ -1510,30 +1510,21 @@ def test_an_optimizer_whose_attached_module_is_gone_is_free():
     del handle
 
 
-def test_a_module_that_leaves_itself_in_evaluation_mode_trains():
-    class Leaves(nn.Linear):
-        def forward(self, x):
-            self.eval()
-            return super().forward(x).square().mean()
-
-    model = Leaves(5, 1)
-    optimizer = WRAPS["awp"](torch.optim.SGD(model.parameters(), lr=0.1))
-    optimizer.attach(model)
-    home = weights_of(model)
-    model(torch.ones(2, 5)).backward()
-    assert same_bits(weights_of(model), home)
-    optimizer.step()
+class LeavesItselfInEvaluation(nn.Linear):
+    def forward(self, x):
+        self.eval()
+        return super().forward(x).square().mean()
 
 
-def test_a_module_that_checkpoints_a_call_of_itself_trains():
-    class Itself(nn.Linear):
-        def forward(self, x, depth=0):
-            y = super().forward(x)
-            if depth == 0:
-                return checkpoint(self, y, 1, use_reentrant=False).square().mean()
-            return y
+class CheckpointsItself(nn.Linear):
+    def forward(self, x, inside=False):
+        y = super().forward(x)
+        return y if inside else checkpoint(self, y, True, use_reentrant=False).square().mean()
 
-    model = Itself(5, 5)
+
+@pytest.mark.parametrize("kind", [LeavesItselfInEvaluation, CheckpointsItself])
+def test_a_module_that_does_the_unusual_to_itself_trains(kind):
+    model = kind(5, 5)
     optimizer = WRAPS["awp"](torch.optim.SGD(model.parameters(), lr=0.1))
     optimizer.attach(model)
     home = weights_of(model)

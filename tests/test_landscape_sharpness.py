@@ -283,6 +283,8 @@ def test_a_loss_that_is_no_number_anywhere_is_not_hidden(mode):
         ({"steps": 0}, "steps must be an integer >= 1, got 0"),
         ({"samples": 1.5}, "samples must be an integer >= 1, got 1.5"),
         ({"step_size": 0}, "step_size must be a finite number > 0, got 0"),
+        ({"mode": "average", "steps": 0}, "steps must be an integer >= 1, got 0"),
+        ({"mode": "average", "step_size": 0}, "step_size must be a finite number > 0, got 0"),
         ({"constraint": "box"}, "constraint must be 'layer' or 'element', got 'box'"),
         ({"select": lambda name, _: False}, "select=.* must pick at least one tensor"),
     ],

@@ -8,13 +8,24 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from torch_awp import optimizer as shared
 from torch_awp.functional import alike, copy_
+from torch_awp.optimizer import (
+    BLOCK,
+    UPDATE_KEY,
+    Constraint,
+    Gradients,
+    Select,
+    WeightPerturbation,
+    checked_integer,
+    checked_real,
+    optimizers_of,
+    require,
+)
 from torch_awp.perturbation import Move, Perturbation
 from torch_awp.sharding import is_sharded, local_part
 
 
-class AdversarialWeightPerturbation(shared.WeightPerturbation):
+class AdversarialWeightPerturbation(WeightPerturbation):
     """Wrap an optimizer so that it steps on gradients taken at adversarially perturbed weights.
 
     Each selected tensor `w` is moved up the loss `steps` times, inside a ball relative to its norm
@@ -70,19 +81,19 @@ class AdversarialWeightPerturbation(shared.WeightPerturbation):
         *,
         steps: int = 1,
         step_size: float | None = None,
-        constraint: shared.Constraint = "layer",
-        select: shared.Select | None = None,
+        constraint: Constraint = "layer",
+        select: Select | None = None,
         interval: int = 1,
         start_step: int = 0,
         ascent: Literal["current", "update"] = "current",
         epsilon: float = 0.0,
     ) -> None:
-        self.steps = shared.checked_integer("steps", steps, minimum=1)
+        self.steps = checked_integer("steps", steps, minimum=1)
         self.step_size = step_size
         if step_size is not None:
-            self.step_size = shared.checked_real("step_size", step_size, positive=True)
+            self.step_size = checked_real("step_size", step_size, positive=True)
         self.ascent = ascent
-        shared.require(ascent in ("current", "update"), "ascent", ascent, "'current' or 'update'")
+        require(ascent in ("current", "update"), "ascent", ascent, "'current' or 'update'")
         if ascent != "current" and steps != 1:
             raise ValueError(f"ascent={ascent!r} climbs once: steps must be 1, got {steps}")
         super().__init__(optimizer, gamma, constraint, select, interval, start_step, epsilon)
@@ -94,8 +105,8 @@ class AdversarialWeightPerturbation(shared.WeightPerturbation):
             RuntimeError: outside a block.
         """
         perturbation = self._run.perturbation()
-        if self._run.inside != shared.BLOCK or perturbation is None:
-            raise RuntimeError(f"ascend() outside {shared.BLOCK}: enter one first")
+        if self._run.inside != BLOCK or perturbation is None:
+            raise RuntimeError(f"ascend() outside {BLOCK}: enter one first")
         if self._is_due():
             self._ascend(perturbation)
 
@@ -106,13 +117,11 @@ class AdversarialWeightPerturbation(shared.WeightPerturbation):
     def _step_size(self, gamma: float) -> float:
         return gamma / self.steps if self.step_size is None else self.step_size
 
-    def _ascend(
-        self, perturbation: Perturbation, gradients: shared.Gradients | None = None
-    ) -> None:
+    def _ascend(self, perturbation: Perturbation, gradients: Gradients | None = None) -> None:
         selected, moves = self._selected(), []
         self._warn_if_in_vain(selected)
         # In torch a value of the group, elsewhere an attribute.
-        uphill = any(getattr(base, "maximize", False) for base in shared.optimizers_of(self.base))
+        uphill = any(getattr(base, "maximize", False) for base in optimizers_of(self.base))
         for param, gamma, group in selected:
             direction = self._direction_of(param, gradients)
             if direction is None and self.ascent == "current" and is_sharded(param):
@@ -134,9 +143,7 @@ class AdversarialWeightPerturbation(shared.WeightPerturbation):
     def _would_move(self) -> bool:
         return any(self._direction_of(param) is not None for param, _, _ in self._selected())
 
-    def _direction_of(
-        self, param: Tensor, gradients: shared.Gradients | None = None
-    ) -> Tensor | None:
+    def _direction_of(self, param: Tensor, gradients: Gradients | None = None) -> Tensor | None:
         if self.ascent == "current":
             return param.grad if gradients is None else gradients.get(param)
         update = self._run.update.get(param)  # of a tensor that may have another shape now
@@ -160,7 +167,7 @@ class AdversarialWeightPerturbation(shared.WeightPerturbation):
         if self._run.is_probe:  # flattened checkpoints are read into the keys of the live state
             for param in update:
                 if param in self.state or isinstance(self.state, defaultdict):
-                    self.state[param][shared.UPDATE_KEY] = update[param]
+                    self.state[param][UPDATE_KEY] = update[param]
 
     def state_dict(self) -> dict[str, Any]:
         """The base's state, with the wrapper's values and the update beside that of each tensor.
@@ -183,7 +190,7 @@ class AdversarialWeightPerturbation(shared.WeightPerturbation):
         for index, param in params.items():
             values, update = saved.get(index) or {}, updates.get(param)
             if update is not None and (values or fill or _is_change(update)):
-                saved[index] = {**values, shared.UPDATE_KEY: update}
+                saved[index] = {**values, UPDATE_KEY: update}
         part["state"] = saved
         return state_dict
 
@@ -192,7 +199,7 @@ class AdversarialWeightPerturbation(shared.WeightPerturbation):
         part, params = self._part_of_torch(state_dict)
         for index, param in params.items():
             values = part["state"].get(index)  # before the base changes or shards it
-            value = values.get(shared.UPDATE_KEY) if isinstance(values, dict) else None
+            value = values.get(UPDATE_KEY) if isinstance(values, dict) else None
             if isinstance(value, Tensor):
                 update[param] = value.to(param.device, param.dtype, copy=True)
         super().load_state_dict(state_dict)

@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 
 from torch_awp.adversarial import AdversarialWeightPerturbation
 from torch_awp.functional import opmath_dtype
-from torch_awp.optimizer import Constraint, Select, checked_integer, require
+from torch_awp.optimizer import Constraint, Select, checked_integer, checked_real, require
 from torch_awp.perturbation import retry
 from torch_awp.random import RandomWeightPerturbation
 from torch_awp.running_stats import is_writable
@@ -299,7 +299,10 @@ def sharpness(
     """
     worst = mode == "worst"
     require(mode in ("worst", "average"), "mode", mode, "'worst' or 'average'")
+    steps = checked_integer("steps", steps, minimum=1)
     samples = checked_integer("samples", samples, minimum=1)
+    if step_size is not None:
+        checked_real("step_size", step_size, positive=True)
     weights = _weights(model, select)
     if not weights:
         raise ValueError(f"select={select!r} must pick at least one tensor of the model, got none")
