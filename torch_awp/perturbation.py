@@ -184,9 +184,8 @@ class Perturbation:
                 saved.backup = torch.empty_like(saved.weight)
             saved.path = 0.0
         pairs = [saved.weight for saved in new.values()], [saved.backup for saved in new.values()]
-        on_host = new and all(
-            map(functional.on_host, pairs[0])
-        )  # there, one call does them one by one
+        # On the host one call does them one by one.
+        on_host = new and all(map(functional.on_host, pairs[0]))
         for weights, backups in [pairs] if on_host else functional.alike(*pairs):
             torch._foreach_copy_(backups, weights)
             self._copies.append((weights, backups))
