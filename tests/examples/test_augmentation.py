@@ -52,6 +52,16 @@ def test_none_changes_nothing():
     assert draw_augmentation("none", seeded(0))(moving_frames()).equal(moving_frames())
 
 
+def test_frames_of_another_type_are_refused():
+    with pytest.raises(ValueError, match=r"frames: expected uint8, got torch\.float32"):
+        draw_augmentation("auto", seeded(0))(moving_frames().float())
+
+
+def test_an_unknown_augmentation_is_refused():
+    with pytest.raises(ValueError, match="augmentation: expected one of none, "):
+        draw_augmentation("mix", seeded(0))(moving_frames())
+
+
 @pytest.mark.parametrize("kind", ["auto", "rand", "trivial"])
 def test_frames_may_come_one_by_one(kind):
     frames = moving_frames()

@@ -87,6 +87,11 @@ def test_the_fixed_test_clips_are_in_the_middle_of_their_segments():
     assert frames[:, 0].tolist() == [(150 - 64) // 2, 150 + (150 - 64) // 2]
 
 
+def test_fast_vqa_needs_a_generator_for_testing_too():
+    with pytest.raises(ValueError, match="generator: expected one"):
+        draw_frames(100, ClipSampling(), "fast_vqa", None)
+
+
 @pytest.mark.parametrize("name", ["frames", "interval", "clips"])
 def test_numbers_below_one_are_refused(name):
     with pytest.raises(ValueError, match=f"{name}: expected at least 1, got 0"):

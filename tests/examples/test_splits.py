@@ -49,6 +49,7 @@ def test_every_sample_is_in_one_part(samples, index, protocol):
         ((9, 1, "paper"), "index: expected 0 to 0 for the protocol 'paper', got 1"),
         ((9, 10, "sama"), "index: expected 0 to 9 for the protocol 'sama', got 10"),
         ((9, -1, "fast-vqa"), "index: expected 0 to 9"),
+        ((9, 0, "mine"), "protocol: expected one of paper, fast-vqa, sama, got 'mine'"),
     ],
 )
 def test_a_split_that_does_not_exist_is_an_error(arguments, message):

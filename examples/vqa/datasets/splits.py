@@ -27,6 +27,8 @@ def split(
     """Numbers of the training and of the test samples, both in shuffled order."""
     if samples < 2:
         raise ValueError(f"samples: expected at least 2, got {samples}")
+    if protocol not in _SEEDS:
+        raise ValueError(f"protocol: expected one of {', '.join(_SEEDS)}, got {protocol!r}")
     seeds = _SEEDS[protocol]
     if not 0 <= index < len(seeds):
         raise ValueError(

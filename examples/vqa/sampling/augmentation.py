@@ -24,11 +24,16 @@ def draw_augmentation(
 
     Equal frames stay equal, and the global generator is left as it was.
     """
+    if augmentation not in _TRANSFORMS:
+        names = ", ".join(_TRANSFORMS)
+        raise ValueError(f"augmentation: expected one of {names}, got {augmentation!r}")
     transform = _TRANSFORMS[augmentation]()
     # torchvision knows the global generator only; forking gives it back its state afterwards.
     seed = int(torch.randint(2**62, (), generator=generator))
 
     def change(frames: Tensor) -> Tensor:
+        if frames.dtype != torch.uint8:
+            raise ValueError(f"frames: expected uint8, got {frames.dtype}")
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             augmented: Tensor = transform(frames)

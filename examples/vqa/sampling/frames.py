@@ -48,6 +48,10 @@ def draw_frames(
     """
     if rule == "fixed":
         return draw_clips(torch.tensor([video_frames]), sampling, generator)[0]
+    if generator is None and rule == "fast_vqa":
+        raise ValueError(
+            "generator: expected one, FAST-VQA's published sampling is random in testing, too"
+        )
     random = None
     if generator is not None:
         random = RandomState(int(torch.randint(2**31, (), generator=generator)))
