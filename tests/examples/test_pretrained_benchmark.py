@@ -39,6 +39,7 @@ from finetune_image_quality import Backbone, Images, load_parts
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
 NETWORK = {"backbone": "test_efficientnet", "weights": "none"}
+MACHINE = {"device": "cpu", "threads": 1, "versions": {"torch": "2.6.0"}}
 OPEN = Way(AWP, of(gamma=(0.01, 0.1)))
 STUDY = Study(
     "whether all of it runs",
@@ -91,7 +92,7 @@ def invented(predicted: Sequence[float], seed: int = 0) -> Run:
     return Run(
         settings={}, held="test", predicted=tuple(predicted), predicted_clean=tuple(predicted),
         opinion=opinion, train_srcc=1.0, epoch=1, history=[], cpu_seconds=1.0,
-        provenance={"time": f"2026-01-0{seed + 1}"},
+        provenance={"time": f"2026-01-0{seed + 1}", **MACHINE},
     )  # fmt: skip
 
 
@@ -328,6 +329,16 @@ def test_methods_are_compared_on_the_seeds_that_both_have(benchmark):
     assert awp["test_srcc"] == pytest.approx(wanted)
     base = stats.spearmanr([1, 0, 3, 2], range(4)).statistic
     assert awp["difference"] == pytest.approx(np.mean(wanted) - base)
+
+
+def test_a_study_names_each_machine_and_its_versions_once(benchmark):
+    study = Study("", [2, 3, 4], {"plain": Way(PLAIN)})
+    newer = {**MACHINE, "versions": {"torch": "2.15.0"}}
+    for seed, machine in zip(study.seeds, (MACHINE, newer, MACHINE), strict=True):
+        run = replace(invented([0.0, 1.0]), provenance={"time": "2026-01-01", **machine})
+        save_run(benchmark.runs, reported(benchmark, study, PLAIN, seed), run)
+
+    assert result(benchmark, study)["made_on"] == [MACHINE, newer]
 
 
 def test_the_interval_over_items_is_that_of_the_bootstrap():
