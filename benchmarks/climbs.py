@@ -70,7 +70,7 @@ def main(climbs: Climbs) -> None:
     settings = Finetuning(
         data_root=climbs.data_root, backbone=climbs.backbone, weights=climbs.weights,
         size=climbs.size, crop=climbs.crop, batch=climbs.batch, seed=climbs.seed,
-        perturb="plain", perturb_last=1.0, validation_share=0.0, device="cpu",
+        perturb="plain", perturb_last=1.0, validation_share=0.0, device="cpu", backbone_factor=0.1,
     )  # fmt: skip
     places = list(look_around(climbs, settings))
     means = {

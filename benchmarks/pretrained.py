@@ -97,6 +97,7 @@ class Pretrained:
             "crop": self.crop,
             "batch": self.batch,
             "epochs": self.epochs,
+            "backbone_factor": 0.1,
             "validation_share": 0.0,
             "device": "cpu",
             "compile": self.compile,

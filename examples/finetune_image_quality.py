@@ -59,7 +59,7 @@ class Finetuning:
     epochs: int = flag(8, "epochs")
     batch: int = flag(32, "batch size")
     learning_rate: float = flag(2e-3, "learning rate of the head, before cosine decay")
-    backbone_factor: float = flag(0.1, "learning rate of the backbone relative to the head's")
+    backbone_factor: float = flag(0.3, "learning rate of the backbone relative to the head's")
     clip: float = flag(0.0, "clip the total gradient norm to this; 0: do not clip")
     weight_decay: float = flag(0.01, "weight decay of AdamW")
     dropout: float = flag(0.0, "dropout before the head")

