@@ -413,6 +413,16 @@ def test_a_training_with_another_loss_than_that_of_the_output_warns_once(output)
     train()
 
 
+def test_a_warning_that_is_an_error_at_the_end_of_a_backward_pass_finds_the_weights_restored():
+    model, _optimizer, _handle = build(model=Returning(OUTPUTS["attribute"]))
+    home = weights_of(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="the training has another loss"):
+            model(*batches(1)[0]).logits.abs().sum().backward()
+        assert same_bits(weights_of(model), home)
+
+
 @pytest.mark.parametrize(
     "output",
     [

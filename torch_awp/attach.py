@@ -245,6 +245,7 @@ class Attachment:
             _queue(partial(_queue, partial(self._end, weights)))
 
     def _end(self, perturbed: _Perturbed) -> None:
+        self.restore()  # first: a warning may be an error
         if perturbed.other_loss:
             self._optimizer()._warn_once(
                 "loss",
@@ -252,7 +253,6 @@ class Attachment:
                 "go through it: the training has another loss. Give that one, attach(model, "
                 "loss=lambda output, ...: ...)",
             )
-        self.restore()
 
     # -- from w to w + v -------------------------------------------------------------------------
 
