@@ -10,7 +10,7 @@ from benchmarks.pretrained_report import RESULTS, drawn, figure, report
 
 README = REPOSITORY / "README.md"
 STUDIES = json.loads((RESULTS / "pretrained.json").read_text("utf-8"))
-GAIN = r"[+-]\d\.\d{3} \([+-]\d\.\d{3} to [+-]\d\.\d{3}"
+GAIN = r"\**[+-]\d\.\d{3} \([+-]\d\.\d{3} to [+-]\d\.\d{3}"
 MACHINE = {
     "device": "cpu",
     "threads": 1,
